@@ -1,0 +1,159 @@
+"""The first stage: images to latents and back, through a KL or a VQ bottleneck.
+
+The architecture is that of VQGAN (Esser et al. 2021) and latent diffusion (Rombach et al. 2022), on taming's
+Encoder, Decoder and VectorQuantizer2. The modules carry the names they have there (``encoder``, ``quant_conv``,
+``quantize``, ``post_quant_conv``, ``decoder``), so that published weights fit as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from taming.modules.diffusionmodules.model import Decoder, Encoder
+from taming.modules.vqvae.quantize import VectorQuantizer2
+from torch import Tensor, nn
+
+from cdrl.config import BottleneckConfig, ConfigError
+
+# Commitment weight of the codebook loss (van den Oord et al. 2017, eq. 3).
+_COMMITMENT = 0.25
+
+
+@dataclass(frozen=True)
+class GaussianLatent:
+    """Diagonal Gaussian posterior q(z | image) of a KL bottleneck; all tensors are float32.
+
+    Attributes:
+        mean: [N, c, h, w].
+        logvar: natural logarithm of the variance, [N, c, h, w], within [-30, 20].
+    """
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A draw from the posterior, [N, c, h, w], differentiable in mean and logvar."""
+        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence to the standard normal distribution, in nats an image: [N]."""
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+
+@dataclass(frozen=True)
+class QuantizedLatent:
+    """Output of a VQ bottleneck.
+
+    Attributes:
+        mean: the nearest codebook entries, [N, c, h, w]; gradients pass straight through to ``pre_quantization``.
+        pre_quantization: what was quantized, [N, c, h, w].
+        codes: indices of the entries, [N, h, w].
+        codebook_loss: mean squared distance of entries and ``pre_quantization``, each pulled to the other, the
+            latter with weight 0.25; a scalar.
+    """
+
+    mean: Tensor
+    pre_quantization: Tensor
+    codes: Tensor
+    codebook_loss: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The quantized latent: this bottleneck has no noise. [N, c, h, w]."""
+        return self.mean
+
+
+LatentDistribution = GaussianLatent | QuantizedLatent
+
+
+class Autoencoder(nn.Module):
+    """Encoder, bottleneck and decoder for square images of one size.
+
+    Args:
+        config: architecture and kind of bottleneck.
+        image_channels: channels of the images, C.
+        image_size: side of the images in pixels.
+
+    Attributes:
+        latent_shape: (c, h, w) of a latent.
+
+    Raises:
+        ConfigError: ``image_size`` cannot be folded and halved as often as ``config`` says.
+    """
+
+    def __init__(self, config: BottleneckConfig, image_channels: int, image_size: int) -> None:
+        super().__init__()
+        factor = config.pixel_unshuffle * 2 ** (len(config.multipliers) - 1)
+        if image_size % factor:
+            raise ConfigError(
+                f"data.image_size={image_size} must be a multiple of {factor}, by which autoencoder.architecture shrinks it"
+            )
+        self.fold = config.pixel_unshuffle
+        self.latent_shape = (config.latent_channels, image_size // factor, image_size // factor)
+        is_kl = config.bottleneck == "kl"
+        channels = image_channels * self.fold**2
+        shared = {
+            "ch": config.channels,
+            "out_ch": channels,
+            "ch_mult": config.multipliers,
+            "num_res_blocks": config.num_blocks,
+            "attn_resolutions": config.attention_resolutions,
+            "in_channels": channels,
+            "resolution": image_size // self.fold,
+            "z_channels": config.latent_channels,
+        }
+        moments = (2 if is_kl else 1) * config.latent_channels
+        self.encoder = Encoder(**shared, double_z=is_kl)
+        with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent's shape
+            self.decoder = Decoder(**shared)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quantize: VectorQuantizer2 | None = None
+        if not is_kl:
+            # legacy=False puts the commitment weight on the encoder's term, as the papers have it.
+            self.quantize = VectorQuantizer2(
+                config.codebook_size, config.latent_channels, _COMMITMENT, sane_index_shape=True, legacy=False
+            )
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last layer, at which the adversarial term's gradient is balanced."""
+        return self.decoder.conv_out.weight
+
+    def encode(self, images: Tensor) -> LatentDistribution:
+        """Latent distribution of ``images`` [N, C, H, W] in [-1, 1]."""
+        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.fold))).float()
+        if self.quantize is not None:
+            return self._quantized(moments)
+        mean, logvar = moments.chunk(2, dim=1)
+        return GaussianLatent(mean, logvar.clamp(-30.0, 20.0))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [N, C, H, W], about [-1, 1] but not clamped, of ``latents`` [N, c, h, w].
+
+        A VQ model replaces each latent vector by the nearest codebook entry first, as latent diffusion does:
+        samples of the second stage need not lie on the codebook.
+        """
+        if self.quantize is not None:
+            latents = self._quantized(latents.float()).mean
+        return self._decode(latents)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, LatentDistribution]:
+        """Reconstruction [N, C, H, W] of ``images`` from one draw of their latents, and the latents' distribution."""
+        latent = self.encode(images)
+        return self._decode(latent.sample(generator)), latent
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self.fold)
+
+    def _quantized(self, latents: Tensor) -> QuantizedLatent:
+        assert self.quantize is not None
+        # In bfloat16 the distances would round, and the entry found would often not be the nearest.
+        with torch.autocast(latents.device.type, enabled=False):
+            quantized, loss, (_, _, codes) = self.quantize(latents)
+        return QuantizedLatent(quantized, latents, codes, loss)

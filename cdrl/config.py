@@ -1,0 +1,311 @@
+"""The typed configuration of a run: read from YAML, merged, overridden, checked.
+
+A config file may name a ``base`` file, whose values it overrides section by section. Overrides from the
+command line are ``section.key=value`` with the value in YAML. Every mistake becomes one clear line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file or key and what is expected there."""
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors, values do not change later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Which images (or points) are learned, and how they are prepared.
+
+    ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
+    ``labels`` chooses the condition: ``none``; ``class``, the data set's own classes; or ``attributes``, where
+    every value of every attribute in ``attributes`` is a class of its own (class 2i: the i-th attribute is
+    false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.
+    """
+
+    name: Literal[
+        "faces", "digits", "fashion_mnist", "cifar10", "imagenet32", "celeba", "celebahq", "folder", "shards",
+        "checkerboard",
+    ]  # fmt: skip
+    path: Path | None = None
+    image_size: int = Field(default=32, ge=2)
+    channels: Literal[1, 3] = 3
+    flip: bool = False
+    labels: Literal["none", "class", "attributes"] = "none"
+    attributes: tuple[str, ...] = ()
+    style: Literal["avataaars", "toon-head"] = "avataaars"
+    num_train: int = Field(default=5000, ge=1, description="drawn faces: images in the training split")
+    num_test: int = Field(default=1000, ge=1, description="drawn faces: images in the held-out split")
+    cache: Path = Path("data")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        needs_path = self.name not in ("faces", "digits", "checkerboard", "fashion_mnist")
+        if needs_path and self.path is None:
+            raise ValueError(f"data.path is required for data.name={self.name}: the folder that holds the data set")
+        if (self.labels == "attributes") != bool(self.attributes):
+            raise ValueError("data.attributes must name attributes if, and only if, data.labels is 'attributes'")
+        return self
+
+
+class BottleneckConfig(Section):
+    """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
+
+    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution.
+    """
+
+    bottleneck: Literal["kl", "vq"] = "kl"
+    pixel_unshuffle: Literal[1, 2, 4] = 1
+    channels: int = Field(default=128, ge=32, multiple_of=32)
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    num_blocks: int = Field(default=2, ge=1)
+    attention_resolutions: tuple[int, ...] = ()
+    latent_channels: int = Field(default=3, ge=1)
+    codebook_size: int = Field(default=8192, ge=2)
+
+
+class ReconstructionConfig(Section):
+    """Terms of the first stage's objective. A weight of 0 switches a term off.
+
+    ``reconstruction`` is the mean absolute (``l1``) or squared (``l2``) error or their ``sum``. ``perceptual`` is
+    ``lpips``, whose VGG weights ``lpips_weights`` names (a folder holding vgg16-397923af.pth and vgg.pth), or
+    ``lite0``, a distance of the packaged EfficientNet-Lite0's features. The patch discriminator starts after
+    ``adversarial_start`` steps.
+    """
+
+    reconstruction: Literal["l1", "l2", "sum"] = "l1"
+    perceptual: Literal["none", "lpips", "lite0"] = "none"
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    lpips_weights: Path | None = None
+    adversarial_weight: float = Field(default=0.0, ge=0)
+    adversarial_start: int = Field(default=0, ge=0)
+    kl_weight: float = Field(default=1e-6, ge=0)
+    codebook_weight: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.perceptual == "lpips" and self.lpips_weights is None:
+            raise ValueError(
+                "autoencoder.objective.lpips_weights must name the folder of LPIPS weights for perceptual=lpips"
+            )
+        return self
+
+
+class StageOneTrainingConfig(Section):
+    """Optimization of the first stage; ``batch_size`` is the global one, over all processes."""
+
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=4.5e-6, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = Field(default=50, ge=1)
+    picture_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=1000, ge=1)
+
+
+class AutoencoderConfig(Section):
+    """The first stage. ``run`` names an existing first-stage run to use instead of this run's own."""
+
+    run: Path | None = None
+    architecture: BottleneckConfig = BottleneckConfig()
+    objective: ReconstructionConfig = ReconstructionConfig()
+    training: StageOneTrainingConfig | None = None
+
+
+class ScheduleConfig(Section):
+    """Noise levels and Langevin step sizes: s_t^2 = step_coefficient * r_t * sigma_{t+1}^2 (eq. 16, 19, 20).
+
+    ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar`` (images), 1 for ``constant`` (2-D points).
+    """
+
+    num_levels: int = Field(default=6, ge=2)
+    logsnr_max: float = 9.8
+    logsnr_min: float = -5.1
+    step_coefficient: float = Field(default=4e-4, gt=0)
+    step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.logsnr_max <= self.logsnr_min:
+            raise ValueError("schedule.logsnr_max must exceed schedule.logsnr_min")
+        return self
+
+
+class EnergyConfig(Section):
+    """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output."""
+
+    channels: int = Field(default=128, ge=4, multiple_of=2)
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    num_blocks: int = Field(default=8, ge=1)
+    spectral_norm: bool = True
+    output_scale: float = Field(default=1.0, gt=0)
+
+
+class InitializerConfig(Section):
+    """The initializer (Appendix A.1): a U-Net on grids, an MLP on 2-D points.
+
+    ``conditional: false`` keeps it unconditional while the energy is conditional, as for composition (sec. 4.5).
+    """
+
+    channels: int = Field(default=64, ge=8, multiple_of=2)
+    multipliers: tuple[int, ...] = (1, 1, 1)
+    num_blocks: int = Field(default=3, ge=1)
+    attention_resolutions: tuple[int, ...] = (16, 8)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    conditional: bool = True
+
+
+class TrainingConfig(Section):
+    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes."""
+
+    num_steps: int = Field(default=400_000, ge=1)
+    batch_size: int = Field(default=256, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
+    langevin_steps: int = Field(default=15, ge=1, description="K")
+    energy_lr: float = Field(default=1e-4, gt=0)
+    initializer_lr: float = Field(default=1e-5, gt=0)
+    warmup_steps: int = Field(default=10_000, ge=0)
+    initializer_head_start: int = Field(default=500, ge=0, description="steps by which its warm-up is ahead (eq. 15)")
+    decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
+    decay_floor: float = Field(default=0.02, ge=0, le=1, description="share of the learning rate at the end")
+    ema: float = Field(default=0.9999, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    chain_dtype: Literal["float32", "bfloat16"] = "float32"
+    log_every: int = Field(default=100, ge=1)
+    sample_every: int = Field(default=5000, ge=1)
+    checkpoint_every: int = Field(default=5000, ge=1)
+
+
+class SamplingConfig(Section):
+    """Defaults of sampling (Algorithm 2). ``steps`` a level defaults to ``training.langevin_steps``.
+
+    ``step_adjustment`` rescales the step size to s sqrt(K / steps) (Table 2). ``denoise`` is the factor c of the
+    last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none.
+    """
+
+    steps: int | None = Field(default=None, ge=0)
+    step_adjustment: bool = False
+    denoise: float = Field(default=2.0, ge=0)
+
+
+class DeepSpeedConfig(Section):
+    """What is handed to DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class Config(Section):
+    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points."""
+
+    space: Literal["pixel", "latent", "point"]
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    autoencoder: AutoencoderConfig | None = None
+    schedule: ScheduleConfig = ScheduleConfig()
+    energy: EnergyConfig = EnergyConfig()
+    initializer: InitializerConfig = InitializerConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.space == "latent" and self.autoencoder is None:
+            raise ValueError("space: latent needs an autoencoder section")
+        if (self.space == "point") != (self.data.name == "checkerboard"):
+            raise ValueError("space: point goes with data.name=checkerboard, and only with it")
+        return self
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read ``path`` with its bases, apply ``section.key=value`` overrides, check.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or cannot be combined
+            with another; one line a mistake.
+    """
+    values = _read_merged(Path(path), seen=())
+    for override in overrides:
+        _apply_override(values, override)
+    return parse_config(values, source=str(path))
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Check plain values (as YAML gives them) and return the typed configuration."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(source, item) for item in error.errors())) from None
+
+
+def dump_config(config: Section) -> str:
+    """The resolved configuration as YAML; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: its chain of 'base' files comes back to itself")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections ('data:', 'training:', …) at the top, found {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read_merged(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_sections else value
+    return merged
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"override '{override}': expected section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
+    *sections, key = name.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise ConfigError(f"override '{override}': '{section}' is a value, not a section")
+    values[key] = value
+
+
+def _explain(source: str, item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{source}: unknown key '{where}'"
+    if item["type"] == "missing":
+        return f"{source}: missing key '{where}'"
+    message = item["msg"].removeprefix("Value error, ")
+    given = f" (given: {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
+    return f"{source}: {where + ': ' if where else ''}{message}{given}"

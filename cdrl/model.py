@@ -1,0 +1,118 @@
+"""CDRL: a schedule and two networks, as densities and proposals of the noise levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cdrl.config import Config
+from cdrl.networks import EnergyNetwork, FoldedEnergy, PointInitializer, UNetInitializer
+from cdrl.networks.energy import EnergyCondition
+from cdrl.schedule import NoiseSchedule
+
+Level = int | Tensor
+"""One level for all images, or one an image (int64 [N])."""
+Label = int | Sequence[int] | Tensor | None
+"""Class ids 0 … C-1, one for all images or one an image; -1 or None is the null class."""
+
+
+class CDRL(nn.Module):
+    """Energies over the levels t = 0 … T-1 and the initializers that propose their samples.
+
+    Args:
+        shape: of one image, latent or point.
+        num_classes: classes beside the null class; 0 without condition.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        energy: EnergyNetwork,
+        initializer: UNetInitializer | PointInitializer,
+        shape: Sequence[int],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.schedule, self.energy, self.initializer = schedule, energy, initializer
+        self.shape, self.num_classes = tuple(shape), num_classes
+
+    @classmethod
+    def from_config(cls, config: Config, shape: Sequence[int], num_classes: int = 0) -> CDRL:
+        """New networks with random weights for grids (three dimensions) or points (one)."""
+        energy = EnergyNetwork(config.energy, shape, num_classes)
+        network = UNetInitializer if len(shape) == 3 else PointInitializer
+        initializer = network(config.initializer, shape, num_classes if config.initializer.conditional else 0)
+        return cls(NoiseSchedule.from_config(config.schedule), energy, initializer, shape, num_classes)
+
+    def log_density(self, y: Tensor, level: Level, label: Label = None) -> Tensor:
+        """log p(y_t) up to a constant a level, f = f-hat / s_t^2: [N] from y [N, *shape] (eq. 1, Appendix A.2).
+
+        For many evaluations under one condition, `conditioned` is faster.
+        """
+        return self.conditioned(label, gradients=True).log_density(y, level)
+
+    def propose(self, x_next: Tensor, level: Level, label: Label = None) -> Tensor:
+        """Mean of the proposal of y_t from x_{t+1} [N, *shape] (eq. 6)."""
+        return self.conditioned(label, gradients=True).propose(x_next, level)
+
+    def conditioned(
+        self, label: Label = None, *, gradients: bool = False, dtype: torch.dtype = torch.float32
+    ) -> ConditionedCDRL:
+        """The two callables of the sampler under a condition.
+
+        Without ``gradients`` to the parameters the energy is folded once, here, into a copy in ``dtype``.
+        """
+        folded = self.energy.fold()
+        return ConditionedCDRL(self, folded if gradients else folded.detach(dtype), label)
+
+    def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
+        """Any accepted form of label as class ids, int64 [count]."""
+        ids = torch.as_tensor(-1 if label is None else label, dtype=torch.int64, device=device)
+        if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
+            raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")
+        if ids.numel() and not (-1 <= int(ids.min()) and int(ids.max()) < self.num_classes):
+            known = f"-1 … {self.num_classes - 1}" if self.num_classes else "only -1 (the model is unconditional)"
+            raise ValueError(f"label: class ids are {known}, found {sorted({int(i) for i in ids.reshape(-1)})}")
+        return ids.expand(count)
+
+
+class ConditionedCDRL:
+    """`log_density(y, level)` and `propose(x_next, level)` with the label given, fit for long chains."""
+
+    def __init__(self, model: CDRL, energy: FoldedEnergy, label: Label) -> None:
+        self.model, self.energy, self.label = model, energy, label
+        self._memo: dict[tuple[int, int], EnergyCondition] = {}
+
+    def log_density(self, y: Tensor, level: Level) -> Tensor:
+        """f(y, level) of y [N, *shape]: [N]."""
+        self._check(y)
+        step_size = self.model.schedule.step_size.to(y.device)[level]
+        return self.energy(y, self._condition(y, level)) / step_size**2
+
+    def propose(self, x_next: Tensor, level: Level) -> Tensor:
+        """Mean of y_t from x_next [N, *shape]."""
+        self._check(x_next)
+        labels = self.model.labels(self.label, len(x_next), x_next.device)
+        logsnr = self.model.schedule.logsnr.to(x_next.device)[level + 1].expand(len(x_next))
+        return self.model.initializer(x_next, logsnr, labels)
+
+    def _condition(self, y: Tensor, level: Level) -> EnergyCondition:
+        key = (level, len(y)) if isinstance(level, int) else None
+        if key in self._memo:
+            return self._memo[key]
+        labels = self.model.labels(self.label, len(y), y.device)
+        logsnr = self.model.schedule.logsnr.to(y.device)[level].expand(len(y))
+        if isinstance(level, int) and bool((labels == labels[:1]).all()):
+            logsnr, labels = logsnr[:1], labels[:1]
+        condition = self.energy.condition(logsnr, labels)
+        if key is not None and not condition.head.requires_grad:
+            self._memo[key] = condition
+        return condition
+
+    def _check(self, grid: Tensor) -> None:
+        if tuple(grid.shape[1:]) != self.model.shape:
+            raise ValueError(f"expected [N, {', '.join(map(str, self.model.shape))}], found {list(grid.shape)}")
+
+

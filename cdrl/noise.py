@@ -1,0 +1,46 @@
+"""Randomness that belongs to images: a stream of draws for each, from a seed of its own.
+
+What an image is given depends on its seed alone, not on the images beside it, the batch size or the process.
+Draws are made on the CPU, so that every device gets the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2^63) from a tuple of numbers and words; different tuples give unrelated seeds."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class ImageNoise:
+    """One stream of random numbers for each image of a batch."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """The next standard normal draw of every image: [N, *shape]."""
+        draws = torch.empty(len(self), *shape)
+        for row, generator in zip(draws, self._generators, strict=True):
+            row.normal_(generator=generator)
+        return draws.to(self.device)
+
+    def uniform(self) -> Tensor:
+        """The next number in [0, 1) of every image: [N]."""
+        return torch.cat([torch.rand(1, generator=generator) for generator in self._generators]).to(self.device)
+
+    def integers(self, high: int) -> Tensor:
+        """The next integer in 0 … high - 1 of every image: int64 [N]."""
+        draws = [torch.randint(high, (1,), generator=generator) for generator in self._generators]
+        return torch.cat(draws).to(self.device)

@@ -1,0 +1,97 @@
+"""Algorithm 2 over a proposal and a log density, whatever they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cdrl.mcmc import Target, langevin, recovery, with_gradient
+from cdrl.noise import ImageNoise
+from cdrl.schedule import NoiseSchedule
+
+Propose = Callable[[Tensor, int], Tensor]
+"""(x_next [N, *shape], level) -> mean of the proposal of y, [N, *shape]."""
+LevelLogDensity = Callable[[Tensor, int], Tensor]
+"""(y [N, *shape], level) -> log density up to a constant, [N]."""
+Constrain = Callable[[Tensor, int], Tensor]
+"""(y [N, *shape], level) -> y with what is known put back; called after every move."""
+
+
+class Callback(Protocol):
+    """Sees every move: step 0 is the proposal, step k the k-th Langevin step; ``y`` is [N, *shape]."""
+
+    def __call__(self, *, level: int, step: int, y: Tensor) -> None: ...
+
+
+def refine(
+    y: Tensor,
+    target: Target,
+    step_size: Tensor,
+    noise: ImageNoise,
+    steps: int,
+    after: Callable[[Tensor, int], Tensor] | None = None,
+) -> Tensor:
+    """``steps`` Langevin steps from y (eq. 5); ``after(y, k)`` is called with k = 1 … steps and may replace y."""
+    for k in range(1, steps + 1):
+        y = langevin(y, target, step_size, noise.normal(y.shape[1:]))
+        y = y if after is None else after(y, k)
+    return y
+
+
+@torch.no_grad()
+def sample(
+    schedule: NoiseSchedule,
+    propose: Propose,
+    log_density: LevelLogDensity,
+    noise: ImageNoise,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    step_scale: float = 1.0,
+    denoise: float = 2.0,
+    constrain: Constrain | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw one sample for each stream of ``noise`` (Algorithm 2): x_0 denoised once, [N, *shape].
+
+    Args:
+        steps: Langevin steps a level, K; 0 leaves the initializer alone.
+        step_scale: factor on the step sizes, `step_adjustment` for Table 2's rule.
+        denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
+    """
+    schedule = schedule.to(noise.device)
+    x = noise.normal(shape)
+    for level in reversed(range(schedule.num_levels)):
+
+        def after(y: Tensor, k: int, level: int = level) -> Tensor:
+            y = y if constrain is None else constrain(y, level)
+            if callback is not None:
+                callback(level=level, step=k, y=y)
+            return y
+
+        def at_level(y: Tensor, level: int = level) -> Tensor:
+            return log_density(y, level)
+
+        target = recovery(with_gradient(at_level), x, schedule.precision[level])
+        y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
+        y = refine(y, target, step_scale * schedule.step_size[level], noise, steps, after)
+        x = y / schedule.alpha_y[level]
+    return denoised(schedule, log_density, x, denoise)
+
+
+def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x0: Tensor, factor: float) -> Tensor:
+    """(x_0 + c sigma_bar_0^2 grad_{x_0} f(alpha_1 x_0)) / alpha_bar_0 (eq. 18); c = 1 is the posterior mean."""
+    if factor:
+        alpha = schedule.alpha_y[0]
+        _, gradient = with_gradient(lambda y: log_density(y, 0))(alpha * x0)
+        x0 = x0 + factor * schedule.sigma_bar[0] ** 2 * alpha * gradient
+    return x0 / schedule.alpha_bar[0]
+
+
+def step_adjustment(trained_steps: int, steps: int) -> float:
+    """Table 2's factor on the step size, sqrt(K / K'), for K' steps where K were trained."""
+    return math.sqrt(trained_steps / steps) if steps else 1.0

@@ -1,0 +1,278 @@
+"""Cooperative training: batch, step, log, sample, checkpoint, resume."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl.checkpoint import save_model
+from cdrl.config import Config
+from cdrl.data import TrainingSet
+from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.model import CDRL
+from cdrl.monitor import DivergenceError, LevelMonitor, summed_over_processes
+from cdrl.noise import ImageNoise, derive_seed
+from cdrl.objective import Losses, cooperative_losses
+from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
+from cdrl.sampler import sample, step_adjustment
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written a checkpoint; the same command goes on from there."""
+
+
+class CooperativeTrainer:
+    """Both networks in their engines, and one update of both (Algorithm 1)."""
+
+    def __init__(self, config: Config, data: TrainingSet, shape: tuple[int, ...], num_classes: int, world: World):
+        training = config.training
+        self.config, self.data, self.world = config, data, world
+        self.rows = world.rows(training.batch_size, training.accumulation)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        model = CDRL.from_config(config, shape, num_classes)
+        self.schedule = model.schedule.to(world.device)
+        self.chain_dtype = DTYPES[training.chain_dtype]
+
+        def trainee(module: Any, learning_rate: float, head_start: int) -> Trainee:
+            return Trainee(
+                module,
+                world,
+                learning_rate=learning_rate,
+                lr_factor=linear_schedule(
+                    training.num_steps,
+                    training.warmup_steps,
+                    head_start,
+                    training.decay_fraction,
+                    training.decay_floor,
+                ),
+                gradient_clip=training.gradient_clip,
+                batch_size=training.batch_size,
+                accumulation=training.accumulation,
+                ema=training.ema,
+                zero_stage=config.deepspeed.zero_stage,
+            )
+
+        self.energy = trainee(model.energy, training.energy_lr, 0)
+        self.initializer = trainee(model.initializer, training.initializer_lr, training.initializer_head_start)
+        self.averaged = CDRL(
+            model.schedule, self.energy.averaged.eval(), self.initializer.averaged.eval(), shape, num_classes
+        )
+
+    def step(self, step: int) -> Iterator[Losses]:
+        """Update ``step`` (from 0): the losses of each micro-batch, before they are applied."""
+        with self.energy.whole() as energy, torch.no_grad():
+            energy.power_iteration()
+            chain_energy = energy.fold().detach(self.chain_dtype)
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
+        for rows in self.rows:
+            x0, label = self.data.batch(step, rows)
+            seeds = [derive_seed(self.config.seed, "train", step, row) for row in rows]
+            losses = cooperative_losses(
+                x0.to(self.world.device),
+                label.to(self.world.device),
+                ImageNoise(seeds, self.world.device),
+                self.schedule,
+                chain_energy,
+                self.energy.engine,
+                self.initializer.engine,
+                self.config.training.langevin_steps,
+                self.config.training.label_dropout,
+            )
+            yield losses
+            self.energy.update(losses.energy)
+            self.initializer.update(losses.initializer)
+
+    def samples(self, count: int) -> Tensor:
+        """Samples of the averaged model under fixed seeds and classes in turn, [count, *shape]."""
+        sampling, trained = self.config.sampling, self.config.training.langevin_steps
+        steps = trained if sampling.steps is None else sampling.steps
+        classes = self.averaged.num_classes
+        label = torch.arange(count, device=self.world.device) % classes if classes else None
+        conditioned = self.averaged.conditioned(label)
+        return sample(
+            self.averaged.schedule,
+            conditioned.propose,
+            conditioned.log_density,
+            ImageNoise([derive_seed("sample", seed) for seed in range(count)], self.world.device),
+            self.averaged.shape,
+            steps=steps,
+            step_scale=step_adjustment(trained, steps) if sampling.step_adjustment else 1.0,
+            denoise=sampling.denoise,
+        )
+
+    def save(self, path: Path, step: int) -> None:
+        """Write a checkpoint after ``step`` updates; every process calls it."""
+        with checkpoint_written_whole(path, self.world) as folder:
+            self.energy.save(folder, "energy")
+            self.initializer.save(folder, "initializer")
+            if self.world.is_main:
+                images = step * self.config.training.batch_size
+                write_json(folder / "state.json", {"step": step, "images": images, "processes": self.world.size})
+
+    def load(self, path: Path) -> int:
+        """Take up a checkpoint; returns the number of updates it holds."""
+        step = read_json(path / "state.json")["step"]
+        self.energy.load(path, "energy")
+        self.initializer.load(path, "initializer")
+        return int(step)
+
+    def close(self) -> None:
+        """Let go of the engines."""
+        self.energy.close()
+        self.initializer.close()
+
+
+def train(
+    config: Config,
+    run: Run,
+    data: TrainingSet,
+    *,
+    shape: tuple[int, ...],
+    num_classes: int,
+    description: dict[str, Any],
+    add_files: Callable[[Path], None],
+    render: Callable[[Tensor], Tensor],
+    world: World,
+) -> None:
+    """Train both networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
+
+    Args:
+        description: what the model's config.json shall hold beside the model's own facts.
+        add_files: puts further files (a decoder) into the model folder.
+        render: grids [N, *shape] -> one uint8 picture [3, H, W].
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
+        DivergenceError: a loss is not finite; the last checkpoint stays as it was.
+    """
+    training = config.training
+    trainer = CooperativeTrainer(config, data, shape, num_classes, world)
+    last = run.last_checkpoint()
+    step = trainer.load(last[1]) if last else 0
+    log = MetricsLog(run.folder, from_step=step) if world.is_main else None
+    monitor = LevelMonitor(config.schedule.num_levels, world.device)
+    loss_sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    progress = tqdm(total=training.num_steps, initial=step, desc="train", unit="step", disable=not world.is_main)
+    started, since = time.monotonic(), step
+
+    def export() -> None:
+        if world.is_main:
+            with written_whole(run.model) as folder:
+                images = step * training.batch_size
+                save_model(folder, trainer.averaged, {**description, "step": step, "images": images})
+                add_files(folder)
+
+    def checkpoint() -> None:
+        trainer.save(run.checkpoint_path(step), step)
+        if world.is_main:
+            run.prune_checkpoints()
+        export()
+
+    with _stop_requests() as stop_requested:
+        while True:
+            # Done?
+            if step >= training.num_steps:
+                break
+
+            # Update.
+            for losses in trainer.step(step):
+                monitor.add(losses.diagnostics)
+                values = [losses.energy.detach(), losses.initializer.detach(), torch.ones_like(losses.energy)]
+                loss_sums += torch.stack(values).double()
+            step += 1
+            progress.update()
+            done = step == training.num_steps
+
+            # Status.
+            if step % training.log_every == 0 or done:
+                energy_loss, initializer_loss, count = summed_over_processes(loss_sums).tolist()
+                loss_sums.zero_()
+                means = monitor.means()
+                if not all(map(_finite, (energy_loss, initializer_loss))):
+                    raise DivergenceError(
+                        f"{run.folder}: the losses are not finite at step {step}; lower training.energy_lr or "
+                        "schedule.step_coefficient; the checkpoint before it is kept"
+                    )
+                if log is not None:
+                    rate = (step - since) * training.batch_size / (time.monotonic() - started)
+                    started, since = time.monotonic(), step
+                    losses_mean = {
+                        "energy_loss": energy_loss / count,
+                        "initializer_loss": initializer_loss / count,
+                    }
+                    images = step * training.batch_size
+                    log.write(step, {"images": images, **losses_mean, **means, "images_per_second": rate})
+                    progress.set_postfix(energy=f"{losses_mean['energy_loss']:.3f}", images_per_s=f"{rate:.0f}")
+
+            # Samples.
+            if log is not None and (step % training.sample_every == 0 or done):
+                picture = render(trainer.samples(64))
+                save_picture(run.folder / "samples" / f"step_{step:08d}.png", picture)
+                log.picture(step, "samples", picture)
+
+            # Checkpoint.
+            stop = _any_process(stop_requested(), world)
+            if step % training.checkpoint_every == 0 or done or stop:
+                checkpoint()
+            if stop and not done:
+                progress.close()
+                raise Interrupted(f"stopped at step {step} of {training.num_steps}; the same command goes on from there")
+
+    if world.is_main and not (run.model / "config.json").exists():
+        export()
+    barrier()
+    progress.close()
+    if log is not None:
+        log.close()
+    trainer.close()
+
+
+def save_picture(path: Path, picture: Tensor) -> None:
+    """Write a uint8 picture [C, H, W] as PNG."""
+    from torchvision.io import encode_png
+
+    with written_whole(path) as partial:
+        partial.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _any_process(flag: bool, world: World) -> bool:
+    if world.size == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=world.device)
+    dist.all_reduce(flags)
+    return bool(flags > 0)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C and SIGTERM instead of stopping in the middle of a step; a second Ctrl-C stops at once."""
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requested = True
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
