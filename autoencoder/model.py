@@ -91,8 +91,10 @@ class Autoencoder(nn.Module):
         factor = config.pixel_unshuffle * 2 ** (len(config.multipliers) - 1)
         if image_size % factor:
             raise ConfigError(
-                f"data.image_size={image_size} must be a multiple of {factor}, by which autoencoder.architecture shrinks it"
+                f"data.image_size={image_size} must be a multiple of {factor}, "
+                "by which autoencoder.architecture shrinks the image"
             )
+        self.config, self.image_channels, self.image_size = config, image_channels, image_size
         self.fold = config.pixel_unshuffle
         self.latent_shape = (config.latent_channels, image_size // factor, image_size // factor)
         is_kl = config.bottleneck == "kl"

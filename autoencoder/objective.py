@@ -8,6 +8,7 @@ the image: weights of the two papers keep their meaning, learning rates and clip
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,7 +173,9 @@ class LPIPSDistance(taming_lpips.LPIPS):
         nn.Module.__init__(self)
         self.chns = [64, 128, 256, 512, 512]
         self.scaling_layer = taming_lpips.ScalingLayer()
-        with torch.device("meta"):  # VGG16's classifier alone is half a gigabyte, built and thrown away
+        # On "meta", since VGG16's classifier alone is half a gigabyte, built and thrown away. The warnings are
+        # torchvision's about the argument by which taming asks for no weights.
+        with torch.device("meta"), warnings.catch_warnings(action="ignore", category=UserWarning):
             self.net = taming_lpips.vgg16(pretrained=False, requires_grad=False)
             for i, channels in enumerate(self.chns):
                 self.add_module(f"lin{i}", taming_lpips.NetLinLayer(channels, use_dropout=True))
@@ -203,7 +206,9 @@ class LPIPSDistance(taming_lpips.LPIPS):
             raise ConfigError(f"{path}: expected the LPIPS weights, found no {error}") from None
         for key, shape in expected.items():
             if weights[key].shape != shape:
-                raise ConfigError(f"{path}: {names[key]} has shape {tuple(weights[key].shape)}, expected {tuple(shape)}")
+                raise ConfigError(
+                    f"{path}: {names[key]} has shape {tuple(weights[key].shape)}, expected {tuple(shape)}"
+                )
         self.load_state_dict(weights, strict=False, assign=True)
 
 

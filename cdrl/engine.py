@@ -84,9 +84,11 @@ class Trainee:
         ema: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         zero_stage: int = 1,
+        bfloat16: bool = False,
     ) -> None:
         """
         Args:
+            bfloat16: the engine's calls happen under torch.autocast.
             lr_factor: number of updates made -> factor on the learning rate.
             ema: decay of the moving average; 0 keeps the weights themselves.
         """
@@ -105,6 +107,7 @@ class Trainee:
                 "gradient_clipping": gradient_clip,
                 "zero_optimization": {"stage": zero_stage},
                 "zero_allow_untested_optimizer": True,
+                "torch_autocast": {"enabled": bfloat16, "dtype": "bfloat16"},
                 "steps_per_print": 2**62,
             },
         )

@@ -7,7 +7,8 @@ Draws are made on the CPU, so that every device gets the same ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,16 +26,24 @@ class ImageNoise:
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._normals: dict[tuple[int, ...], Iterator[Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._generators)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """The next standard normal draw of every image: [N, *shape]."""
-        draws = torch.empty(len(self), *shape)
-        for row, generator in zip(draws, self._generators, strict=True):
-            row.normal_(generator=generator)
-        return draws.to(self.device)
+        stream = self._normals.setdefault(tuple(shape), self._stream(tuple(shape)))
+        return next(stream)
+
+    def _stream(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        # A call of a generator costs more than small draws: each is asked for several at a time.
+        block = min(32, max(1, 2**16 // math.prod(shape)))
+        while True:
+            draws = torch.empty(len(self), block, *shape)
+            for row, generator in zip(draws, self._generators, strict=True):
+                row.normal_(generator=generator)
+            yield from draws.to(self.device).unbind(dim=1)
 
     def uniform(self) -> Tensor:
         """The next number in [0, 1) of every image: [N]."""

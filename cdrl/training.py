@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from cdrl.checkpoint import save_model
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
 from cdrl.model import CDRL
 from cdrl.monitor import DivergenceError, LevelMonitor, summed_over_processes
 from cdrl.noise import ImageNoise, derive_seed
@@ -27,10 +23,6 @@ from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
 from cdrl.sampler import sample, step_adjustment
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has written a checkpoint; the same command goes on from there."""
 
 
 class CooperativeTrainer:
@@ -164,7 +156,7 @@ def train(
     log = MetricsLog(run.folder, from_step=step) if world.is_main else None
     monitor = LevelMonitor(config.schedule.num_levels, world.device)
     loss_sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    progress = tqdm(total=training.num_steps, initial=step, desc="train", unit="step", disable=not world.is_main)
+    progress = progress_bar(training.num_steps, "train", initial=step, shown=world.is_main)
     started, since = time.monotonic(), step
 
     def export() -> None:
@@ -180,7 +172,7 @@ def train(
             run.prune_checkpoints()
         export()
 
-    with _stop_requests() as stop_requested:
+    with stop_requests() as stop_requested:
         while True:
             # Done?
             if step >= training.num_steps:
@@ -214,7 +206,7 @@ def train(
                     }
                     images = step * training.batch_size
                     log.write(step, {"images": images, **losses_mean, **means, "images_per_second": rate})
-                    progress.set_postfix(energy=f"{losses_mean['energy_loss']:.3f}", images_per_s=f"{rate:.0f}")
+                    progress.set_postfix(energy=f"{losses_mean['energy_loss']:.3f}", images_per_s=f"{rate:.0f}", refresh=False)
 
             # Samples.
             if log is not None and (step % training.sample_every == 0 or done):
@@ -223,7 +215,7 @@ def train(
                 log.picture(step, "samples", picture)
 
             # Checkpoint.
-            stop = _any_process(stop_requested(), world)
+            stop = any_process(stop_requested(), world)
             if step % training.checkpoint_every == 0 or done or stop:
                 checkpoint()
             if stop and not done:
@@ -239,40 +231,5 @@ def train(
     trainer.close()
 
 
-def save_picture(path: Path, picture: Tensor) -> None:
-    """Write a uint8 picture [C, H, W] as PNG."""
-    from torchvision.io import encode_png
-
-    with written_whole(path) as partial:
-        partial.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
-
-
 def _finite(value: float) -> bool:
     return value - value == 0
-
-
-def _any_process(flag: bool, world: World) -> bool:
-    if world.size == 1:
-        return flag
-    flags = torch.tensor(float(flag), device=world.device)
-    dist.all_reduce(flags)
-    return bool(flags > 0)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C and SIGTERM instead of stopping in the middle of a step; a second Ctrl-C stops at once."""
-    requested = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal requested
-        if requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requested = True
-
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

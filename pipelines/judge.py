@@ -6,14 +6,15 @@ image is accepted when it is not read as junk. A softmax's confidence alone woul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
-from tqdm import trange
 
+from cdrl.loop import progress_bar
 from cdrl.noise import derive_seed
 
 WIDTH = 32
@@ -126,15 +127,26 @@ def _rows(count: int, generator: torch.Generator) -> Tensor:
     return torch.randint(count, (BATCH,), generator=generator)
 
 
-def _train(images: Tensor, outputs: int, loss, generator: torch.Generator, *, steps: int, seed: int) -> JudgeNetwork:  # type: ignore[no-untyped-def]
+def _train(
+    images: Tensor,
+    outputs: int,
+    loss: Callable[[JudgeNetwork, Tensor], Tensor],
+    generator: torch.Generator,
+    *,
+    steps: int,
+    seed: int,
+) -> JudgeNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "judge weights"))
         network = JudgeNetwork(images.shape[1], images.shape[2], outputs)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-    for _ in trange(steps, desc="judge", unit="step", leave=False):
+    progress = progress_bar(steps, "judge")
+    for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss(network, _rows(len(images), generator)).backward()
         optimizer.step()
         schedule.step()
+        progress.update()
+    progress.close()
     return network.eval().requires_grad_(False)

@@ -68,13 +68,21 @@ class NormalizedLayer(nn.Module):
             self.left.copy_(F.normalize(matrix @ self.right, dim=0, eps=1e-12))
             self.right.copy_(F.normalize(self.left @ matrix, dim=0, eps=1e-12))
 
-    def forward(self) -> Affine:
-        """The layer with its spectral norm divided out; gradients reach the weight through the norm too."""
+    def forward(self, gain: Tensor | None = None) -> Affine:
+        """The layer with its spectral norm divided out and its outputs multiplied by ``gain`` ([C'], 1 if None).
+
+        Gradients reach the weight through the norm too.
+        """
+        bias = self.bias if gain is None else self.bias * gain
         if not self.spectral_norm:
-            return Affine(self.weight, self.bias)
+            return Affine(self.weight if gain is None else self._times(gain), bias)
         # Cloned: the vectors are moved in place while an earlier fold may still await its backward pass.
         left, right = self.left.clone(), self.right.clone()
-        return Affine(self.weight / (left @ (self.weight.flatten(1) @ right)), self.bias)
+        scale = (left @ (self.weight.flatten(1) @ right)).reciprocal()
+        return Affine(self._times(scale.expand(len(left)) if gain is None else scale * gain), bias)
+
+    def _times(self, factor: Tensor) -> Tensor:
+        return self.weight * factor.reshape(-1, *[1] * (self.weight.ndim - 1))
 
 
 class ResidualBlock(nn.Module):
@@ -93,10 +101,9 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self) -> FoldedBlock:
-        weight, bias = self.layer2()
         return FoldedBlock(
             layer1=self.layer1(),
-            layer2=Affine(weight * self.gain.reshape(-1, *[1] * (weight.ndim - 1)), bias * self.gain),
+            layer2=self.layer2(self.gain),
             condition=self.condition(),
             shortcut=None if self.shortcut is None else self.shortcut(),
         )

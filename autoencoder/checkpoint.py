@@ -1,0 +1,48 @@
+"""The result of a first-stage run: a folder with autoencoder.safetensors and autoencoder.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from autoencoder.model import Autoencoder
+from cdrl.checkpoint import load_weights
+from cdrl.config import BottleneckConfig
+from cdrl.runs import RunError, read_json, save_tensors, write_json
+
+FORMAT = 1
+WEIGHTS = "autoencoder.safetensors"
+DESCRIPTION = "autoencoder.json"
+
+
+def save_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
+    """Write weights and what is needed to rebuild the network into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS, autoencoder.state_dict())
+    description = {
+        "format": FORMAT,
+        "architecture": autoencoder.config.model_dump(mode="json"),
+        "image_channels": autoencoder.image_channels,
+        "image_size": autoencoder.image_size,
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """The autoencoder in evaluation mode, its weights fixed.
+
+    Raises:
+        RunError: a file is missing, damaged or of another model.
+    """
+    path = folder / DESCRIPTION
+    description = read_json(path)
+    try:
+        if description["format"] != FORMAT:
+            raise RunError(f"{path}: expected an autoencoder of format {FORMAT}, found {description['format']!r}")
+        architecture = BottleneckConfig.model_validate(description["architecture"])
+        autoencoder = Autoencoder(architecture, description["image_channels"], description["image_size"])
+    except (KeyError, ValidationError) as error:
+        raise RunError(f"{path}: not the description of an autoencoder ({' '.join(str(error).split())})") from None
+    load_weights(autoencoder, folder / WEIGHTS)
+    return autoencoder.eval().requires_grad_(False)

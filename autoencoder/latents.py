@@ -1,0 +1,85 @@
+"""Data set to latent shards, with the per-channel mean and standard deviation over the whole set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoencoder.checkpoint import WEIGHTS
+from autoencoder.model import Autoencoder, QuantizedLatent
+from cdrl.data import DataError, GridSet, ImageSet, Sample, read_shards, write_shards
+from cdrl.loop import progress_bar
+
+BATCH = 64
+
+
+@torch.no_grad()
+def latents_of(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """What the second stage learns of ``images`` [N, C, H, W] in [-1, 1]: [N, c, h, w].
+
+    The posterior's mean of a KL bottleneck; of a VQ one the latent before quantization, which decoding repeats
+    (Rombach et al. 2022, sec. 4.1).
+    """
+    latent = autoencoder.encode(images)
+    return latent.pre_quantization if isinstance(latent, QuantizedLatent) else latent.mean
+
+
+def fingerprint(model: Path) -> str:
+    """SHA-256 of a first stage's weights: latents are only good for the decoder they were made with."""
+    return hashlib.sha256((model / WEIGHTS).read_bytes()).hexdigest()
+
+
+def encode_images(
+    autoencoder: Autoencoder, model: Path, images: ImageSet, folder: Path, *, mirrors: bool, device: torch.device
+) -> None:
+    """Write the latents of ``images`` as shards into ``folder``.
+
+    With ``mirrors`` a sample holds two latents, [2, c, h, w]: the image's and its mirror image's. The shards'
+    metadata hold ``mean`` and ``std`` a channel over the whole set, and the fingerprint of the first stage.
+    """
+    shape = autoencoder.latent_shape
+    sums = torch.zeros(2, shape[0], dtype=torch.float64)
+    metadata: dict[str, Any] = {"mirrors": mirrors, "autoencoder": fingerprint(model)}
+    count = 0
+
+    def samples() -> Iterator[Sample]:
+        nonlocal count
+        progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
+        for start in range(0, len(images), BATCH):
+            part = images.images[start : start + BATCH].to(device) / 127.5 - 1
+            latents = latents_of(autoencoder, part).cpu()
+            both = torch.stack([latents, latents_of(autoencoder, part.flip(3)).cpu()], dim=1) if mirrors else latents
+            values = both.double().movedim(-3, 0).flatten(1)
+            sums[0] += values.sum(dim=1)
+            sums[1] += values.square().sum(dim=1)
+            count += values.shape[1]
+            for row, latent in enumerate(both, start=start):
+                label = None if images.labels is None else int(images.labels[row])
+                attributes = () if images.attributes is None else tuple(images.attributes[row].tolist())
+                yield Sample(latent.float(), label, attributes)
+            progress.update(len(part))
+        progress.close()
+        mean = sums[0] / count
+        metadata["mean"] = mean.tolist()
+        metadata["std"] = (sums[1] / count - mean**2).sqrt().tolist()
+
+    write_shards(folder, samples(), metadata, label_names=images.label_names, attribute_names=images.attribute_names)
+
+
+def read_latents(folder: Path, model: Path) -> GridSet:
+    """The latents in ``folder``, made by the first stage in ``model``.
+
+    Raises:
+        DataError: there are none, they are damaged, or another first stage made them.
+    """
+    if not (folder / "index.json").exists():
+        raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
+    latents = read_shards(folder)
+    if latents.metadata.get("autoencoder") != fingerprint(model):
+        raise DataError(f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG")
+    return latents

@@ -1,0 +1,219 @@
+"""Stage one: batch, step, log, reconstruct, checkpoint, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from autoencoder.checkpoint import save_autoencoder
+from autoencoder.model import Autoencoder
+from autoencoder.objective import StageOneObjective, psnr, ssim
+from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
+from cdrl.data import ImageSet, TrainingSet
+from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
+from cdrl.monitor import DivergenceError, summed_over_processes
+from cdrl.noise import derive_seed
+from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
+
+HELD_OUT = 256
+"""Held-out images on which PSNR and SSIM are logged during training."""
+
+
+class StageOneConfig(Section):
+    """The settings that a first-stage run is made of."""
+
+    seed: int
+    zero_stage: int
+    data: DataConfig
+    autoencoder: AutoencoderConfig
+
+
+class StageOneTrainer:
+    """Autoencoder and discriminator in their engines, and one update of both."""
+
+    def __init__(self, config: StageOneConfig, data: TrainingSet, world: World) -> None:
+        training = config.autoencoder.training
+        assert training is not None
+        self.config, self.data, self.world, self.training = config, data, world, training
+        (self.rows,) = world.rows(training.batch_size, accumulation=1)
+        torch.manual_seed(derive_seed(config.seed, "autoencoder weights"))
+        network = Autoencoder(config.autoencoder.architecture, config.data.channels, config.data.image_size)
+        self.objective = StageOneObjective(config.autoencoder.objective, config.data.channels).to(world.device)
+        self.autoencoder = self._trainee(network, training.ema)
+        discriminator = self.objective.discriminator
+        self.discriminator = None if discriminator is None else self._trainee(discriminator, 0.0)
+
+    def _trainee(self, module: Any, ema: float) -> Trainee:
+        training = self.training
+        return Trainee(
+            module,
+            self.world,
+            learning_rate=training.learning_rate,
+            lr_factor=linear_schedule(training.num_steps, training.warmup_steps, 0, training.decay_fraction, 0.02),
+            gradient_clip=training.gradient_clip,
+            batch_size=training.batch_size,
+            ema=ema,
+            betas=(0.5, 0.9) if self.objective.discriminator is not None else (0.9, 0.999),
+            # The adaptive weight reads the last layer's gradient, which stage 3 would spread over processes.
+            zero_stage=min(self.config.zero_stage, 2),
+            bfloat16=training.precision == "bfloat16",
+        )
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Update ``step`` (from 0) of both networks; the terms of their losses."""
+        torch.manual_seed(derive_seed(self.config.seed, "autoencoder step", step, self.world.rank))
+        images, _ = self.data.batch(step, self.rows)
+        images = images.to(self.world.device)
+        with autocast(self.training, self.world.device):
+            reconstruction, latent = self.autoencoder.engine(images)
+            loss, diagnostics = self.objective.autoencoder_loss(
+                images, reconstruction, latent, last_layer=self.autoencoder.module.last_layer, step=step
+            )
+        self.autoencoder.update(loss)
+        if self.discriminator is not None and self.objective.is_adversarial(step):
+            with autocast(self.training, self.world.device):
+                logits = self.discriminator.engine(images, reconstruction.detach().float())
+                loss, more = self.objective.discriminator_loss(*logits)
+            self.discriminator.update(loss)
+            diagnostics |= more
+        return diagnostics
+
+    def save(self, path: Path, step: int) -> None:
+        """Write a checkpoint after ``step`` updates; every process calls it."""
+        with checkpoint_written_whole(path, self.world) as folder:
+            self.autoencoder.save(folder, "autoencoder")
+            if self.discriminator is not None:
+                self.discriminator.save(folder, "discriminator")
+            if self.world.is_main:
+                images = step * self.training.batch_size
+                write_json(folder / "state.json", {"step": step, "images": images, "processes": self.world.size})
+
+    def load(self, path: Path) -> int:
+        """Take up a checkpoint; returns the number of updates it holds."""
+        self.autoencoder.load(path, "autoencoder")
+        if self.discriminator is not None:
+            self.discriminator.load(path, "discriminator")
+        return int(read_json(path / "state.json")["step"])
+
+    def close(self) -> None:
+        """Let go of the engines."""
+        self.autoencoder.close()
+        if self.discriminator is not None:
+            self.discriminator.close()
+
+
+def autocast(training: StageOneTrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 matrix work where the configuration asks for it."""
+    if training.precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_out: ImageSet, world: World) -> None:
+    """Train the first stage, or go on from the run's last checkpoint; leaves the averaged network in ``run.model``.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
+        DivergenceError: a loss is not finite; the last checkpoint stays as it was.
+    """
+    training = config.autoencoder.training
+    assert training is not None
+    trainer = StageOneTrainer(config, data, world)
+    last = run.last_checkpoint()
+    step = trainer.load(last[1]) if last else 0
+    log = MetricsLog(run.folder, from_step=step) if world.is_main else None
+    test = held_out.images[:HELD_OUT].to(world.device) / 127.5 - 1
+    sums: dict[str, Tensor] = {}
+    progress = progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main)
+    started, since = time.monotonic(), step
+
+    def export() -> None:
+        if world.is_main:
+            with written_whole(run.model) as folder:
+                save_autoencoder(folder, trainer.autoencoder.averaged)
+
+    with stop_requests() as stop_requested:
+        while True:
+            # Done?
+            if step >= training.num_steps:
+                break
+
+            # Update.
+            for name, value in trainer.step(step).items():
+                sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value
+            step += 1
+            progress.update()
+            done = step == training.num_steps
+
+            # Status.
+            if step % training.log_every == 0 or done:
+                totals = summed_over_processes(torch.stack([*sums.values(), torch.ones_like(sums["psnr"])]))
+                means = dict(zip(sums, (totals[:-1] / totals[-1] / (step - since)).tolist(), strict=True))
+                sums.clear()
+                if means["reconstruction"] - means["reconstruction"] != 0:
+                    raise DivergenceError(
+                        f"{run.folder}: the loss is not finite at step {step}; lower "
+                        "autoencoder.training.learning_rate; the checkpoint before it is kept"
+                    )
+                rate = (step - since) * training.batch_size / (time.monotonic() - started)
+                started, since = time.monotonic(), step
+                if log is not None:
+                    log.write(step, {"images": step * training.batch_size, **means, "images_per_second": rate})
+                    progress.set_postfix(psnr=f"{means['psnr']:.2f}", images_per_s=f"{rate:.0f}", refresh=False)
+
+            # Reconstructions of held-out images.
+            if log is not None and (step % training.picture_every == 0 or done):
+                quality, picture = held_out_quality(trainer.autoencoder.averaged, test)
+                log.write(step, quality)
+                log.picture(step, "reconstructions", picture)
+                save_picture(run.folder / "reconstructions" / f"step_{step:08d}.png", picture)
+
+            # Checkpoint.
+            stop = any_process(stop_requested(), world)
+            if step % training.checkpoint_every == 0 or done or stop:
+                trainer.save(run.checkpoint_path(step), step)
+                if world.is_main:
+                    run.prune_checkpoints()
+                export()
+            if stop and not done:
+                progress.close()
+                raise Interrupted(
+                    f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
+                )
+
+    if not (run.model / "autoencoder.json").exists():
+        export()
+    barrier()
+    progress.close()
+    if log is not None:
+        log.close()
+    trainer.close()
+
+
+@torch.no_grad()
+def held_out_quality(autoencoder: Autoencoder, images: Tensor) -> tuple[dict[str, float], Tensor]:
+    """PSNR and SSIM on held-out images [N, C, H, W] in [-1, 1], and a picture of pairs: image above reconstruction."""
+    was_training = autoencoder.training
+    autoencoder.eval()
+    parts = [autoencoder.decode(autoencoder.encode(part).mean) for part in images.split(64)]
+    autoencoder.train(was_training)
+    reconstruction = torch.cat(parts).float().clamp(-1, 1)
+    quality = {
+        "held_out_psnr": psnr(images, reconstruction).mean().item(),
+        "held_out_ssim": ssim(images, reconstruction).mean().item(),
+    }
+    return quality, pairs_picture(images[:32], reconstruction[:32])
+
+
+def pairs_picture(images: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
+    """Rows of images, each above the row of their reconstructions, as one uint8 picture [3, H, W]."""
+    rows = [part for pair in zip(images.split(columns), reconstruction.split(columns), strict=True) for part in pair]
+    grid = make_grid(torch.cat(rows).clamp(-1, 1), nrow=columns, value_range=(-1, 1), normalize=True)
+    return (255 * grid).round().to(torch.uint8).cpu()

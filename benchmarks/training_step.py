@@ -1,0 +1,93 @@
+"""CPU time of one cooperative training step: textbook and this package."""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from benchmarks import plain
+from benchmarks.timing import SIZES, Size, SizeName, in_turn, relative_error, table
+from cdrl.model import CDRL
+from cdrl.noise import ImageNoise
+from cdrl.objective import cooperative_losses
+
+
+class Update:
+    """Backward pass, clipping and Adam for both networks; both contestants use it."""
+
+    def __init__(self, size: Size, energy: nn.Module, initializer: nn.Module) -> None:
+        training = size.config.training
+        self.networks, self.clip = (energy, initializer), training.gradient_clip
+        rates = (training.energy_lr, training.initializer_lr)
+        self.optimizers = [torch.optim.Adam(n.parameters(), lr=r) for n, r in zip(self.networks, rates, strict=True)]
+
+    def __call__(self, losses: tuple[Tensor, Tensor]) -> None:
+        for network, optimizer, loss in zip(self.networks, self.optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), self.clip)
+            optimizer.step()
+
+
+def measure(size: Size, steps: int, rounds: int) -> str:
+    """The table of one size; the losses are first compared under the same noise and weights."""
+    torch.manual_seed(0)
+    model = CDRL.from_config(size.config, size.shape)
+    schedule = model.schedule
+    plain_energy, plain_initializer = plain.PlainEnergy(model.energy), copy.deepcopy(model.initializer)
+    x0, label = torch.randn(size.batch, *size.shape), torch.full((size.batch,), -1)
+
+    def plain_losses(noise: ImageNoise | None = None) -> tuple[Tensor, Tensor]:
+        def normal() -> Tensor:
+            return torch.randn(x0.shape) if noise is None else noise.normal(size.shape)
+
+        level = torch.randint(schedule.num_levels, (size.batch,)) if noise is None else noise.integers(6)
+        if noise is not None:
+            noise.uniform()
+        return plain.losses(x0, level, label, normal, schedule, plain_energy, plain_initializer, steps)
+
+    def our_losses() -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            chain_energy = model.energy.fold().detach()
+        losses = cooperative_losses(
+            x0, label, ImageNoise(range(size.batch)), schedule, chain_energy, model.energy, model.initializer, steps, 0.0
+        )
+        return losses.energy, losses.initializer
+
+    plain_energy.eval(), plain_initializer.eval(), model.eval()
+    errors = map(relative_error, our_losses(), plain_losses(ImageNoise(range(size.batch))))
+    plain_energy.train(), plain_initializer.train(), model.train()
+
+    plain_update = Update(size, plain_energy, plain_initializer)
+    our_update = Update(size, model.energy, model.initializer)
+
+    def our_step() -> None:
+        model.energy.power_iteration()
+        our_update(our_losses())
+
+    times = in_turn([lambda: plain_update(plain_losses()), our_step], rounds)
+    differences = ", ".join(f"{error:.0e}" for error in errors)
+    return f"{table(['textbook', 'this package'], times)}\nrelative difference of the two losses: {differences}"
+
+
+def main(
+    size: Annotated[list[SizeName], typer.Option(help="Sizes to time.")] = list(SizeName),  # noqa: B006
+    rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Langevin steps; the size's own by default.", min=0)] = None,
+) -> None:
+    """Time one training step; the ratio is of CPU time, to the textbook's."""
+    torch.set_num_threads(threads)
+    for name in size:
+        for title, one in SIZES[name].items():
+            chain = one.config.training.langevin_steps if steps is None else steps
+            print(f"training step, {title}, {chain} Langevin steps, {rounds} rounds, {threads} threads")
+            print(measure(one, chain, rounds), flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,66 @@
+"""What every training loop needs beside its mathematics: stopping in order, and pictures."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torchvision.io import encode_png
+from tqdm import tqdm
+
+from cdrl.engine import World
+from cdrl.runs import written_whole
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written a checkpoint; the same command goes on from there."""
+
+
+def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", shown: bool = True) -> "tqdm[None]":
+    """A progress bar with rate and time left; a line now and then where the output is no terminal."""
+    interval = 0.2 if sys.stderr.isatty() else 20.0
+    # With disable=None, TQDM_DISABLE in the environment decides.
+    disable = None if shown else True
+    return tqdm(total=total, initial=initial, desc=description, unit=unit, mininterval=interval, disable=disable)
+
+
+def save_picture(path: Path, picture: Tensor) -> None:
+    """Write a uint8 picture [C, H, W] as PNG."""
+
+    with written_whole(path) as partial:
+        partial.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
+
+
+def any_process(flag: bool, world: World) -> bool:
+    """Whether any process says so, the same answer in all of them."""
+    if world.size == 1:
+        return flag
+    flags = torch.tensor(float(flag), device=world.device)
+    dist.all_reduce(flags)
+    return bool(flags > 0)
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C and SIGTERM instead of stopping in the middle of a step; a second Ctrl-C stops at once."""
+    requested = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal requested
+        if requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requested = True
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,136 @@
+"""From what CDRL samples (pixels, latents, points) to what a person looks at."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from autoencoder.checkpoint import load_autoencoder, save_autoencoder
+from autoencoder.model import Autoencoder
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+DECODER_FOLDER = "autoencoder"
+BATCH = 64
+
+
+class Decoder(Protocol):
+    """Turns grids into images, and grids into one picture of them all."""
+
+    def images(self, grids: Tensor) -> Tensor:
+        """Grids [N, *shape] -> images [N, C, H, W] in [-1, 1]."""
+        ...
+
+    def picture(self, grids: Tensor) -> Tensor:
+        """Grids [N, *shape] -> one uint8 picture [3, H, W]."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What config.json of a model must hold to rebuild this decoder."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Put the files that `description` speaks of into a model folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class PixelDecoder:
+    """Pixels are images already."""
+
+    def images(self, grids: Tensor) -> Tensor:
+        return grids.clamp(-1, 1)
+
+    def picture(self, grids: Tensor) -> Tensor:
+        return grid_picture(self.images(grids))
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class LatentDecoder:
+    """Standardized latents, restored with mean and std [C] and decoded by the first stage."""
+
+    autoencoder: Autoencoder
+    mean: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def images(self, grids: Tensor) -> Tensor:
+        restored = grids * self.std.to(grids.device).view(-1, 1, 1) + self.mean.to(grids.device).view(-1, 1, 1)
+        self.autoencoder.to(grids.device)
+        return torch.cat([self.autoencoder.decode(part) for part in restored.split(BATCH)]).float().clamp(-1, 1)
+
+    def picture(self, grids: Tensor) -> Tensor:
+        return grid_picture(self.images(grids))
+
+    def description(self) -> dict[str, Any]:
+        return {"latent_mean": self.mean.tolist(), "latent_std": self.std.tolist()}
+
+    def save(self, folder: Path) -> None:
+        save_autoencoder(folder / DECODER_FOLDER, self.autoencoder)
+
+
+@dataclass(frozen=True)
+class PointDecoder:
+    """2-D points have no images; their picture is a scatter plot."""
+
+    def images(self, grids: Tensor) -> Tensor:
+        raise TypeError("a run of 2-D points has no images: read .grids")
+
+    def picture(self, grids: Tensor) -> Tensor:
+        figure, axes = plt.subplots(figsize=(4, 4), dpi=100)
+        axes.scatter(*grids.cpu().T.numpy(), s=1, color="black")
+        axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
+        return figure_picture(figure)
+
+    def description(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+def load_decoder(folder: Path, description: dict[str, Any]) -> Decoder:
+    """The decoder of a model folder, from its files and its config.json."""
+    space = description["config"]["space"]
+    if space == "latent":
+        mean, std = torch.tensor(description["latent_mean"]), torch.tensor(description["latent_std"])
+        return LatentDecoder(load_autoencoder(folder / DECODER_FOLDER), mean, std)
+    return PixelDecoder() if space == "pixel" else PointDecoder()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Images [N, 1 or 3, H, W] in [-1, 1] as 8-bit PIL images."""
+    arrays = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+
+
+def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] side by side, small ones enlarged: uint8 [3, H', W']."""
+    zoom = max(1, 32 // images.shape[-1])
+    enlarged = images.clamp(-1, 1).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    grid = make_grid((enlarged + 1) * 127.5, nrow=columns, pad_value=255)
+    return grid.round().to(torch.uint8).cpu()
+
+
+def figure_picture(figure: plt.Figure) -> Tensor:  # type: ignore[name-defined]
+    """A finished matplotlib figure as uint8 [3, H, W]; closes it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return torch.from_numpy(np.asarray(Image.open(buffer).convert("RGB")).copy()).movedim(-1, 0)
