@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from benchmarks.plain import PlainEnergy, langevin_step
-from benchmarks.timing import SIZES, SizeName, Size, in_turn, relative_error, table
+from benchmarks.timing import SIZES, Size, SizeName, in_turn, relative_error, table
 from cdrl.mcmc import langevin, recovery, with_gradient
 from cdrl.model import CDRL
 from cdrl.noise import ImageNoise

@@ -7,7 +7,8 @@ the negative pass of a training step are separate; the layout of tensors is what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,8 @@ class PlainEnergy(nn.Module):
         self.classes = None if network.classes is None else PlainLayer(network.classes)
         self.stem = PlainLayer(network.stem)
         self.stages = nn.ModuleList(
-            nn.ModuleList(PlainBlock(block) for block in stage)  # type: ignore[union-attr, arg-type]
-            for stage in network.stages
+            nn.ModuleList(PlainBlock(block) for block in stage)
+            for stage in cast("Iterable[Iterable[ResidualBlock]]", network.stages)
         )
         self.head = nn.Linear(network.head.in_features, network.head.out_features, bias=False)
         self.head.load_state_dict(network.head.state_dict())
@@ -82,10 +83,10 @@ class PlainEnergy(nn.Module):
         if self.classes is not None:
             embedding = embedding + self.classes(one_hot_classes(label, self.num_classes))
         h = self.stem(y)
-        for index, stage in enumerate(self.stages):
+        for index, stage in enumerate(cast("Iterable[Iterable[PlainBlock]]", self.stages)):
             if index:
                 h = F.avg_pool2d(h, 2)
-            for block in stage:  # type: ignore[union-attr]
+            for block in stage:
                 h = block(h, embedding)
         h = F.relu(h).sum(dim=(2, 3))
         return self.output_scale * (h * self.head(F.leaky_relu(embedding, 0.2))).sum(dim=1)

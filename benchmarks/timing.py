@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
 
 import torch
 
-from cdrl.config import Config, parse_config
+from cdrl.config import Config, load_config
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class Size:
     batch: int
 
 
-def _size(shape: tuple[int, ...], batch: int, **sections: Any) -> Size:
-    values = {"space": "pixel", "data": {"name": "faces"}, **sections}
-    return Size(parse_config(values, source="benchmark"), shape, batch)
-
-
 class SizeName(StrEnum):
     """What can be timed."""
 
@@ -35,24 +30,19 @@ class SizeName(StrEnum):
     quickstart = "quickstart"
 
 
-def _quickstart(spectral_norm: bool) -> Size:
-    return _size(
-        (4, 8, 8),
-        32,
-        energy={"channels": 64, "multipliers": [1, 2, 2], "num_blocks": 1, "spectral_norm": spectral_norm},
-        initializer={"channels": 64, "multipliers": [1, 1], "num_blocks": 1, "attention_resolutions": [4]},
-        training={"langevin_steps": 5},
-    )
+def _size(name: str, shape: tuple[int, ...], batch: int, spectral_norm: bool = True) -> Size:
+    path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
+    return Size(load_config(path, [f"energy.spectral_norm={spectral_norm}"]), shape, batch)
 
 
 SIZES = {
-    SizeName.cifar10: {"cifar10 with spectral norm": _size((3, 32, 32), 2)},
+    SizeName.cifar10: {"CIFAR-10 with spectral norm": _size("cifar10", (3, 32, 32), 2)},
     SizeName.quickstart: {
-        "quickstart with spectral norm": _quickstart(True),
-        "quickstart without spectral norm": _quickstart(False),
+        "quickstart with spectral norm": _size("quickstart", (8, 8, 8), 32),
+        "quickstart without spectral norm": _size("quickstart", (8, 8, 8), 32, spectral_norm=False),
     },
 }
-"""The networks of CIFAR-10 in the paper, and those of a small latent model; textbook and package are always alike."""
+"""Networks of the paper's pixels and of the quickstart's latents; textbook and package always have the same ones."""
 
 
 def in_turn(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
@@ -78,4 +68,5 @@ def table(names: Sequence[str], times: list[list[float]]) -> str:
 
 def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest deviation in units of the largest expected number."""
+    value, expected = value.detach(), expected.detach()
     return float((value - expected).abs().max() / expected.abs().max())

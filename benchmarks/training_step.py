@@ -53,8 +53,9 @@ def measure(size: Size, steps: int, rounds: int) -> str:
     def our_losses() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             chain_energy = model.energy.fold().detach()
+        noise = ImageNoise(range(size.batch))
         losses = cooperative_losses(
-            x0, label, ImageNoise(range(size.batch)), schedule, chain_energy, model.energy, model.initializer, steps, 0.0
+            x0, label, noise, schedule, chain_energy, model.energy, model.initializer, steps, label_dropout=0.0
         )
         return losses.energy, losses.initializer
 

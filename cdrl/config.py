@@ -64,7 +64,7 @@ class BottleneckConfig(Section):
     """
 
     bottleneck: Literal["kl", "vq"] = "kl"
-    pixel_unshuffle: Literal[1, 2, 4] = 1
+    pixel_unshuffle: Literal[1, 2, 4, 8] = 1
     channels: int = Field(default=128, ge=32, multiple_of=32)
     multipliers: tuple[int, ...] = (1, 2, 4)
     num_blocks: int = Field(default=2, ge=1)

@@ -95,7 +95,7 @@ class Trainee:
         self.world, self.zero_stage = world, zero_stage
         module = module.to(world.device)
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas)
+        optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=optimizer,

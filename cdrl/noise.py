@@ -37,8 +37,9 @@ class ImageNoise:
         return next(stream)
 
     def _stream(self, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        # A call of a generator costs more than small draws: each is asked for several at a time.
-        block = min(32, max(1, 2**16 // math.prod(shape)))
+        # A call of a generator costs more than small draws: each is asked for several at a time, but no more
+        # than cost about one call, since a training step leaves some unused.
+        block = min(32, max(1, 2**12 // math.prod(shape)))
         while True:
             draws = torch.empty(len(self), block, *shape)
             for row, generator in zip(draws, self._generators, strict=True):

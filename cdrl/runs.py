@@ -85,6 +85,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     with written_whole(path) as partial:
+        partial.touch()  # save_file would make it readable by its owner alone
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
 
 

@@ -7,9 +7,9 @@ parameter: one piece of arithmetic, `FoldedEnergy`, whoever uses it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -73,16 +73,18 @@ class NormalizedLayer(nn.Module):
 
         Gradients reach the weight through the norm too.
         """
-        bias = self.bias if gain is None else self.bias * gain
-        if not self.spectral_norm:
-            return Affine(self.weight if gain is None else self._times(gain), bias)
-        # Cloned: the vectors are moved in place while an earlier fold may still await its backward pass.
-        left, right = self.left.clone(), self.right.clone()
-        scale = (left @ (self.weight.flatten(1) @ right)).reciprocal()
-        return Affine(self._times(scale.expand(len(left)) if gain is None else scale * gain), bias)
-
-    def _times(self, factor: Tensor) -> Tensor:
-        return self.weight * factor.reshape(-1, *[1] * (self.weight.ndim - 1))
+        weight, bias, factor = self.weight, self.bias, gain
+        if self.spectral_norm:
+            # Cloned: the vectors are moved in place while an earlier fold may still await its backward pass.
+            left, right = self.left.clone(), self.right.clone()
+            scale = (left @ (weight.flatten(1) @ right)).reciprocal()
+            factor = scale if gain is None else scale * gain
+        if factor is not None:
+            weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        if weight.ndim == 4:
+            # Once here, or every convolution would do it again in its forward and in its backward pass.
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return Affine(weight, bias if gain is None else bias * gain)
 
 
 class ResidualBlock(nn.Module):
@@ -173,14 +175,11 @@ class FoldedEnergy:
         return self.output_scale * (features * condition.head).sum(dim=1)
 
     def detach(self, dtype: torch.dtype = torch.float32) -> FoldedEnergy:
-        """A copy without gradients for Markov chains, its convolutions in ``dtype`` and channels-last."""
+        """A copy without gradients for Markov chains, its convolutions in ``dtype``."""
 
         def main(layer: Affine) -> Affine:
             assert layer.bias is not None
-            weight = layer.weight.detach().to(dtype, copy=True)
-            if weight.ndim == 4:
-                weight = weight.contiguous(memory_format=torch.channels_last)
-            return Affine(weight, layer.bias.detach().to(dtype, copy=True))
+            return Affine(layer.weight.detach().to(dtype, copy=True), layer.bias.detach().to(dtype, copy=True))
 
         def side(layer: Affine) -> Affine:
             return Affine(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone())
@@ -250,7 +249,7 @@ class EnergyNetwork(nn.Module):
             embed2=self.embed2(),
             classes=None if self.classes is None else self.classes(),
             stem=self.stem(),
-            stages=[[block() for block in stage] for stage in self.stages],  # type: ignore[union-attr]
+            stages=[[block() for block in stage] for stage in cast("Iterable[Iterable[ResidualBlock]]", self.stages)],
             head=Affine(self.head.weight, None),
             output_scale=self.output_scale,
         )

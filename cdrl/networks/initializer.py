@@ -6,7 +6,8 @@ Both predict the mean of y_t from x_{t+1} as a correction of their input, and bo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -78,10 +79,13 @@ class AttentionBlock(nn.Module):
         _zero(self.out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        query, key, value = self.qkv(self.norm(x)).reshape(n, 3, c, h * w).transpose(2, 3).unbind(dim=1)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return x + self.out(attended.transpose(1, 2).reshape(n, c, h, w))
+        # Both 1x1 convolutions as dense layers over the positions: the layout that the fused attention takes.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias).unsqueeze(1)
+        query, key, value = qkv.chunk(3, dim=-1)
+        attended = F.scaled_dot_product_attention(query, key, value).squeeze(1)
+        out = F.linear(attended, self.out.weight.flatten(1), self.out.bias)
+        return x + out.transpose(1, 2).reshape(x.shape)
 
 
 class Resolution(nn.Module):
@@ -158,7 +162,7 @@ class UNetInitializer(nn.Module):
         condition = F.silu(self.embedding(logsnr, label))
         h = self.stem(x_next)
         skips = [h]
-        for resolution in self.down:
+        for resolution in cast("Iterable[Resolution]", self.down):
             for index in range(len(resolution.blocks)):
                 h = resolution.step(index, h, condition)
                 skips.append(h)
@@ -166,7 +170,7 @@ class UNetInitializer(nn.Module):
                 h = resolution.resample(h, condition)
                 skips.append(h)
         h = self.middle2(self.middle_attention(self.middle1(h, condition), condition), condition)
-        for resolution in self.up:
+        for resolution in cast("Iterable[Resolution]", self.up):
             for index in range(len(resolution.blocks)):
                 h = resolution.step(index, torch.cat([h, skips.pop()], dim=1), condition)
             if resolution.resample is not None:

@@ -1,0 +1,30 @@
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: quickstart quickstart-short test slow install clean
+
+## Both stages on drawn faces, end to end; pictures and figures land in runs/quickstart.
+quickstart: install
+	$(BIN)/python run.py quickstart
+
+## The same in about a minute: every step is taken, the pictures stay poor.
+quickstart-short: install
+	$(BIN)/python run.py quickstart --short --run runs/quickstart-short
+
+## Lint, types and tests.
+test: install
+	$(BIN)/python -m pytest
+
+## The checks that train for minutes.
+slow: install
+	$(BIN)/python -m pytest -m slow
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,175 @@
+"""Drawn faces whose attributes are known: avatars by DiceBear, rendered once and kept as shards.
+
+One seed is one face, at any resolution. The variants that a style chose for a face are read back, and say which
+attributes are true of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import resvg_py
+import torch
+from dicebear import Avatar, Style
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from cdrl.data.folders import Split
+from cdrl.data.preparing import decode_image, prepare_images
+from cdrl.data.sets import DataError, ImageSet
+from cdrl.data.shards import Sample, has_index, read_shards, write_shards
+
+_CACHE_VERSION = "v1"
+_FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
+
+_Job = tuple[str, str, int]  # style, seed, size
+_Face = tuple[np.ndarray, list[bool]]  # uint8 [3, size, size], values of the attributes
+
+
+@dataclass(frozen=True)
+class FaceStyle:
+    """How faces of one style are drawn, and which variants make an attribute true.
+
+    Attributes:
+        attributes: attribute -> (part of the face, its variants for which the attribute is true).
+        options: what DiceBear is told, so that both values of each attribute are frequent.
+    """
+
+    attributes: dict[str, tuple[str, frozenset[str]]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+_SMILES = frozenset(["default", "smile", "tongue", "twinkle"])
+_OTHER_MOUTHS = frozenset(["concerned", "disbelief", "eating", "grimace", "sad", "screamOpen", "serious", "vomit"])
+_CHIN_LONG_TOPS = ["bob", "curly", "fro", "froBand", "longButNotTooLong", "miaWallace", "shaggyMullet"]
+_BREAST_LONG_TOPS = ["bigHair", "curvy", "dreads", "shavedSides", "straight01", "straight02", "straightAndStrand"]
+_HATS = frozenset(["hat", "winterHat02", "winterHat03", "winterHat04", "winterHat1"])
+_GLASSES = frozenset(["kurt", "prescription01", "prescription02", "round", "sunglasses", "wayfarers"])
+_BEARDS = frozenset(["beardLight", "beardMajestic", "beardMedium"])
+
+FACE_STYLES = {
+    "avataaars": FaceStyle(
+        attributes={
+            # Mouths whose corners are up. An eating mouth is chewing, a grimace bares clenched teeth.
+            "Smiling": ("mouth", _SMILES),
+            # Sunglasses count, as they do in CelebA; a patch over one eye does not.
+            "Eyeglasses": ("accessories", _GLASSES),
+            # Hair that is seen below the chin: neither a bun nor what a headscarf hides.
+            "Long_Hair": ("top", frozenset([*_CHIN_LONG_TOPS, *_BREAST_LONG_TOPS])),
+            # A moustache alone is no beard.
+            "Beard": ("facialHair", _BEARDS),
+            # A headscarf, a turban and a wreath of flowers are no hats.
+            "Wearing_Hat": ("top", _HATS),
+        },
+        options={
+            "accessoriesProbability": 50,
+            "facialHairProbability": 50,
+            "mouthVariant": dict.fromkeys(sorted(_SMILES), 2) | dict.fromkeys(sorted(_OTHER_MOUTHS), 1),
+        },
+    ),
+    # This style draws neither glasses nor hats.
+    "toon-head": FaceStyle(
+        attributes={
+            "Smiling": ("mouth", frozenset({"laugh", "smile"})),
+            # Hair that is seen below the chin: the variant `neckHigh` ends above it.
+            "Long_Hair": ("rearHair", frozenset({"longStraight", "longWavy", "shoulderHigh"})),
+            "Beard": ("beard", frozenset({"chin", "chinMoustache", "fullBeard", "longBeard"})),
+        },
+        options={
+            "beardProbability": 40,
+            "rearHairProbability": 60,
+            # A smile is a thin line here, so laughs make most of the smiling half.
+            "mouthVariant": {"laugh": 2, "smile": 1, "agape": 1, "angry": 1, "sad": 1},
+        },
+    ),
+}
+
+
+def load_faces(style: str, split: Split, num: int, size: int, channels: int, cache_folder: Path) -> ImageSet:
+    """The first ``num`` faces of a split, from the cache, or drawn and put there.
+
+    A face depends on style, split and its number only. Processes that ask at the same time wait for the first.
+
+    Raises:
+        DataError: the cached shards are damaged, or the cache cannot be written.
+    """
+    folder = cache_folder / "faces" / f"{style}-{size}-{_CACHE_VERSION}" / split
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made to keep drawn faces there: {error.strerror}") from None
+    with FileLock(folder.with_suffix(".lock")):
+        faces = read_shards(folder) if has_index(folder) else None
+        if faces is None or len(faces) < num:
+            _render_to_cache(folder, style, split, num, size)
+            faces = read_shards(folder)
+    images = faces.to_images().select(range(num))
+    return ImageSet(
+        prepare_images(images.images, size, channels),
+        attributes=images.attributes,
+        attribute_names=images.attribute_names,
+    )
+
+
+def render_face(style: str, seed: str, size: int) -> tuple[Tensor, dict[str, bool]]:
+    """The face that ``seed`` stands for: uint8 [3, size, size] on white, and the values of its attributes."""
+    options = {"seed": seed, "backgroundColor": ["ffffff"], **FACE_STYLES[style].options}
+    drawing = Avatar(_load_style(style), options).to_json()
+    chosen = drawing["options"]
+    content = resvg_py.svg_to_bytes(svg_string=drawing["svg"], width=size, height=size, skip_system_fonts=True)
+    # A part that is not drawn has no variant among the options.
+    attributes = {
+        name: chosen.get(f"{part}Variant") in variants
+        for name, (part, variants) in FACE_STYLES[style].attributes.items()
+    }
+    return decode_image(bytes(content), f"{style} {seed}"), attributes
+
+
+def _render_to_cache(folder: Path, style: str, split: Split, num: int, size: int) -> None:
+    jobs = [(style, f"{split}-{number:06d}", size) for number in range(num)]
+    metadata = {
+        "style": style,
+        "license": _read_definition(style)["meta"]["license"],
+        "creator": _read_definition(style)["meta"]["creator"],
+        "versions": {package: version(package) for package in ("dicebear-core", "dicebear-styles", "resvg-py")},
+    }
+    faces = tqdm(_render_all(jobs), total=num, desc=f"drawing {split} faces", unit="face", disable=None)
+    samples = (Sample(torch.from_numpy(pixels), attributes=attributes) for pixels, attributes in faces)
+    write_shards(folder, samples, metadata, attribute_names=tuple(FACE_STYLES[style].attributes))
+
+
+def _render_all(jobs: list[_Job]) -> Iterator[_Face]:
+    processes = min(os.cpu_count() or 1, len(jobs) // _FACES_PER_PROCESS)
+    if processes < 2:
+        yield from map(_render_job, jobs)
+        return
+    # Fresh processes: forked ones could inherit locks that threads of this process hold.
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(_render_job, jobs, chunksize=32)
+
+
+def _render_job(job: _Job) -> _Face:
+    image, attributes = render_face(*job)
+    # As an array: tensors would go between processes by a file descriptor each.
+    return image.numpy(), list(attributes.values())
+
+
+@cache
+def _load_style(style: str) -> Style:
+    return Style(_read_definition(style))
+
+
+def _read_definition(style: str) -> dict[str, Any]:
+    definition: dict[str, Any] = json.loads(files("dicebear_styles").joinpath(f"{style}.json").read_text("utf-8"))
+    return definition

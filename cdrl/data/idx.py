@@ -1,0 +1,80 @@
+"""Fashion-MNIST as published: idx files, plain or compressed by gzip."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cdrl.data.folders import Split
+from cdrl.data.preparing import prepare_fixed, prepare_images, read_bytes
+from cdrl.data.sets import DataError, ImageSet
+
+# Where Debian's package dataset-fashion-mnist puts the files.
+_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+_IMAGES_MAGIC = 2051
+_LABELS_MAGIC = 2049
+_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def load_fashion_mnist(path: Path | None, split: Split, size: int, channels: int) -> ImageSet:
+    """Fashion-MNIST from ``path``, or from where the system's package keeps it.
+
+    The images of 28 pixels are padded by two rows of zeros on each side for size 32, and resized for other sizes.
+
+    Raises:
+        DataError: a file is missing, damaged, or holds something else.
+    """
+    if path is None and not _SYSTEM_FOLDER.is_dir():
+        raise DataError(
+            f"{_SYSTEM_FOLDER}: not there: install Debian's package dataset-fashion-mnist, or set data.path to a "
+            "folder with the four idx files of https://github.com/zalandoresearch/fashion-mnist"
+        )
+    folder = path or _SYSTEM_FOLDER
+    prefix = "train" if split == "train" else "t10k"
+    images = _read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), _IMAGES_MAGIC, dims=3)
+    labels_file = _find(folder, f"{prefix}-labels-idx1-ubyte")
+    labels = _read_idx(labels_file, _LABELS_MAGIC, dims=1)
+    if len(labels) != len(images):
+        raise DataError(f"{labels_file}: expected {len(images)} labels, one an image, found {len(labels)}")
+    if labels.max(initial=0) >= len(_CLASSES):
+        raise DataError(f"{labels_file}: expected labels 0 … {len(_CLASSES) - 1}, found {labels.max()}")
+    pixels = torch.from_numpy(images)[:, None]
+    if size == 32:
+        pixels = prepare_images(F.pad(pixels, (2, 2, 2, 2)), size, channels)
+    else:
+        pixels = prepare_fixed(pixels, size, channels, "fashion_mnist")
+    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for file in (folder / name, folder / f"{name}.gz"):
+        if file.is_file():
+            return file
+    raise DataError(f"{folder / name}: not there, nor with .gz at its end")
+
+
+def _read_idx(path: Path, magic: int, dims: int) -> np.ndarray:
+    """The uint8 array of an idx file: magic number and sizes as big-endian 32-bit numbers, then the values."""
+    content = read_bytes(path)
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{path}: expected a whole gzip file: {error}") from None
+    header = np.frombuffer(content[: 4 * (1 + dims)], dtype=">u4") if len(content) >= 4 * (1 + dims) else None
+    if header is None or header[0] != magic:
+        raise DataError(f"{path}: expected an idx file with the magic number {magic}")
+    shape = tuple(int(side) for side in header[1:])
+    if dims == 3 and shape[1:] != (28, 28):
+        raise DataError(f"{path}: expected images of 28 by 28 pixels, found {shape[1]} by {shape[2]}")
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 * (1 + dims))
+    if values.size != np.prod(shape):
+        raise DataError(f"{path}: expected {np.prod(shape)} values, found {values.size}")
+    return values.reshape(shape).copy()

@@ -1,0 +1,38 @@
+"""Points in the plane whose density is known: the checkerboard."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUM_SQUARES = 8
+_CELLS = 4  # cells a side; every other one is a square of the data
+_SIDE = 2.0 / _CELLS
+
+
+def sample_checkerboard(num: int, generator: torch.Generator) -> Tensor:
+    """``num`` points, uniform in the 8 dark squares of a 4 by 4 board on [-1, 1]^2: float32 [num, 2].
+
+    A square has side 0.5, so the density is 1/2 inside the squares and 0 outside.
+    """
+    square = torch.randint(NUM_SQUARES, (num,), generator=generator)
+    row = square // 2
+    column = 2 * (square % 2) + row % 2
+    corner = torch.stack([column, row], dim=1) * _SIDE - 1
+    # Shrunk by a hair, so that rounding cannot carry a point over its square's open edge.
+    offset = torch.rand(num, 2, generator=generator) * (1 - 2**-20)
+    return corner + offset * _SIDE
+
+
+def square_index(points: Tensor) -> Tensor:
+    """Which dark square holds each of [N, 2] points: int64 [N], 0 … 7 row by row from below, -1 for none."""
+    cell = ((points + 1) / _SIDE).floor().long()
+    column, row = cell.unbind(dim=1)
+    on_board = ((cell >= 0) & (cell < _CELLS)).all(dim=1)
+    dark = (column - row) % 2 == 0
+    return torch.where(on_board & dark, 2 * row + column // 2, -1)
+
+
+def inside_squares(points: Tensor) -> Tensor:
+    """Whether each of [N, 2] points lies in a dark square: bool [N]."""
+    return square_index(points) >= 0

@@ -1,0 +1,111 @@
+"""What every reader returns: images or grids in memory, with what is known about each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file or folder and what was expected there."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with their classes and attributes, where these are known.
+
+    Attributes:
+        images: uint8 [N, C, H, W] with 1 or 3 channels.
+        labels: int64 [N], class ids 0 … len(label_names) - 1, or None.
+        label_names: one name a class; empty if, and only if, ``labels`` is None.
+        attributes: bool [N, A], or None.
+        attribute_names: one name an attribute; empty if, and only if, ``attributes`` is None.
+
+    Raises:
+        DataError: shapes, types or label ids contradict each other.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    label_names: tuple[str, ...] = ()
+    attributes: Tensor | None = None
+    attribute_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] not in (1, 3):
+            raise DataError(f"images: expected uint8 [N, 1 or 3, H, W], found {_describe(self.images)}")
+        _check_annotations(len(self.images), self.labels, self.label_names, self.attributes, self.attribute_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The images at ``indices``, in that order."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return ImageSet(
+            images=self.images[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            label_names=self.label_names,
+            attributes=None if self.attributes is None else self.attributes[rows],
+            attribute_names=self.attribute_names,
+        )
+
+
+@dataclass(frozen=True)
+class GridSet:
+    """Grids of any shape, as shards hold them; labels and attributes as in `ImageSet`.
+
+    Attributes:
+        grids: uint8 (images) or float32 (latents, points) [N, *shape]; finite.
+        metadata: what the writer wanted to be remembered, as JSON holds it.
+    """
+
+    grids: Tensor
+    labels: Tensor | None = None
+    label_names: tuple[str, ...] = ()
+    attributes: Tensor | None = None
+    attribute_names: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.grids.dtype not in (torch.uint8, torch.float32) or self.grids.ndim < 2:
+            raise DataError(f"grids: expected uint8 or float32 [N, …], found {_describe(self.grids)}")
+        if self.grids.dtype == torch.float32 and not torch.isfinite(self.grids).all():
+            raise DataError("grids: expected finite numbers, found NaN or infinity")
+        _check_annotations(len(self.grids), self.labels, self.label_names, self.attributes, self.attribute_names)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def to_images(self) -> ImageSet:
+        """The same set as images. Raises DataError when the grids are not uint8 [N, 1 or 3, H, W]."""
+        return ImageSet(self.grids, self.labels, self.label_names, self.attributes, self.attribute_names)
+
+
+def _check_annotations(
+    count: int,
+    labels: Tensor | None,
+    label_names: tuple[str, ...],
+    attributes: Tensor | None,
+    attribute_names: tuple[str, ...],
+) -> None:
+    if (labels is None) != (not label_names):
+        raise DataError("labels and label_names must be given together")
+    if labels is not None:
+        if labels.dtype != torch.int64 or labels.shape != (count,):
+            raise DataError(f"labels: expected int64 [{count}], found {_describe(labels)}")
+        outside = labels[(labels < 0) | (labels >= len(label_names))]
+        if len(outside):
+            raise DataError(f"labels: expected ids 0 … {len(label_names) - 1}, found {int(outside[0])}")
+    if (attributes is None) != (not attribute_names):
+        raise DataError("attributes and attribute_names must be given together")
+    if attributes is not None and (attributes.dtype != torch.bool or attributes.shape != (count, len(attribute_names))):
+        raise DataError(f"attributes: expected bool [{count}, {len(attribute_names)}], found {_describe(attributes)}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
