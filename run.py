@@ -151,6 +151,25 @@ def judge(
             typer.echo(f"{name}: {value}")
 
 
+@app.command("import-cdrl")
+def import_cdrl(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint as the paper's authors publish it, .pth.tar")],
+    run: Annotated[Path, typer.Argument(help="run folder to make")],
+    raw: Annotated[bool, typer.Option("--raw", help="take the raw weights, not their moving average")] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="side of the images; by default read off where attention begins")
+    ] = None,
+) -> None:
+    """Turn published CDRL weights into a run.
+
+    Example: python run.py import-cdrl cifar10.pth.tar runs/published && python run.py sample runs/published
+    """
+    with _clear_errors():
+        from pipelines.importing import import_cdrl as make_run
+
+        make_run(checkpoint, run, average=not raw, image_size=image_size)
+
+
 def _run_folder(config: Path, run: Path | None) -> Path:
     return Path("runs") / config.stem if run is None else run
 

@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise RunError(f"{path}: not a checkpoint that can be read without executing code ({reason})") from None
     if not isinstance(checkpoint, dict) or not {"pi_state_dict", "p_state_dict"} <= checkpoint.keys():

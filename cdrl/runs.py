@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -85,8 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     with written_whole(path) as partial:
-        partial.touch()  # save_file would make it readable by its owner alone
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        # Not save_file: it makes files that their owner alone can read.
+        partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
