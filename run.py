@@ -26,7 +26,15 @@ ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. con
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings to change, e.g. training.batch_size=64 space=latent")
 ]
-RunOption = Annotated[Path | None, typer.Option("--run", help="run folder; runs/NAME-OF-THE-CONFIG by default")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option(
+        # torchrun takes "--run" for an abbreviation of an option of its own, even behind the script's name.
+        "--run",
+        "--run-folder",
+        help="run folder; runs/NAME-OF-THE-CONFIG by default (under torchrun: --run-folder)",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run, e.g. runs/digits")]
 
 
@@ -97,7 +105,9 @@ def sample(
     num_images: Annotated[int, typer.Option(min=1, help="how many")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image; the next has the next seed")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="images at a time; changes no image")] = 64,
-    label: Annotated[int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")] = None,
+    label: Annotated[
+        int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="Langevin steps a level; 0: initializer alone")] = None,
     step_adjustment: Annotated[
         bool | None, typer.Option(help="scale step sizes by sqrt(K / steps), as in the paper's Table 2")

@@ -14,19 +14,22 @@ from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
 from cdrl.data import DataError, GridSet, ImageSet, Sample, read_shards, write_shards
 from cdrl.loop import progress_bar
+from cdrl.noise import ImageNoise, derive_seed
 
 BATCH = 64
 
 
 @torch.no_grad()
-def latents_of(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+def latents_of(autoencoder: Autoencoder, images: Tensor, noise: ImageNoise) -> Tensor:
     """What the second stage learns of ``images`` [N, C, H, W] in [-1, 1]: [N, c, h, w].
 
-    The posterior's mean of a KL bottleneck; of a VQ one the latent before quantization, which decoding repeats
-    (Rombach et al. 2022, sec. 4.1).
+    A draw from the posterior of a KL bottleneck, which the decoder was trained on; of a VQ one the latent before
+    quantization, which decoding repeats (Rombach et al. 2022, sec. 4.1).
     """
     latent = autoencoder.encode(images)
-    return latent.pre_quantization if isinstance(latent, QuantizedLatent) else latent.mean
+    if isinstance(latent, QuantizedLatent):
+        return latent.pre_quantization
+    return latent.mean + torch.exp(0.5 * latent.logvar) * noise.normal(latent.mean.shape[1:])
 
 
 def fingerprint(model: Path) -> str:
@@ -52,13 +55,15 @@ def encode_images(
         progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
         for start in range(0, len(images), BATCH):
             part = images.images[start : start + BATCH].to(device) / 127.5 - 1
-            latents = latents_of(autoencoder, part).cpu()
-            both = torch.stack([latents, latents_of(autoencoder, part.flip(3)).cpu()], dim=1) if mirrors else latents
-            values = both.double().movedim(-3, 0).flatten(1)
+            noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
+            latents = latents_of(autoencoder, part, noise).cpu()
+            if mirrors:
+                latents = torch.stack([latents, latents_of(autoencoder, part.flip(3), noise).cpu()], dim=1)
+            values = latents.double().movedim(-3, 0).flatten(1)
             sums[0] += values.sum(dim=1)
             sums[1] += values.square().sum(dim=1)
             count += values.shape[1]
-            for row, latent in enumerate(both, start=start):
+            for row, latent in enumerate(latents, start=start):
                 label = None if images.labels is None else int(images.labels[row])
                 attributes = () if images.attributes is None else tuple(images.attributes[row].tolist())
                 yield Sample(latent.float(), label, attributes)
@@ -81,5 +86,7 @@ def read_latents(folder: Path, model: Path) -> GridSet:
         raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
     latents = read_shards(folder)
     if latents.metadata.get("autoencoder") != fingerprint(model):
-        raise DataError(f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG")
+        raise DataError(
+            f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"
+        )
     return latents

@@ -10,9 +10,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.plain import PlainEnergy, langevin_step
-from benchmarks.timing import SIZES, Size, SizeName, in_turn, relative_error, table
+from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
 from cdrl.mcmc import langevin, recovery, with_gradient
-from cdrl.model import CDRL
 from cdrl.noise import ImageNoise
 
 LEVEL = 2
@@ -20,8 +19,7 @@ LEVEL = 2
 
 def measure(size: Size, rounds: int) -> str:
     """The table of one size; textbook and this package are first compared in one step from the same state."""
-    torch.manual_seed(0)
-    model = CDRL.from_config(size.config, size.shape)
+    model = new_model(size)
     plain, schedule = PlainEnergy(model.energy), model.schedule
     x_next = torch.randn(size.batch, *size.shape)
     y = schedule.alpha_y[LEVEL] * x_next

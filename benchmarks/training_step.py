@@ -10,20 +10,21 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks import plain
-from benchmarks.timing import SIZES, Size, SizeName, in_turn, relative_error, table
-from cdrl.model import CDRL
+from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
 from cdrl.noise import ImageNoise
 from cdrl.objective import cooperative_losses
 
 
 class Update:
-    """Backward pass, clipping and Adam for both networks; both contestants use it."""
+    """Backward pass, clipping and Adam for both networks."""
 
-    def __init__(self, size: Size, energy: nn.Module, initializer: nn.Module) -> None:
+    def __init__(self, size: Size, energy: nn.Module, initializer: nn.Module, *, fused: bool) -> None:
         training = size.config.training
         self.networks, self.clip = (energy, initializer), training.gradient_clip
-        rates = (training.energy_lr, training.initializer_lr)
-        self.optimizers = [torch.optim.Adam(n.parameters(), lr=r) for n, r in zip(self.networks, rates, strict=True)]
+        self.optimizers = [
+            torch.optim.Adam(energy.parameters(), lr=training.energy_lr, fused=fused),
+            torch.optim.Adam(initializer.parameters(), lr=training.initializer_lr, fused=fused),
+        ]
 
     def __call__(self, losses: tuple[Tensor, Tensor]) -> None:
         for network, optimizer, loss in zip(self.networks, self.optimizers, losses, strict=True):
@@ -35,20 +36,24 @@ class Update:
 
 def measure(size: Size, steps: int, rounds: int) -> str:
     """The table of one size; the losses are first compared under the same noise and weights."""
-    torch.manual_seed(0)
-    model = CDRL.from_config(size.config, size.shape)
+    model = new_model(size)
     schedule = model.schedule
     plain_energy, plain_initializer = plain.PlainEnergy(model.energy), copy.deepcopy(model.initializer)
     x0, label = torch.randn(size.batch, *size.shape), torch.full((size.batch,), -1)
 
-    def plain_losses(noise: ImageNoise | None = None) -> tuple[Tensor, Tensor]:
-        def normal() -> Tensor:
-            return torch.randn(x0.shape) if noise is None else noise.normal(size.shape)
+    def plain_losses() -> tuple[Tensor, Tensor]:
+        level = torch.randint(schedule.num_levels, (size.batch,))
+        return plain.losses(
+            x0, level, label, lambda: torch.randn(x0.shape), schedule, plain_energy, plain_initializer, steps
+        )
 
-        level = torch.randint(schedule.num_levels, (size.batch,)) if noise is None else noise.integers(6)
-        if noise is not None:
-            noise.uniform()
-        return plain.losses(x0, level, label, normal, schedule, plain_energy, plain_initializer, steps)
+    def plain_losses_under_our_noise() -> tuple[Tensor, Tensor]:
+        noise = ImageNoise(range(size.batch))
+        level = noise.integers(schedule.num_levels)
+        noise.uniform()  # spent on dropping labels there
+        return plain.losses(
+            x0, level, label, lambda: noise.normal(size.shape), schedule, plain_energy, plain_initializer, steps
+        )
 
     def our_losses() -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -59,12 +64,15 @@ def measure(size: Size, steps: int, rounds: int) -> str:
         )
         return losses.energy, losses.initializer
 
-    plain_energy.eval(), plain_initializer.eval(), model.eval()
-    errors = map(relative_error, our_losses(), plain_losses(ImageNoise(range(size.batch))))
-    plain_energy.train(), plain_initializer.train(), model.train()
+    networks = [plain_energy, plain_initializer, model]
+    for network in networks:
+        network.eval()
+    errors = [relative_error(*pair) for pair in zip(our_losses(), plain_losses_under_our_noise(), strict=True)]
+    for network in networks:
+        network.train()
 
-    plain_update = Update(size, plain_energy, plain_initializer)
-    our_update = Update(size, model.energy, model.initializer)
+    plain_update = Update(size, plain_energy, plain_initializer, fused=False)
+    our_update = Update(size, model.energy, model.initializer, fused=True)
 
     def our_step() -> None:
         model.energy.power_iteration()

@@ -37,8 +37,11 @@ def load_model(folder: Path) -> tuple[CDRL, dict[str, Any]]:
     description = read_json(path)
     if description.get("format") != FORMAT:
         raise RunError(f"{path}: expected a CDRL model of format {FORMAT}, found {description.get('format')!r}")
-    config = parse_config(description["config"], source=str(path))
-    model = CDRL.from_config(config, description["shape"], description["num_classes"])
+    try:
+        config = parse_config(description["config"], source=str(path))
+        model = CDRL.from_config(config, description["shape"], description["num_classes"])
+    except KeyError as error:
+        raise RunError(f"{path}: not the description of a CDRL model: it lacks {error}") from None
     load_weights(model.energy, folder / "energy.safetensors")
     load_weights(model.initializer, folder / "initializer.safetensors")
     return model.eval().requires_grad_(False), description

@@ -267,7 +267,9 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections ('data:', 'training:', …) at the top, found {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: expected sections ('data:', 'training:', …) at the top, found {type(values).__name__}"
+        )
     base = values.pop("base", None)
     if base is None:
         return values

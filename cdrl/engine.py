@@ -118,7 +118,7 @@ class Trainee:
         return self.engine.module
 
     @contextmanager
-    def whole(self) -> Iterator[nn.Module]:
+    def whole(self) -> Iterator[Any]:
         """The bare network with all of its weights here, also where ZeRO stage 3 spreads them."""
         parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):

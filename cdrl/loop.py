@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -19,16 +20,21 @@ from cdrl.engine import World
 from cdrl.runs import written_whole
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - no error: the run goes on later
     """The run was asked to stop and has written a checkpoint; the same command goes on from there."""
 
 
-def progress_bar(total: int, description: str, *, initial: int = 0, unit: str = "step", shown: bool = True) -> "tqdm[None]":
+def progress_bar(
+    total: int, description: str, *, initial: int = 0, unit: str = "step", shown: bool = True
+) -> tqdm[NoReturn]:
     """A progress bar with rate and time left; a line now and then where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
     # With disable=None, TQDM_DISABLE in the environment decides.
     disable = None if shown else True
-    return tqdm(total=total, initial=initial, desc=description, unit=unit, mininterval=interval, disable=disable)
+    bar: tqdm[NoReturn] = tqdm(
+        total=total, initial=initial, desc=description, unit=unit, mininterval=interval, disable=disable
+    )
+    return bar
 
 
 def save_picture(path: Path, picture: Tensor) -> None:

@@ -72,7 +72,7 @@ class CDRL(nn.Module):
         ids = torch.as_tensor(-1 if label is None else label, dtype=torch.int64, device=device)
         if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
             raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")
-        if ids.numel() and not (-1 <= int(ids.min()) and int(ids.max()) < self.num_classes):
+        if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.num_classes):
             known = f"-1 … {self.num_classes - 1}" if self.num_classes else "only -1 (the model is unconditional)"
             raise ValueError(f"label: class ids are {known}, found {sorted({int(i) for i in ids.reshape(-1)})}")
         return ids.expand(count)
@@ -114,5 +114,3 @@ class ConditionedCDRL:
     def _check(self, grid: Tensor) -> None:
         if tuple(grid.shape[1:]) != self.model.shape:
             raise ValueError(f"expected [N, {', '.join(map(str, self.model.shape))}], found {list(grid.shape)}")
-
-

@@ -86,7 +86,9 @@ def load_published(path: Path, *, average: bool = True, image_size: int | None =
         model.energy.load_state_dict(_renamed_energy(energy, layout))
         model.initializer.load_state_dict(_renamed_initializer(initializer, unet))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path}: not a CDRL checkpoint of the authors' format ({' '.join(str(error).split())})") from None
+        raise RunError(
+            f"{path}: not a CDRL checkpoint of the authors' format ({' '.join(str(error).split())})"
+        ) from None
     return PublishedModel(model.eval().requires_grad_(False), config)
 
 

@@ -1,10 +1,10 @@
 """Run folders: what a run keeps on disk, written whole or not at all.
 
-    config.yaml            the resolved configuration
-    metrics.jsonl          one line a logged step; tensorboard/ holds the same
-    samples/               pictures over training
-    checkpoints/step_…/    everything needed to go on, bit for bit
-    model/                 the result: safetensors and config.json
+config.yaml            the resolved configuration
+metrics.jsonl          one line a logged step; tensorboard/ holds the same
+samples/               pictures over training
+checkpoints/step_…/    everything needed to go on, bit for bit
+model/                 the result: safetensors and config.json
 """
 
 from __future__ import annotations

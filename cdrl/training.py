@@ -172,6 +172,14 @@ def train(
             run.prune_checkpoints()
         export()
 
+    def stop_if_diverged() -> None:
+        losses_finite = bool(torch.isfinite(summed_over_processes(loss_sums)).all())
+        if not losses_finite or not all(bool(torch.isfinite(p).all()) for p in trainer.averaged.parameters()):
+            raise DivergenceError(
+                f"{run.folder}: losses or weights are not finite at step {step}; lower training.energy_lr or "
+                "schedule.step_coefficient; the checkpoint before it is kept"
+            )
+
     with stop_requests() as stop_requested:
         while True:
             # Done?
@@ -187,16 +195,19 @@ def train(
             progress.update()
             done = step == training.num_steps
 
+            stop = any_process(stop_requested(), world)
+            logged = step % training.log_every == 0 or done
+            kept = step % training.checkpoint_every == 0 or done or stop
+
+            # Diverged?
+            if logged or kept:
+                stop_if_diverged()
+
             # Status.
-            if step % training.log_every == 0 or done:
+            if logged:
                 energy_loss, initializer_loss, count = summed_over_processes(loss_sums).tolist()
                 loss_sums.zero_()
                 means = monitor.means()
-                if not all(map(_finite, (energy_loss, initializer_loss))):
-                    raise DivergenceError(
-                        f"{run.folder}: the losses are not finite at step {step}; lower training.energy_lr or "
-                        "schedule.step_coefficient; the checkpoint before it is kept"
-                    )
                 if log is not None:
                     rate = (step - since) * training.batch_size / (time.monotonic() - started)
                     started, since = time.monotonic(), step
@@ -206,7 +217,9 @@ def train(
                     }
                     images = step * training.batch_size
                     log.write(step, {"images": images, **losses_mean, **means, "images_per_second": rate})
-                    progress.set_postfix(energy=f"{losses_mean['energy_loss']:.3f}", images_per_s=f"{rate:.0f}", refresh=False)
+                    progress.set_postfix(
+                        energy=f"{losses_mean['energy_loss']:.3f}", images_per_s=f"{rate:.0f}", refresh=False
+                    )
 
             # Samples.
             if log is not None and (step % training.sample_every == 0 or done):
@@ -215,12 +228,15 @@ def train(
                 log.picture(step, "samples", picture)
 
             # Checkpoint.
-            stop = any_process(stop_requested(), world)
-            if step % training.checkpoint_every == 0 or done or stop:
+            if kept:
                 checkpoint()
             if stop and not done:
                 progress.close()
-                raise Interrupted(f"stopped at step {step} of {training.num_steps}; the same command goes on from there")
+                if log is not None:
+                    log.close()
+                raise Interrupted(
+                    f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
+                )
 
     if world.is_main and not (run.model / "config.json").exists():
         export()
@@ -229,7 +245,3 @@ def train(
     if log is not None:
         log.close()
     trainer.close()
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0

@@ -63,8 +63,11 @@ class CDRLPipeline:
             raise RunError(f"{folder}: no trained model there; train it with: python run.py train CONFIG")
         model, description = load_model(model_folder)
         config = parse_config(description["config"], source=str(model_folder / "config.json"))
-        decoder = load_decoder(model_folder, description)
-        return cls(model.to(device), decoder, config, description["class_names"])
+        try:
+            decoder, class_names = load_decoder(model_folder, description), description["class_names"]
+        except KeyError as error:
+            raise RunError(f"{model_folder / 'config.json'}: not the description of a run: it lacks {error}") from None
+        return cls(model.to(device), decoder, config, class_names)
 
     @property
     def device(self) -> torch.device:

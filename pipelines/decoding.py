@@ -18,7 +18,7 @@ from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from autoencoder.model import Autoencoder
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 DECODER_FOLDER = "autoencoder"
 BATCH = 64
@@ -94,7 +94,8 @@ class PointDecoder:
 
     def picture(self, grids: Tensor) -> Tensor:
         figure, axes = plt.subplots(figsize=(4, 4), dpi=100)
-        axes.scatter(*grids.cpu().T.numpy(), s=1, color="black")
+        across, up = grids.cpu().T.numpy()
+        axes.scatter(across, up, s=1, color="black")
         axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal")
         return figure_picture(figure)
 

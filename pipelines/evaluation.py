@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from autoencoder.lite0 import Lite0
-from cdrl.data import class_names, load_images, num_classes
+from cdrl.data import load_images, num_classes
 from cdrl.runs import RunError, write_json
 from pipelines.base import CDRLPipeline
 from pipelines.generation import default_device, labels_in_turn
@@ -56,7 +56,8 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
     if data.labels != "class" or pipeline.config.space == "point":
         raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}")
     train, test = load_images(data, "train"), load_images(data, "test")
-    assert train.labels is not None and test.labels is not None and class_names(data, train)
+    assert train.labels is not None
+    assert test.labels is not None
     judge = train_class_judge(
         train.images / 127.5 - 1, train.labels, num_classes(data, train), steps=JUDGE_STEPS, seed=0
     )

@@ -9,7 +9,9 @@ from cdrl.model import CDRL, Label
 from cdrl.sampler import LevelLogDensity, Propose
 
 
-def guided(model: CDRL, label: Label, weight: float, count: int, dtype: torch.dtype = torch.float32) -> tuple[Propose, LevelLogDensity]:
+def guided(
+    model: CDRL, label: Label, weight: float, count: int, dtype: torch.dtype = torch.float32
+) -> tuple[Propose, LevelLogDensity]:
     """(1 + w) times the conditional less w times the unconditional, for the density and the proposal's mean.
 
     Conditional and null evaluations pass the networks as one batch. The quadratic term of the recovery likelihood

@@ -114,7 +114,9 @@ def _shuffled_blocks(images: Tensor, generator: torch.Generator) -> Tensor:
     size = images.shape[-1]
     block = max(1, size // 4)
     columns = F.unfold(images, block, stride=block)
-    return F.fold(columns[:, :, torch.randperm(columns.shape[2], generator=generator)], (size, size), block, stride=block)
+    return F.fold(
+        columns[:, :, torch.randperm(columns.shape[2], generator=generator)], (size, size), block, stride=block
+    )
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:

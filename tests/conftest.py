@@ -6,6 +6,6 @@ os.environ.update(
     OMP_NUM_THREADS="1", TQDM_DISABLE="1", DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="", MPLBACKEND="Agg"
 )
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)

@@ -79,13 +79,12 @@ class AttentionBlock(nn.Module):
         _zero(self.out)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        # Both 1x1 convolutions as dense layers over the positions: the layout that the fused attention takes.
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias).unsqueeze(1)
-        query, key, value = qkv.chunk(3, dim=-1)
-        attended = F.scaled_dot_product_attention(query, key, value).squeeze(1)
-        out = F.linear(attended, self.out.weight.flatten(1), self.out.bias)
-        return x + out.transpose(1, 2).reshape(x.shape)
+        n, c, h, w = x.shape
+        # Contiguous, with a dimension for the one head: what the fused attention takes.
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, 1, c, h * w).transpose(3, 4).contiguous()
+        query, key, value = qkv.unbind(dim=1)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x + self.out(attended.transpose(2, 3).reshape(n, c, h, w))
 
 
 class Resolution(nn.Module):

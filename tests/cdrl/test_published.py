@@ -48,7 +48,13 @@ def test_trajectory_of_published_weights_equals_the_authors(name: str, weights: 
         states[level] = y / model.schedule.alpha_y[level]
 
     final = sample(
-        model.schedule, propose, log_density, NoNoise(start), model.shape, steps=15, callback=keep  # type: ignore[arg-type]
+        model.schedule,
+        propose,
+        log_density,
+        NoNoise(start),
+        model.shape,
+        steps=15,
+        callback=keep,  # type: ignore[arg-type]
     )
     for level in range(6):
         assert relative_error(states[level], expected[f"{weights}_x{level}"]) <= 1e-4

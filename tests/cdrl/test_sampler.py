@@ -47,9 +47,7 @@ def fine_schedule(coefficient: float = 0.02) -> NoiseSchedule:
 def test_exact_densities_bring_back_the_data_whatever_the_proposal(proposal: str) -> None:
     levels = GaussianLevels(fine_schedule())
     noise = ImageNoise(range(64))
-    drawn = sample(
-        levels.schedule, getattr(levels, proposal), levels.log_density, noise, SHAPE, steps=400, denoise=0.0
-    )
+    drawn = sample(levels.schedule, getattr(levels, proposal), levels.log_density, noise, SHAPE, steps=400, denoise=0.0)
     count = drawn.numel()
     assert drawn.mean().item() == pytest.approx(MEAN, abs=4 * math.sqrt(VARIANCE / count))
     # Half a per cent of it is Langevin's own bias.
@@ -115,9 +113,7 @@ def test_factor_0_asks_for_no_density() -> None:
     def log_density(y: Tensor, level: int) -> Tensor:
         raise AssertionError("the density was asked for")
 
-    drawn = sample(
-        fine_schedule(), lambda x, level: x, log_density, ImageNoise(range(2)), SHAPE, steps=0, denoise=0.0
-    )
+    drawn = sample(fine_schedule(), lambda x, level: x, log_density, ImageNoise(range(2)), SHAPE, steps=0, denoise=0.0)
     assert drawn.shape == (2, *SHAPE)
 
 

@@ -1,0 +1,179 @@
+"""Reading, merging and overriding configurations; one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cdrl.config import Config, ConfigError, dump_config, load_config, parse_config
+from tests.helpers import tiny_config, tiny_values, write_config
+
+
+def mistake(path: Path, *overrides: str) -> str:
+    """The message that loading ends with: a single line."""
+    with pytest.raises(ConfigError) as error:
+        load_config(path, overrides)
+    assert "\n" not in str(error.value)
+    assert str(error.value).strip()
+    return str(error.value)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    return write_config(tmp_path / "run.yaml", tiny_values())
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    config = parse_config({"space": "pixel", "data": {"name": "digits"}}, source="x")
+    assert (config.schedule.num_levels, config.schedule.logsnr_max, config.schedule.logsnr_min) == (6, 9.8, -5.1)
+    training = config.training
+    assert (training.num_steps, training.batch_size, training.langevin_steps) == (400_000, 256, 15)
+    assert (training.energy_lr, training.initializer_lr, training.warmup_steps) == (1e-4, 1e-5, 10_000)
+    assert (training.initializer_head_start, training.ema, training.gradient_clip) == (500, 0.9999, 1.0)
+    assert (training.label_dropout, config.sampling.denoise) == (0.1, 2.0)
+    assert (config.energy.channels, config.energy.num_blocks, config.energy.multipliers) == (128, 8, (1, 2, 2, 2))
+
+
+def test_a_dumped_config_reads_back_equal(tmp_path: Path) -> None:
+    for config in (tiny_config(), tiny_config(space="latent", autoencoder={"training": {"num_steps": 3}})):
+        path = tmp_path / "dumped.yaml"
+        path.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(path) == config
+
+
+def test_a_base_is_merged_section_by_section(tmp_path: Path) -> None:
+    write_config(tmp_path / "base.yaml", tiny_values())
+    (tmp_path / "sub").mkdir()
+    write_config(tmp_path / "middle.yaml", {"base": "base.yaml", "training": {"batch_size": 16}})
+    top = write_config(
+        tmp_path / "sub" / "top.yaml", {"base": "../middle.yaml", "training": {"ema": 0.5}, "energy": {"channels": 6}}
+    )
+    config = load_config(top)
+    assert (config.training.batch_size, config.training.ema, config.training.num_steps) == (16, 0.5, 6)
+    assert (config.energy.channels, config.energy.multipliers) == (6, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.batch_size=64", "training", "batch_size", 64),
+        ("training.energy_lr=2.0e-4", "training", "energy_lr", 2e-4),
+        ("energy.multipliers=[1, 2, 2]", "energy", "multipliers", (1, 2, 2)),
+        ("energy.spectral_norm=false", "energy", "spectral_norm", False),
+        ("sampling.steps=null", "sampling", "steps", None),
+        ("data.labels=none", "data", "labels", "none"),
+        ("data.path=a=b", "data", "path", Path("a=b")),
+        ("deepspeed.zero_stage=3", "deepspeed", "zero_stage", 3),
+    ],
+)
+def test_overrides_are_yaml_values(config_file: Path, override: str, section: str, key: str, value: Any) -> None:
+    assert getattr(getattr(load_config(config_file, [override]), section), key) == value
+
+
+def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path) -> None:
+    config = load_config(config_file, ["seed=1", "seed=2", "autoencoder.architecture.latent_channels=7"])
+    assert config.seed == 2
+    assert config.autoencoder is not None
+    assert config.autoencoder.architecture.latent_channels == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.batchsize=8", "unknown key 'training.batchsize'"),
+        ("trainings.batch_size=8", "unknown key 'trainings'"),
+        ("training.batch_size=eight", "training.batch_size: "),
+        ("training.batch_size=0", "training.batch_size: "),
+        ("training.batch_size=1.5", "training.batch_size: "),
+        ("training.ema=1.0", "training.ema: "),
+        ("training.energy_lr=.inf", "training.energy_lr: "),
+        ("training.chain_dtype=float16", "training.chain_dtype: "),
+        ("energy.multipliers=2", "energy.multipliers: "),
+        ("energy.spectral_norm=perhaps", "energy.spectral_norm: "),
+        ("schedule.num_levels=1", "schedule.num_levels: "),
+        ("schedule.logsnr_min=10", "schedule.logsnr_max must exceed schedule.logsnr_min"),
+        ("deepspeed.zero_stage=4", "deepspeed.zero_stage: "),
+        ("space=voxel", "space: "),
+        ("space=latent", "space: latent needs an autoencoder section"),
+        ("space=point", "space: point goes with data.name=checkerboard"),
+        ("data.name=checkerboard", "space: point goes with data.name=checkerboard"),
+        ("data.name=cifar10", "data.path is required for data.name=cifar10"),
+        ("data.name=mnist", "data.name: "),
+        ("data.labels=attributes", "data.attributes must name attributes if, and only if"),
+        ("data.attributes=[Smiling]", "data.attributes must name attributes if, and only if"),
+        ("autoencoder.objective.perceptual=lpips", "autoencoder.objective.lpips_weights must name the folder"),
+        ("training=fast", "training: "),
+        ("training", "override 'training': expected section.key=value"),
+        ("=3", "override '=3': expected section.key=value"),
+        ("training.batch_size=[1", "'[1' is not a YAML value"),
+        ("seed.x=1", "'seed' is a value, not a section"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_key(config_file: Path, override: str, expected: str) -> None:
+    overrides = ["seed=1", override]
+    assert expected in mistake(config_file, *overrides)
+
+
+@pytest.mark.parametrize("key", ["space", "data"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    values = tiny_values()
+    del values[key]
+    path = write_config(tmp_path / "run.yaml", values)
+    assert mistake(path) == f"{path}: missing key '{key}'"
+
+
+def test_several_mistakes_make_a_line_each(config_file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config_file, ["training.a=1", "energy.b=2"])
+    assert str(error.value).splitlines() == [
+        f"{config_file}: unknown key 'energy.b'",
+        f"{config_file}: unknown key 'training.a'",
+    ]
+
+
+def test_bases_that_come_back_to_themselves_are_refused(tmp_path: Path) -> None:
+    write_config(tmp_path / "a.yaml", {"base": "b.yaml"})
+    write_config(tmp_path / "b.yaml", {"base": "a.yaml"})
+    assert "'base' files comes back to itself" in mistake(tmp_path / "a.yaml")
+
+
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    path = write_config(tmp_path / "a.yaml", {"base": "nowhere.yaml"})
+    assert mistake(path) == f"{tmp_path / 'nowhere.yaml'}: no such config file"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[1, 2]", "expected sections"),
+        (b"", "expected sections"),
+        (b"data: {name: [", "not a readable YAML file"),
+        (b"\xff\xfe\x00", "not a readable YAML file"),
+        (b"data: !!python/object:os.system {}", "not a readable YAML file"),
+    ],
+)
+def test_files_that_hold_no_config_are_refused(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    message = mistake(path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+def test_a_folder_is_no_config(tmp_path: Path) -> None:
+    assert mistake(tmp_path).startswith(f"{tmp_path}: not a readable YAML file")
+
+
+def test_a_config_does_not_change_after_it_was_read() -> None:
+    config = tiny_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.training.batch_size = 3
+
+
+def test_the_schema_reads_json_as_well(config_file: Path) -> None:
+    assert yaml.safe_load(config_file.read_text()) == json.loads(config_file.read_text())
+    assert isinstance(load_config(config_file), Config)

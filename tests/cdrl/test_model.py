@@ -1,0 +1,122 @@
+"""The model: levels, labels and conditions become what the networks are told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl.model import CDRL, Label
+from tests.helpers import tiny_config, tiny_model
+
+SHAPES = [(1, 8, 8), (3, 8, 8), (2,)]
+
+
+def model_of(shape: tuple[int, ...], num_classes: int = 10) -> CDRL:
+    return tiny_model(tiny_config(schedule={"num_levels": 6}, initializer={"multipliers": [1, 1]}), shape, num_classes)
+
+
+def grids(shape: tuple[int, ...], count: int = 6) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_number_an_image_and_one_proposal_an_image(shape: tuple[int, ...]) -> None:
+    model = model_of(shape)
+    assert model.log_density(grids(shape), 2).shape == (6,)
+    assert model.propose(grids(shape), 2).shape == (6, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_level_an_image_equals_a_call_a_level(shape: tuple[int, ...]) -> None:
+    model, y, levels = model_of(shape), grids(shape), [3, 0, 5, 5, 1, 2]
+    label = torch.tensor([1, -1, 0, 9, 4, 4])
+    together = model.log_density(y, torch.tensor(levels), label)
+    proposals = model.propose(y, torch.tensor(levels), label)
+    for i, level in enumerate(levels):
+        one = slice(i, i + 1)
+        torch.testing.assert_close(together[one], model.log_density(y[one], level, label[one]), rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(proposals[one], model.propose(y[one], level, label[one]), rtol=1e-4, atol=1e-5)
+
+
+def test_f_is_f_hat_over_the_squared_step_size() -> None:
+    model, y = model_of((1, 8, 8)), grids((1, 8, 8))
+    for level in range(6):
+        f_hat = model.energy(y, model.schedule.logsnr[level].expand(6), torch.full((6,), 3))
+        expected = f_hat / model.schedule.step_size[level] ** 2
+        torch.testing.assert_close(model.log_density(y, level, 3), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_initializer_is_told_the_level_it_comes_from() -> None:
+    model, x = model_of((1, 8, 8)), grids((1, 8, 8))
+    for level in range(6):
+        expected = model.initializer(x, model.schedule.logsnr[level + 1].expand(6), torch.full((6,), 3))
+        torch.testing.assert_close(model.propose(x, level, 3), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("null", [-1, None, torch.full((6,), -1), [-1] * 6])
+def test_minus_one_and_none_are_the_null_class(null: Label) -> None:
+    model, y = model_of((1, 8, 8)), grids((1, 8, 8))
+    torch.testing.assert_close(model.log_density(y, 2, null), model.log_density(y, 2))
+    torch.testing.assert_close(model.propose(y, 2, null), model.propose(y, 2))
+    assert not torch.allclose(model.log_density(y, 2, 4), model.log_density(y, 2), rtol=1e-3)
+
+
+def test_one_class_for_all_equals_a_class_an_image() -> None:
+    model, y = model_of((1, 8, 8)), grids((1, 8, 8))
+    torch.testing.assert_close(
+        model.log_density(y, 1, 7), model.log_density(y, 1, torch.full((6,), 7)), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("label", [None, 4, [0, 1, 2, 3, -1, 9]])
+def test_a_condition_folded_once_answers_as_the_model_does(label: Label) -> None:
+    model, y = model_of((1, 8, 8)), grids((1, 8, 8))
+    conditioned = model.conditioned(label)
+    for level in (0, 5, 0):
+        torch.testing.assert_close(
+            conditioned.log_density(y, level), model.log_density(y, level, label), rtol=1e-4, atol=1e-3
+        )
+        torch.testing.assert_close(conditioned.propose(y, level), model.propose(y, level, label))
+
+
+def test_parameters_get_gradients_through_the_model_but_not_through_a_condition_for_chains() -> None:
+    model, y = model_of((1, 8, 8)), grids((1, 8, 8)).requires_grad_()
+    model.conditioned(3).log_density(y, 0).sum().backward()
+    assert y.grad is not None
+    assert all(parameter.grad is None for parameter in model.energy.parameters())
+    model.log_density(y, 0, 3).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.energy.parameters())
+
+
+def test_an_unconditional_initializer_beside_a_conditional_energy_does_not_see_the_class() -> None:
+    model = tiny_model(tiny_config(initializer={"conditional": False}))
+    y = grids((1, 8, 8))
+    torch.testing.assert_close(model.propose(y, 1, 3), model.propose(y, 1, 5), rtol=0, atol=0)
+    assert not torch.allclose(model.log_density(y, 1, 3), model.log_density(y, 1, 5), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (10, r"class ids are -1 … 9, found \[10\]"),
+        (-2, r"found \[-2\]"),
+        ([0, 1, 2], r"expected one class id or 6 of them, found shape \[3\]"),
+        ([[0], [1], [2], [3], [4], [5]], r"found shape \[6, 1\]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(label: Label, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model_of((1, 8, 8)).log_density(grids((1, 8, 8)), 0, label)
+
+
+def test_a_model_without_classes_refuses_any() -> None:
+    with pytest.raises(ValueError, match=r"only -1 \(the model is unconditional\), found \[0\]"):
+        model_of((1, 8, 8), num_classes=0).propose(grids((1, 8, 8)), 0, 0)
+
+
+def test_grids_of_another_shape_are_refused() -> None:
+    model = model_of((1, 8, 8))
+    for call in (model.log_density, model.propose):
+        with pytest.raises(ValueError, match=r"expected \[N, 1, 8, 8\], found \[6, 3, 8, 8\]"):
+            call(grids((3, 8, 8)), 0)

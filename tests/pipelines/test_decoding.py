@@ -1,0 +1,43 @@
+"""From grids to pictures: 8-bit rounding, contact sheets, scatter plots."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.decoding import PixelDecoder, PointDecoder, grid_picture, to_pil
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_8_bit_value_survives_the_way_to_an_image(channels: int) -> None:
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, channels, 16, 16)
+    (image,) = to_pil(values / 127.5 - 1)
+    assert image.mode == {1: "L", 3: "RGB"}[channels]
+    array = np.asarray(image).reshape(16, 16, channels)
+    assert (array == values[0].movedim(0, -1).numpy()).all()
+
+
+def test_values_outside_the_range_are_clamped_not_wrapped() -> None:
+    (image,) = to_pil(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2))
+    assert np.asarray(image).tolist() == [[0, 255]]
+    assert PixelDecoder().images(torch.tensor([[[[-3.0, 3.0]]]])).flatten().tolist() == [-1, 1]
+
+
+def test_a_contact_sheet_has_eight_columns_and_enlarges_small_images() -> None:
+    sheet = grid_picture(torch.zeros(17, 1, 8, 8))
+    assert sheet.dtype == torch.uint8
+    # 4-fold images of 32 pixels with a border of 2, three rows of eight.
+    assert tuple(sheet.shape) == (3, 3 * 34 + 2, 8 * 34 + 2)
+    assert tuple(grid_picture(torch.zeros(3, 3, 64, 64)).shape) == (3, 68, 3 * 66 + 2)
+
+
+def test_points_are_shown_as_a_scatter_plot_and_have_no_images() -> None:
+    points = torch.rand(50, 2) * 2 - 1
+    picture = PointDecoder().picture(points)
+    assert picture.dtype == torch.uint8
+    assert tuple(picture.shape) == (3, 400, 400)
+    blank = PointDecoder().picture(points + 100)
+    assert not torch.equal(picture, blank)
+    with pytest.raises(TypeError, match=r"no images: read \.grids"):
+        PointDecoder().images(points)

@@ -1,0 +1,113 @@
+"""Every configuration that is shipped: it loads, its networks can be built, and they have the size they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoencoder.model import Autoencoder
+from cdrl.config import Config, load_config
+from cdrl.model import CDRL
+from cdrl.schedule import NoiseSchedule
+from tests.helpers import ROOT
+
+CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml"))
+
+NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "imagenet32": 1000}
+
+MILLIONS = {
+    "celeba64_composition.yaml": (11.68, 4.914),
+    "celeba64_inpainting.yaml": (45.33, 4.914),
+    "celebahq256_kl_f4.yaml": (45.33, 4.914),
+    "celebahq256_vq_f4.yaml": (45.33, 4.914),
+    "checkerboard.yaml": (0.6911, 0.6254),
+    "cifar10.yaml": (34.83, 3.77),
+    "cifar10_large.yaml": (139.3, 3.77),
+    "digits.yaml": (0.2179, 0.1298),
+    "fashion_mnist.yaml": (0.2179, 0.5115),
+    "fashion_mnist_latent.yaml": (0.2187, 0.5132),
+    "imagenet32.yaml": (139.3, 3.77),
+    "imagenet32_conditional.yaml": (140.3, 3.181),
+    "quickstart.yaml": (0.2183, 0.131),
+}
+"""Parameters in millions of the energy and of the initializer."""
+
+
+def grid_shape(config: Config) -> tuple[int, ...]:
+    """What stage two learns: points, pixels or latents."""
+    if config.space == "point":
+        return (2,)
+    if config.space == "pixel":
+        return (config.data.channels, config.data.image_size, config.data.image_size)
+    assert config.autoencoder is not None
+    with torch.device("meta"):
+        return Autoencoder(config.autoencoder.architecture, config.data.channels, config.data.image_size).latent_shape
+
+
+def num_classes(config: Config) -> int:
+    return {
+        "none": 0,
+        "class": NUM_CLASSES.get(config.data.name, 0),
+        "attributes": 2 * len(config.data.attributes),
+    }[config.data.labels]
+
+
+def model_of(config: Config) -> CDRL:
+    with torch.device("meta"):
+        shape = grid_shape(config)
+        # The tables are numbers, not weights: they are made outside.
+        with torch.device("cpu"):
+            schedule = NoiseSchedule.from_config(config.schedule)
+        built = CDRL.from_config(config, shape, num_classes(config))
+    return CDRL(schedule, built.energy, built.initializer, shape, num_classes(config))
+
+
+def millions(module: torch.nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+def test_there_are_configurations() -> None:
+    assert len(CONFIGS) >= 12
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_a_configuration_loads_and_says_what_it_is(name: Path) -> None:
+    path = ROOT / "configs" / name
+    load_config(path)
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_its_networks_can_be_built_and_have_the_expected_size(name: Path) -> None:
+    model = model_of(load_config(ROOT / "configs" / name))
+    energy, initializer = MILLIONS[str(name)]
+    assert millions(model.energy) == pytest.approx(energy, rel=0.005)
+    assert millions(model.initializer) == pytest.approx(initializer, rel=0.005)
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_a_batch_goes_through_both_networks(name: Path) -> None:
+    config = load_config(ROOT / "configs" / name)
+    model = model_of(config)
+    with torch.device("meta"):
+        grids, logsnr = torch.zeros(2, *model.shape), torch.zeros(2)
+        label = torch.zeros(2, dtype=torch.int64)
+        assert model.initializer(grids, logsnr, label).shape == grids.shape
+        assert model.energy(grids, logsnr, label).shape == (2,)
+
+
+def test_the_table_of_sizes_speaks_of_every_configuration_and_no_other() -> None:
+    assert set(MILLIONS) == {str(name) for name in CONFIGS}
+
+
+def test_the_papers_cifar10_model_has_its_published_size() -> None:
+    model = model_of(load_config(ROOT / "configs" / "cifar10.yaml"))
+    assert millions(model.energy) == pytest.approx(34.8, abs=0.05)
+    assert millions(model.initializer) == pytest.approx(3.8, abs=0.05)
+
+
+def test_a_latent_run_is_the_pixel_run_with_its_space_changed() -> None:
+    pixel = load_config(ROOT / "configs" / "fashion_mnist.yaml", ["space=latent"])
+    assert pixel == load_config(ROOT / "configs" / "fashion_mnist_latent.yaml")
