@@ -152,16 +152,22 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
             progress.update()
             done = step == training.num_steps
 
+            stop = any_process(stop_requested(), world)
+            logged = step % training.log_every == 0 or done
+            kept = step % training.checkpoint_every == 0 or done or stop
+
+            # Diverged?
+            if (logged or kept) and not torch.isfinite(summed_over_processes(sums["reconstruction"])):
+                raise DivergenceError(
+                    f"{run.folder}: the loss is not finite at step {step}; lower autoencoder.training.learning_rate; "
+                    "the checkpoint before it is kept"
+                )
+
             # Status.
-            if step % training.log_every == 0 or done:
+            if logged:
                 totals = summed_over_processes(torch.stack([*sums.values(), torch.ones_like(sums["psnr"])]))
                 means = dict(zip(sums, (totals[:-1] / totals[-1] / (step - since)).tolist(), strict=True))
                 sums.clear()
-                if means["reconstruction"] - means["reconstruction"] != 0:
-                    raise DivergenceError(
-                        f"{run.folder}: the loss is not finite at step {step}; lower "
-                        "autoencoder.training.learning_rate; the checkpoint before it is kept"
-                    )
                 rate = (step - since) * training.batch_size / (time.monotonic() - started)
                 started, since = time.monotonic(), step
                 if log is not None:
@@ -176,14 +182,15 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
                 save_picture(run.folder / "reconstructions" / f"step_{step:08d}.png", picture)
 
             # Checkpoint.
-            stop = any_process(stop_requested(), world)
-            if step % training.checkpoint_every == 0 or done or stop:
+            if kept:
                 trainer.save(run.checkpoint_path(step), step)
                 if world.is_main:
                     run.prune_checkpoints()
                 export()
             if stop and not done:
                 progress.close()
+                if log is not None:
+                    log.close()
                 raise Interrupted(
                     f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
                 )

@@ -145,13 +145,19 @@ class ScheduleConfig(Section):
 
 
 class EnergyConfig(Section):
-    """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output."""
+    """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output.
+
+    ``reference`` is the density that the network's exponential multiplies: ``flat``, as in the paper, or
+    ``gaussian``, N(0, alpha_y^2 I), which standardized data would have at each level if they had no structure. A
+    chain then cannot drift away from the data's scale, however little the network has learned.
+    """
 
     channels: int = Field(default=128, ge=4, multiple_of=2)
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = Field(default=8, ge=1)
     spectral_norm: bool = True
     output_scale: float = Field(default=1.0, gt=0)
+    reference: Literal["flat", "gaussian"] = "flat"
 
 
 class InitializerConfig(Section):

@@ -44,7 +44,8 @@ class CDRL(nn.Module):
         energy = EnergyNetwork(config.energy, shape, num_classes)
         network = UNetInitializer if len(shape) == 3 else PointInitializer
         initializer = network(config.initializer, shape, num_classes if config.initializer.conditional else 0)
-        return cls(NoiseSchedule.from_config(config.schedule), energy, initializer, shape, num_classes)
+        schedule = NoiseSchedule.from_config(config.schedule, config.energy.reference == "gaussian")
+        return cls(schedule, energy, initializer, shape, num_classes)
 
     def log_density(self, y: Tensor, level: Level, label: Label = None) -> Tensor:
         """log p(y_t) up to a constant a level, f = f-hat / s_t^2: [N] from y [N, *shape] (eq. 1, Appendix A.2).
@@ -78,6 +79,17 @@ class CDRL(nn.Module):
         return ids.expand(count)
 
 
+def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level) -> Tensor:
+    """The log density up to a constant, [N], that the network's answer f-hat [N] at y [N, *shape] stands for.
+
+    f-hat / s_t^2 (Appendix A.2), on top of the reference measure: flat, or N(0, alpha_y^2 I).
+    """
+    value = f_hat / schedule.step_size[level] ** 2
+    if schedule.gaussian_reference:
+        value = value - y.flatten(1).square().sum(dim=1) / (2 * schedule.alpha_y[level] ** 2)
+    return value
+
+
 class ConditionedCDRL:
     """`log_density(y, level)` and `propose(x_next, level)` with the label given, fit for long chains."""
 
@@ -88,8 +100,7 @@ class ConditionedCDRL:
     def log_density(self, y: Tensor, level: Level) -> Tensor:
         """f(y, level) of y [N, *shape]: [N]."""
         self._check(y)
-        step_size = self.model.schedule.step_size.to(y.device)[level]
-        return self.energy(y, self._condition(y, level)) / step_size**2
+        return log_density(self.energy(y, self._condition(y, level)), y, self.model.schedule.to(y.device), level)
 
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
         """Mean of y_t from x_next [N, *shape]."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cdrl.mcmc import recovery, with_gradient
+from cdrl.model import log_density
 from cdrl.networks import FoldedEnergy
 from cdrl.noise import ImageNoise
 from cdrl.sampler import refine
@@ -78,7 +79,7 @@ def cooperative_losses(
     proposed = proposed + per_image(schedule.proposal_std[level], x0) * noise.normal(x0.shape[1:])
     start = proposed.detach()
     condition = chain_energy.condition(schedule.logsnr[level], label)
-    marginal = with_gradient(lambda grid: chain_energy(grid, condition) / step_size**2)
+    marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
     gradient = torch.zeros_like(start)
 
     def target(grid: Tensor) -> tuple[Tensor, Tensor]:

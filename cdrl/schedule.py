@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ class NoiseSchedule:
     """Noise of the proposal (eq. 6), alpha_y_t sigma_bar_t / sigma_bar_{t+1} sigma_{t+1}, [T]."""
     loss_weight: Tensor
     """Weight of the energy loss, sigma_1 / sigma_{t+1}, [T]."""
+    gaussian_reference: bool = False
+    """Whether the energies' densities are relative to N(0, alpha_y_t^2 I)."""
 
     @property
     def num_levels(self) -> int:
@@ -47,15 +50,15 @@ class NoiseSchedule:
         return len(self.step_size)
 
     @classmethod
-    def from_config(cls, config: ScheduleConfig) -> NoiseSchedule:
+    def from_config(cls, config: ScheduleConfig, gaussian_reference: bool = False) -> NoiseSchedule:
         """The cosine schedule lambda(u) = -2 log tan(a u + b) at u = t / T (eq. 19, 20)."""
         b = math.atan(math.exp(-config.logsnr_max / 2))
         a = math.atan(math.exp(-config.logsnr_min / 2)) - b
         u = torch.arange(config.num_levels + 1, dtype=torch.float64) / config.num_levels
-        return cls.from_logsnr(-2 * torch.log(torch.tan(a * u + b)), config)
+        return cls.from_logsnr(-2 * torch.log(torch.tan(a * u + b)), config, gaussian_reference)
 
     @classmethod
-    def from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig) -> NoiseSchedule:
+    def from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool = False) -> NoiseSchedule:
         """All tables from lambda_0 … lambda_T (float64 [T + 1]) and the step-size rule of ``config``."""
         alpha_bar, sigma_bar = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
         alpha_step = alpha_bar[1:] / alpha_bar[:-1]
@@ -75,11 +78,12 @@ class NoiseSchedule:
             "proposal_std": alpha_y * sigma_bar[:-1] / sigma_bar[1:] * sigma_step,
             "loss_weight": sigma_step[0] / sigma_step,
         }
-        return cls(**{name: table.float() for name, table in tables.items()})
+        return cls(**{name: table.float() for name, table in tables.items()}, gaussian_reference=gaussian_reference)
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same tables on another device."""
-        return NoiseSchedule(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+        tables: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **tables)
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

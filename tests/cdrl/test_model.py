@@ -47,6 +47,17 @@ def test_f_is_f_hat_over_the_squared_step_size() -> None:
         torch.testing.assert_close(model.log_density(y, level, 3), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_a_gaussian_reference_adds_the_log_density_of_standard_normal_data_at_every_level() -> None:
+    config = tiny_config(schedule={"num_levels": 6}, energy={"reference": "gaussian"})
+    model, y = tiny_model(config), grids((1, 8, 8))
+    for level in range(6):
+        f_hat = model.energy(y, model.schedule.logsnr[level].expand(6), torch.full((6,), 3))
+        normal = torch.distributions.Normal(torch.tensor(0.0), model.schedule.alpha_y[level])
+        relative = normal.log_prob(y).flatten(1).sum(dim=1) - 64 * normal.log_prob(torch.tensor(0.0))
+        expected = f_hat / model.schedule.step_size[level] ** 2 + relative
+        torch.testing.assert_close(model.log_density(y, level, 3), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_the_initializer_is_told_the_level_it_comes_from() -> None:
     model, x = model_of((1, 8, 8)), grids((1, 8, 8))
     for level in range(6):

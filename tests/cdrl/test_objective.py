@@ -68,8 +68,16 @@ class Seen:
         return per_image(table[self.level], self.x0)
 
 
-def run(*, steps: int = 2, label: Tensor = NO_CLASSES, label_dropout: float = 0.0, levels: int = 6) -> Seen:
-    model = tiny_model(tiny_config(schedule={"num_levels": levels}, initializer={"dropout": 0.0}))
+def run(
+    *,
+    steps: int = 2,
+    label: Tensor = NO_CLASSES,
+    label_dropout: float = 0.0,
+    levels: int = 6,
+    reference: str = "flat",
+) -> Seen:
+    sections = {"schedule": {"num_levels": levels}, "initializer": {"dropout": 0.0}, "energy": {"reference": reference}}
+    model = tiny_model(tiny_config(**sections))
     noise = RecordedNoise(range(COUNT))
     x0 = 0.5 * torch.randn(COUNT, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[Tensor]] = {"energy": [], "initializer": []}
@@ -155,9 +163,10 @@ def test_the_proposals_noise_has_its_levels_strength_and_is_not_the_pairs() -> N
     assert (noise * pairs).mean().item() == pytest.approx(0, abs=0.1)
 
 
+@pytest.mark.parametrize("reference", ["flat", "gaussian"])
 @pytest.mark.parametrize("levels", [2, 6])
-def test_one_step_of_the_chain_is_equation_5_without_the_quadratic_term_at_the_top(levels: int) -> None:
-    seen = run(steps=1, levels=levels)
+def test_one_step_of_the_chain_is_equation_5_without_the_quadratic_term_at_the_top(levels: int, reference: str) -> None:
+    seen = run(steps=1, levels=levels, reference=reference)
     start = seen.proposed.requires_grad_()
     schedule = seen.schedule
     f = torch.stack([seen.model.log_density(start[i : i + 1], t)[0] for i, t in enumerate(seen.level.tolist())])
