@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +30,9 @@ def progress_bar(
 ) -> tqdm[NoReturn]:
     """A progress bar with rate and time left; a line now and then where the output is no terminal."""
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    # With disable=None, TQDM_DISABLE in the environment decides.
-    disable = None if shown else True
-    bar: tqdm[NoReturn] = tqdm(
-        total=total, initial=initial, desc=description, unit=unit, mininterval=interval, disable=disable
-    )
-    return bar
+    bar = functools.partial(tqdm, total=total, initial=initial, desc=description, unit=unit, mininterval=interval)
+    # Where it is shown, TQDM_DISABLE in the environment decides: giving disable=False would overrule that.
+    return bar() if shown else bar(disable=True)
 
 
 def save_picture(path: Path, picture: Tensor) -> None:
