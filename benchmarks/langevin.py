@@ -37,7 +37,7 @@ def measure(size: Size, rounds: int) -> str:
 
     noise = ImageNoise(range(size.batch))
     expected = plain.eval()(y, schedule.logsnr[level], label), plain_step(lambda: noise.normal(size.shape)) - y
-    found = model.conditioned().log_density(y, LEVEL) * schedule.step_size[LEVEL] ** 2, our_step(torch.float32)() - y
+    found = model.energy(y, schedule.logsnr[level], label), our_step(torch.float32)() - y
     energy_error, move_error = map(relative_error, found, expected)
     plain.train()
 

@@ -99,6 +99,8 @@ def langevin_step(
     step_size = schedule.step_size[level]
     y = y.detach().requires_grad_()
     log_density = energy(y, schedule.logsnr[level], label) / step_size**2
+    if schedule.gaussian_reference:
+        log_density = log_density - y.square().sum(dim=(1, 2, 3)) / (2 * schedule.alpha_y[level] ** 2)
     log_density = log_density - schedule.precision[level] / 2 * (y - x_next).square().sum(dim=(1, 2, 3))
     (gradient,) = torch.autograd.grad(log_density.sum(), y)
     s = per_image(step_size, y)

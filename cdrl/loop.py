@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 from tqdm import tqdm
 
 from cdrl.engine import World
@@ -39,7 +39,7 @@ def save_picture(path: Path, picture: Tensor) -> None:
     """Write a uint8 picture [C, H, W] as PNG."""
 
     with written_whole(path) as partial:
-        partial.write_bytes(encode_png(picture.cpu()).numpy().tobytes())
+        Image.fromarray(picture.movedim(0, -1).cpu().numpy()).save(partial, format="png")
 
 
 def any_process(flag: bool, world: World) -> bool:
