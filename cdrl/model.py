@@ -95,18 +95,20 @@ class ConditionedCDRL:
 
     def __init__(self, model: CDRL, energy: FoldedEnergy, label: Label) -> None:
         self.model, self.energy, self.label = model, energy, label
+        # Moved once: on a GPU each step of a chain would copy the tables anew.
+        self._schedule = model.schedule.to(next(model.parameters()).device)
         self._memo: dict[tuple[int, int], EnergyCondition] = {}
 
     def log_density(self, y: Tensor, level: Level) -> Tensor:
         """f(y, level) of y [N, *shape]: [N]."""
         self._check(y)
-        return log_density(self.energy(y, self._condition(y, level)), y, self.model.schedule.to(y.device), level)
+        return log_density(self.energy(y, self._condition(y, level)), y, self._schedule, level)
 
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
         """Mean of y_t from x_next [N, *shape]."""
         self._check(x_next)
         labels = self.model.labels(self.label, len(x_next), x_next.device)
-        logsnr = self.model.schedule.logsnr.to(x_next.device)[level + 1].expand(len(x_next))
+        logsnr = self._schedule.logsnr[level + 1].expand(len(x_next))
         return self.model.initializer(x_next, logsnr, labels)
 
     def _condition(self, y: Tensor, level: Level) -> EnergyCondition:
@@ -114,7 +116,7 @@ class ConditionedCDRL:
         if key in self._memo:
             return self._memo[key]
         labels = self.model.labels(self.label, len(y), y.device)
-        logsnr = self.model.schedule.logsnr.to(y.device)[level].expand(len(y))
+        logsnr = self._schedule.logsnr[level].expand(len(y))
         if isinstance(level, int) and bool((labels == labels[:1]).all()):
             logsnr, labels = logsnr[:1], labels[:1]
         condition = self.energy.condition(logsnr, labels)

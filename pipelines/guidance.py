@@ -9,9 +9,7 @@ from cdrl.model import CDRL, Label
 from cdrl.sampler import LevelLogDensity, Propose
 
 
-def guided(
-    model: CDRL, label: Label, weight: float, count: int, dtype: torch.dtype = torch.float32
-) -> tuple[Propose, LevelLogDensity]:
+def guided(model: CDRL, label: Label, weight: float, count: int) -> tuple[Propose, LevelLogDensity]:
     """(1 + w) times the conditional less w times the unconditional, for the density and the proposal's mean.
 
     Conditional and null evaluations pass the networks as one batch. The quadratic term of the recovery likelihood
@@ -23,9 +21,9 @@ def guided(
     device = next(model.parameters()).device
     labels = model.labels(label, count, device)
     if not weight:
-        plain = model.conditioned(labels, dtype=dtype)
+        plain = model.conditioned(labels)
         return plain.propose, plain.log_density
-    both = model.conditioned(torch.cat([labels, torch.full_like(labels, -1)]), dtype=dtype)
+    both = model.conditioned(torch.cat([labels, torch.full_like(labels, -1)]))
 
     def combine(values: Tensor) -> Tensor:
         conditional, null = values.chunk(2)

@@ -16,7 +16,7 @@ from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
 from cdrl.config import Config, load_config
-from cdrl.data import ImageSet, load_images
+from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
 from cdrl.runs import write_json
 from pipelines.base import CDRLPipeline
@@ -131,8 +131,6 @@ def nearest_latents(config: Config, run: Path, pipeline: CDRLPipeline, count: in
 
     Samples nearer than held-out latents would be copies of training images.
     """
-    from cdrl.data import read_shards
-
     latents = run / "latents"
     train, test = (read_shards(latents / split).grids for split in ("train", "test"))
     decoder = pipeline.decoder
