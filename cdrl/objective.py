@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cdrl.mcmc import Position, recovery, with_gradient
+from cdrl.mcmc import Position, langevin_log_ratio, recovery, with_gradient
 from cdrl.model import log_density, proposal_mean
 from cdrl.networks import FoldedEnergy
 from cdrl.noise import ImageNoise
@@ -21,7 +22,7 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the monitors read, one value an image ([N], detached)."""
+    """What the monitors read, one value an image ([N], detached); NaN where something was not measured."""
 
     level: Tensor
     energy_gap: Tensor
@@ -32,6 +33,15 @@ class Diagnostics:
     """Root mean square over the grid of refined - proposed, in units of s_t."""
     magnitude: Tensor
     """|f-hat(data)|, whose growth without bound is a sign of trouble."""
+    acceptance: Tensor
+    """Probability that Metropolis and Hastings would have let the chain's last step pass: 1 for steps short enough."""
+    initializer_share: Tensor
+    """Share of the way from x_{t+1} to where the chain ended that the noised proposal had gone.
+
+    <proposed - x_{t+1}, refined - x_{t+1}> / |refined - x_{t+1}|^2: the chain's own share is the rest, 1 less this.
+    x_{t+1} = y_t + sigma eps needs no scaling to be compared with y_t, and is where a chain without an initializer
+    begins: that one has a share of 0, a proposal that the chain leaves where it is has 1.
+    """
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ def cooperative_losses(
     pairs: str = "shared_noise",
     predicts: str = "y",
     target: str = "refined",
+    measure_acceptance: bool = False,
 ) -> Losses:
     """Losses of the energy (eq. 7) and of the initializer (eq. 8, without its level weights).
 
@@ -78,6 +89,7 @@ def cooperative_losses(
         pairs: x_{t+1} has the noise of x_t (``shared_noise``, eq. 9), or one more step's (``independent_noise``).
         predicts: what the initializer's output stands for, see `proposal_mean`.
         target: what the proposal is regressed on: ``refined``, where the chain ends, or ``data``, the true y_t.
+        measure_acceptance: spend one more gradient on the diagnostics' ``acceptance``.
     """
     level = noise.integers(schedule.num_levels)
     label = torch.where(noise.uniform() < label_dropout, -1, label)
@@ -102,7 +114,8 @@ def cooperative_losses(
     marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
     precision = schedule.precision[level]
     before = refine(Position(start, recovery(marginal, x_next, precision)), step_size, noise, max(steps - 1, 0))
-    refined = refine(before, step_size, noise, min(steps, 1)).y
+    last = refine(before, step_size, noise, min(steps, 1))
+    refined = last.y
 
     both = torch.cat([refined, y])
     f_refined, f_data = energy(both, schedule.logsnr[level].repeat(2), label.repeat(2)).chunk(2)
@@ -111,6 +124,10 @@ def cooperative_losses(
     if initializer is not None:
         error = (refined if target == "refined" else y) - proposed
         initializer_loss = error.flatten(1).square().sum(dim=1).mean()
+    acceptance = torch.full_like(weight, math.nan)
+    if measure_acceptance:
+        acceptance = langevin_log_ratio(before, last, step_size).exp().clamp(max=1)
+    way, begun = (refined - x_next).flatten(1), (start - x_next).flatten(1)
     steepness = before.gradient + per_image(precision, start) * (before.y - x_next)
     return Losses(
         energy=(weight * (f_refined - f_data)).mean(),
@@ -121,6 +138,8 @@ def cooperative_losses(
             gradient_norm=_rms(steepness) * step_size,
             displacement=_rms(refined - start) / step_size,
             magnitude=f_data.detach().abs(),
+            acceptance=acceptance,
+            initializer_share=(begun * way).sum(dim=1) / way.square().sum(dim=1),
         ),
     )
 

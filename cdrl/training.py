@@ -23,6 +23,8 @@ from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
 from cdrl.sampler import sample, step_adjustment
 
+ACCEPTANCE_EVERY = 10
+"""Updates between two measurements of the acceptance, which costs a gradient more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -89,6 +91,7 @@ class CooperativeTrainer:
                 pairs=training.pairs,
                 predicts=initializer.predicts,
                 target=initializer.target,
+                measure_acceptance=step % ACCEPTANCE_EVERY == 0,
             )
             yield losses
             self.energy.update(losses.energy)

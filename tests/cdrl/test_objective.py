@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 from cdrl.model import CDRL, proposal_mean
 from cdrl.noise import ImageNoise
@@ -76,7 +78,7 @@ def run(
     levels: int = 6,
     reference: str = "flat",
     use_initializer: bool = True,
-    **options: str,
+    **options: Any,
 ) -> Seen:
     sections = {"schedule": {"num_levels": levels}, "energy": {"reference": reference}}
     model = tiny_model(tiny_config(**sections, initializer={"dropout": 0.0} if use_initializer else None))
@@ -299,7 +301,43 @@ def test_diagnostics_are_what_their_names_say() -> None:
     (gradient,) = torch.autograd.grad(seen.model.log_density(start, seen.level).sum(), start)
     steepness = gradient.flatten(1).square().mean(dim=1).sqrt()
     torch.testing.assert_close(diagnostics.gradient_norm, steepness * s, rtol=1e-3, atol=1e-4)
+    assert diagnostics.acceptance.isnan().all()
     assert not any(value.requires_grad for value in vars(diagnostics).values())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_acceptance_is_that_of_the_last_step_under_metropolis_and_hastings(steps: int) -> None:
+    """Recomputed from the two places with torch's densities; the place before the last is found by a shorter chain."""
+    seen, shorter = run(steps=steps, measure_acceptance=True), run(steps=steps - 1)
+    assert torch.equal(seen.refined, run(steps=steps).refined), "measuring must not disturb the chain"
+    here, there = shorter.refined, seen.refined
+    top, s = seen.level == seen.schedule.num_levels - 1, seen.at(seen.schedule.step_size)
+
+    def log_p(y: Tensor) -> Tensor:
+        recovery = Normal(y, seen.at(seen.schedule.sigma_step)).log_prob(seen.x_next).flatten(1).sum(dim=1)
+        return seen.model.log_density(y, seen.level) + torch.where(top, 0, recovery)
+
+    def log_q(to: Tensor, of: Tensor) -> Tensor:
+        of = of.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_p(of).sum(), of)
+        return Normal(of + s**2 / 2 * gradient, s).log_prob(to).flatten(1).sum(dim=1).detach()
+
+    ratio = log_p(there) + log_q(here, there) - log_p(here) - log_q(there, here)
+    expected = ratio.detach().exp().clamp(max=1)
+    torch.testing.assert_close(seen.losses.diagnostics.acceptance, expected, rtol=0.02, atol=0.02)
+    assert expected.min() < 0.9
+
+
+def test_the_shares_of_initializer_and_chain_add_up_to_the_whole_way() -> None:
+    seen = run(steps=3)
+    way = (seen.refined - seen.x_next).flatten(1)
+    length = way.square().sum(dim=1)
+    of_initializer = ((seen.proposed - seen.x_next).flatten(1) * way).sum(dim=1) / length
+    of_chain = ((seen.refined - seen.proposed).flatten(1) * way).sum(dim=1) / length
+    torch.testing.assert_close(of_initializer + of_chain, torch.ones(COUNT), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.losses.diagnostics.initializer_share, of_initializer, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run(steps=0).losses.diagnostics.initializer_share, torch.ones(COUNT))
+    assert (run(steps=3, use_initializer=False).losses.diagnostics.initializer_share == 0).all()
 
 
 def test_the_losses_of_an_image_do_not_depend_on_its_batch() -> None:

@@ -167,6 +167,10 @@ def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pyt
         for _ in trainer.step(0):
             pass
         assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
+        assert seen["measure_acceptance"]
+        for _ in trainer.step(1):
+            pass
+        assert not seen["measure_acceptance"]
     finally:
         trainer.close()
 
