@@ -199,7 +199,8 @@ class TrainingConfig(Section):
     """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes.
 
     ``pairs`` says how x_{t+1} is made: of the noise in x_t (``shared_noise``, eq. 9), or of x_t by one more step of
-    noise (``independent_noise``, the true joint, as in DRL).
+    noise (``independent_noise``, the true joint, as in DRL). ``on_divergence``: ``stop``, or ``rollback`` to the last
+    checkpoint with both learning rates halved, three times at most.
     """
 
     num_steps: int = Field(default=400_000, ge=1)
@@ -220,6 +221,7 @@ class TrainingConfig(Section):
     log_every: int = Field(default=100, ge=1)
     sample_every: int = Field(default=5000, ge=1)
     checkpoint_every: int = Field(default=5000, ge=1)
+    on_divergence: Literal["stop", "rollback"] = "stop"
 
 
 class SamplingConfig(Section):

@@ -152,6 +152,13 @@ class Trainee:
         self.average.load_state_dict(load_tensors(folder / f"{name}_average.safetensors"))
         self.average.to(self.world.device)
 
+    def refresh_learning_rate(self) -> None:
+        """Give the next update the learning rate that ``lr_factor`` has for it now."""
+        scheduler = self.engine.lr_scheduler
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     def close(self) -> None:
         """Let go of what the engine registered in this process."""
         self.engine.destroy()

@@ -33,6 +33,8 @@ class Diagnostics:
     """Root mean square over the grid of refined - proposed, in units of s_t."""
     magnitude: Tensor
     """|f-hat(data)|, whose growth without bound is a sign of trouble."""
+    reach: Tensor
+    """Largest absolute value of the refined sample, over the largest of all true ones in the batch."""
     acceptance: Tensor
     """Probability that Metropolis and Hastings would have let the chain's last step pass: 1 for steps short enough."""
     initializer_share: Tensor
@@ -138,6 +140,7 @@ def cooperative_losses(
             gradient_norm=_rms(steepness) * step_size,
             displacement=_rms(refined - start) / step_size,
             magnitude=f_data.detach().abs(),
+            reach=refined.flatten(1).abs().amax(dim=1) / y.abs().amax(),
             acceptance=acceptance,
             initializer_share=(begun * way).sum(dim=1) / way.square().sum(dim=1),
         ),

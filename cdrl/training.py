@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +15,19 @@ from torch import Tensor
 
 from cdrl.checkpoint import save_model
 from cdrl.config import Config, InitializerConfig
-from cdrl.data import TrainingSet
+from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
 from cdrl.mcmc import kernel_named
 from cdrl.model import CDRL
-from cdrl.monitor import DivergenceError, LevelMonitor, summed_over_processes
+from cdrl.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
+from cdrl.networks import FoldedEnergy
 from cdrl.noise import ImageNoise, derive_seed
-from cdrl.objective import Losses, cooperative_losses
+from cdrl.objective import Losses, Network, cooperative_losses
 from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
 from cdrl.sampler import sample, step_adjustment
 
+MAX_ROLLBACKS = 3
 ACCEPTANCE_EVERY = 10
 """Updates between two measurements of the acceptance, which costs a gradient more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -31,9 +36,21 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class CooperativeTrainer:
     """The networks in their engines, and one update of them (Algorithm 1)."""
 
-    def __init__(self, config: Config, data: TrainingSet, shape: tuple[int, ...], num_classes: int, world: World):
+    def __init__(
+        self,
+        config: Config,
+        data: TrainingSet,
+        shape: tuple[int, ...],
+        num_classes: int,
+        world: World,
+        rollbacks: int = 0,
+    ) -> None:
+        """
+        Args:
+            rollbacks: how often the run has been rolled back; each time halves the learning rates.
+        """
         training = config.training
-        self.config, self.data, self.world = config, data, world
+        self.config, self.data, self.world, self.rollbacks = config, data, world, rollbacks
         self.rows = world.rows(training.batch_size, training.accumulation)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = CDRL.from_config(config, shape, num_classes)
@@ -41,17 +58,18 @@ class CooperativeTrainer:
         self.chain_dtype = DTYPES[training.chain_dtype]
 
         def trainee(module: Any, learning_rate: float, head_start: int) -> Trainee:
+            factor = linear_schedule(
+                training.num_steps,
+                training.warmup_steps,
+                head_start,
+                training.decay_fraction,
+                training.decay_floor,
+            )
             return Trainee(
                 module,
                 world,
                 learning_rate=learning_rate,
-                lr_factor=linear_schedule(
-                    training.num_steps,
-                    training.warmup_steps,
-                    head_start,
-                    training.decay_fraction,
-                    training.decay_floor,
-                ),
+                lr_factor=lambda step: 0.5**self.rollbacks * factor(step),
                 gradient_clip=training.gradient_clip,
                 batch_size=training.batch_size,
                 accumulation=training.accumulation,
@@ -73,31 +91,52 @@ class CooperativeTrainer:
         with self.energy.whole() as energy, torch.no_grad():
             energy.power_iteration()
             chain_energy = energy.fold().detach(self.chain_dtype)
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
-        training, initializer = self.config.training, self.config.initializer or InitializerConfig()
+        self._seed_dropout(step)
         for rows in self.rows:
-            x0, label = self.data.batch(step, rows)
-            seeds = [derive_seed(self.config.seed, "train", step, row) for row in rows]
-            losses = cooperative_losses(
-                x0.to(self.world.device),
-                label.to(self.world.device),
-                ImageNoise(seeds, self.world.device),
-                self.schedule,
-                chain_energy,
-                self.energy.engine,
-                None if self.initializer is None else self.initializer.engine,
-                training.langevin_steps,
-                training.label_dropout,
-                pairs=training.pairs,
-                predicts=initializer.predicts,
-                target=initializer.target,
-                measure_acceptance=step % ACCEPTANCE_EVERY == 0,
-            )
+            initializer = None if self.initializer is None else self.initializer.engine
+            losses = self._losses(step, rows, chain_energy, self.energy.engine, initializer)
             yield losses
             self.energy.update(losses.energy)
             if self.initializer is not None:
                 assert losses.initializer is not None
                 self.initializer.update(losses.initializer)
+
+    @torch.no_grad()
+    def rehearsal(self, step: int) -> Losses:
+        """What the weights of this moment make of update ``step``, with nothing learned from it."""
+        self._seed_dropout(step)
+        with contextlib.ExitStack() as stack:
+            energy, *initializer = [stack.enter_context(trainee.whole()) for trainee in self.trainees.values()]
+            chain_energy = energy.fold().detach(self.chain_dtype)
+            return self._losses(step, self.rows[0], chain_energy, energy, *(initializer or [None]))
+
+    def _seed_dropout(self, step: int) -> None:
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
+
+    def _losses(
+        self, step: int, rows: range, chain_energy: FoldedEnergy, energy: Network, initializer: Network | None
+    ) -> Losses:
+        training, settings = self.config.training, self.config.initializer or InitializerConfig()
+        x0, label = self.data.batch(step, rows)
+        try:
+            check_batch(x0, label, self.averaged.num_classes, self.data.elements(step, rows))
+        except DataError as error:
+            raise DataError(f"training data of step {step + 1}: {error}") from None
+        return cooperative_losses(
+            x0.to(self.world.device),
+            label.to(self.world.device),
+            ImageNoise([derive_seed(self.config.seed, "train", step, row) for row in rows], self.world.device),
+            self.schedule,
+            chain_energy,
+            energy,
+            initializer,
+            training.langevin_steps,
+            training.label_dropout,
+            pairs=training.pairs,
+            predicts=settings.predicts,
+            target=settings.target,
+            measure_acceptance=step % ACCEPTANCE_EVERY == 0,
+        )
 
     def samples(self, count: int) -> Tensor:
         """Samples of the averaged model under fixed seeds and classes in turn, [count, *shape]."""
@@ -125,14 +164,17 @@ class CooperativeTrainer:
                 trainee.save(folder, name)
             if self.world.is_main:
                 images = step * self.config.training.batch_size
-                write_json(folder / "state.json", {"step": step, "images": images, "processes": self.world.size})
+                state = {"step": step, "images": images, "processes": self.world.size, "rollbacks": self.rollbacks}
+                write_json(folder / "state.json", state)
 
     def load(self, path: Path) -> int:
         """Take up a checkpoint; returns the number of updates it holds."""
-        step = read_json(path / "state.json")["step"]
+        state = read_json(path / "state.json")
+        self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():
             trainee.load(path, name)
-        return int(step)
+            trainee.refresh_learning_rate()
+        return int(state["step"])
 
     def close(self) -> None:
         """Let go of the engines."""
@@ -160,18 +202,49 @@ def train(
         render: grids [N, *shape] -> one uint8 picture [3, H, W].
 
     Raises:
+        DataError: a sample is not finite or has no valid class id; the message names it.
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
-        DivergenceError: a loss is not finite; the last checkpoint stays as it was.
+        DivergenceError: training has run away, and rolling back is not asked for or has not helped; the last
+            checkpoint stays as it was.
     """
-    training = config.training
-    trainer = CooperativeTrainer(config, data, shape, num_classes, world)
+    data.check_labels(num_classes)
+    rollbacks = 0
+    with stop_requests() as stop_requested:
+        while True:
+            trainer = CooperativeTrainer(config, data, shape, num_classes, world, rollbacks)
+            try:
+                _train(trainer, run, description, add_files, render, stop_requested)
+                return
+            except DivergenceError as error:
+                if config.training.on_divergence == "stop":
+                    raise
+                if trainer.rollbacks == MAX_ROLLBACKS:
+                    raise DivergenceError(f"{error} ({MAX_ROLLBACKS} rollbacks did not help)") from None
+                rollbacks = trainer.rollbacks + 1
+                if world.is_main:
+                    again = f"rollback {rollbacks} of {MAX_ROLLBACKS}, with learning rates halved"
+                    print(f"{error}; {again}", file=sys.stderr, flush=True)
+            finally:
+                trainer.close()
+
+
+def _train(
+    trainer: CooperativeTrainer,
+    run: Run,
+    description: dict[str, Any],
+    add_files: Callable[[Path], None],
+    render: Callable[[Tensor], Tensor],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """The loop of `train`, from the last checkpoint to the end."""
+    world, training = trainer.world, trainer.config.training
     last = run.last_checkpoint()
     step = trainer.load(last[1]) if last else 0
-    log = MetricsLog(run.folder, from_step=step) if world.is_main else None
-    monitor = LevelMonitor(config.schedule.num_levels, world.device)
+    monitor = LevelMonitor(trainer.schedule.num_levels, world.device)
+    watch = DivergenceWatch(trainer.schedule.num_levels, world.device)
+    # A look at a GPU's results waits for it.
+    watch_every = 1 if world.device.type == "cpu" else 10
     loss_sums = torch.zeros(1 + len(trainer.trainees), dtype=torch.float64, device=world.device)
-    progress = progress_bar(training.num_steps, "train", initial=step, shown=world.is_main)
-    started, since = time.monotonic(), step
 
     def export() -> None:
         if world.is_main:
@@ -180,21 +253,26 @@ def train(
                 save_model(folder, trainer.averaged, {**description, "step": step, "images": images})
                 add_files(folder)
 
+    def stop_if_diverged() -> None:
+        trouble = watch.verdict(trainer.averaged.parameters())
+        if trouble is not None:
+            last = run.last_checkpoint()
+            kept = f"the checkpoint of step {last[0]} is kept" if last else "there is no checkpoint before it"
+            raise DivergenceError(f"{run.folder}: diverged at step {step}, {trouble}; {kept}")
+
     def checkpoint() -> None:
+        # The last update has not been seen at work yet.
+        watch.add(trainer.rehearsal(step - 1))
+        stop_if_diverged()
         trainer.save(run.checkpoint_path(step), step)
         if world.is_main:
             run.prune_checkpoints()
         export()
 
-    def stop_if_diverged() -> None:
-        losses_finite = bool(torch.isfinite(summed_over_processes(loss_sums)).all())
-        if not losses_finite or not all(bool(torch.isfinite(p).all()) for p in trainer.averaged.parameters()):
-            raise DivergenceError(
-                f"{run.folder}: losses or weights are not finite at step {step}; lower training.energy_lr or "
-                "schedule.step_coefficient; the checkpoint before it is kept"
-            )
-
-    with stop_requests() as stop_requested:
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
+        progress = stack.enter_context(progress_bar(training.num_steps, "train", initial=step, shown=world.is_main))
+        started, since = time.monotonic(), step
         while True:
             # Done?
             if step >= training.num_steps:
@@ -203,6 +281,7 @@ def train(
             # Update.
             for losses in trainer.step(step):
                 monitor.add(losses.diagnostics)
+                watch.add(losses)
                 loss_sums += torch.stack([torch.ones_like(losses.energy), *losses.values().values()]).double()
             step += 1
             progress.update()
@@ -213,7 +292,7 @@ def train(
             kept = step % training.checkpoint_every == 0 or done or stop
 
             # Diverged?
-            if logged or kept:
+            if step % watch_every == 0 or logged or kept:
                 stop_if_diverged()
 
             # Status.
@@ -241,9 +320,6 @@ def train(
             if kept:
                 checkpoint()
             if stop and not done:
-                progress.close()
-                if log is not None:
-                    log.close()
                 raise Interrupted(
                     f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
                 )
@@ -251,7 +327,3 @@ def train(
     if world.is_main and not (run.model / "config.json").exists():
         export()
     barrier()
-    progress.close()
-    if log is not None:
-        log.close()
-    trainer.close()

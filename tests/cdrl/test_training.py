@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -73,6 +74,10 @@ class Interfering(TrainingSet):
         grids, label = super().batch(step, rows)
         self._act(step, grids)
         return grids, label
+
+
+def nothing(step: int, grids: Tensor) -> None:
+    """No interference."""
 
 
 def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
@@ -271,8 +276,11 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
 def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config()
 
+    asked: list[int] = []
+
     def stop_at_4(step: int, grids: Tensor) -> None:
-        if step == 4:
+        if step == 4 and not asked:
+            asked.append(number)
             os.kill(os.getpid(), number)
 
     previous = signal.getsignal(number)
@@ -281,27 +289,29 @@ def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: P
     assert signal.getsignal(number) is previous
     assert checkpoint_names(tmp_path / "stopped") == ["step_00000003", "step_00000005"]
 
-    def nothing(step: int, grids: Tensor) -> None:
-        pass
-
     train_on(Interfering(config, nothing), config, tmp_path / "stopped")
     train_on(Interfering(config, nothing), config, tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("log_every", "stage"), [(1, 1), (100, 1), (100, 0), (100, 3)])
-def test_data_that_is_not_finite_ends_training_and_spares_the_earlier_checkpoint(
-    tmp_path: Path, log_every: int, stage: int
+@pytest.mark.parametrize(("log_every", "stage"), [(1, 1), (100, 0), (100, 3)])
+def test_weights_that_are_not_finite_end_training_and_spare_the_earlier_checkpoint(
+    tmp_path: Path, log_every: int, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"num_steps": 20, "checkpoint_every": 2, "log_every": log_every}
     config = tiny_config(training=training, deepspeed={"zero_stage": stage})
+    steps = 0
 
-    def spoil_step_3(step: int, grids: Tensor) -> None:
-        if step == 3:
-            grids[0, 0, 0, 0] = float("nan")
+    def spoiled_at_step_4(*arguments: Any, **options: Any) -> Losses:
+        nonlocal steps
+        losses = cooperative_losses(*arguments, **options)
+        steps += torch.is_grad_enabled()
+        return dataclasses.replace(losses, energy=losses.energy * float("nan")) if steps == 4 else losses
 
-    with pytest.raises(DivergenceError, match=r"not finite at step 4; lower training\.energy_lr or"):
-        train_on(Interfering(config, spoil_step_3), config, tmp_path)
+    monkeypatch.setattr("cdrl.training.cooperative_losses", spoiled_at_step_4)
+    message = r"diverged at step 4, .*: lower training\.energy_lr or .*; the checkpoint of step 2 is kept"
+    with pytest.raises(DivergenceError, match=message):
+        train_on(Interfering(config, nothing), config, tmp_path)
     last = Run(tmp_path).last_checkpoint()
     assert last is not None
     assert last[0] == 2
