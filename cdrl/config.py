@@ -105,6 +105,7 @@ class StageOneTrainingConfig(Section):
 
     num_steps: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = Field(default=4.5e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
@@ -181,6 +182,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=256, ge=1)
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K")
+    optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
     energy_lr: float = Field(default=1e-4, gt=0)
     initializer_lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=10_000, ge=0)
@@ -234,6 +236,9 @@ class Config(Section):
             raise ValueError("space: latent needs an autoencoder section")
         if (self.space == "point") != (self.data.name == "checkerboard"):
             raise ValueError("space: point goes with data.name=checkerboard, and only with it")
+        stage_one = None if self.autoencoder is None else self.autoencoder.training
+        if self.deepspeed.zero_stage and "muon" in (self.training.optimizer, stage_one and stage_one.optimizer):
+            raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")
         return self
 
 

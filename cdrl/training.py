@@ -53,6 +53,7 @@ class CooperativeTrainer:
                 batch_size=training.batch_size,
                 accumulation=training.accumulation,
                 ema=training.ema,
+                optimizer=training.optimizer,
                 zero_stage=config.deepspeed.zero_stage,
             )
 
