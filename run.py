@@ -108,7 +108,11 @@ def sample(
     label: Annotated[
         int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Langevin steps a level; 0: initializer alone")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="steps a level; 0: initializer alone")] = None,
+    kernel: Annotated[
+        str | None, typer.Option(help="langevin, or mala or hmc, which accept or reject; the run's own by default")
+    ] = None,
+    leapfrog_steps: Annotated[int | None, typer.Option(min=1, help="gradients in a step of hmc")] = None,
     step_adjustment: Annotated[
         bool | None, typer.Option(help="scale step sizes by sqrt(K / steps), as in the paper's Table 2")
     ] = None,
@@ -120,6 +124,8 @@ def sample(
     Examples:
 
     python run.py sample runs/digits --num-images 16 --label 3
+
+    python run.py sample runs/digits --kernel mala --steps 40
 
     python run.py sample runs/quickstart --num-images 1000 --batch-size 250 --out faces
     """
@@ -136,6 +142,8 @@ def sample(
             steps=steps,
             step_adjustment=step_adjustment,
             denoise=denoise,
+            kernel=kernel,
+            leapfrog_steps=leapfrog_steps,
             batch_size=batch_size,
             progress=True,
         )

@@ -202,12 +202,16 @@ class SamplingConfig(Section):
     """Defaults of sampling (Algorithm 2). ``steps`` a level defaults to ``training.langevin_steps``.
 
     ``step_adjustment`` rescales the step size to s sqrt(K / steps) (Table 2). ``denoise`` is the factor c of the
-    last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none.
+    last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none. ``kernel`` moves the
+    chains: ``langevin``, unadjusted as in the paper; ``mala``, where each image takes or leaves each Langevin step; or
+    ``hmc``, Hamiltonian Monte Carlo with ``leapfrog_steps`` gradients a step.
     """
 
     steps: int | None = Field(default=None, ge=0)
     step_adjustment: bool = False
     denoise: float = Field(default=2.0, ge=0)
+    kernel: Literal["langevin", "mala", "hmc"] = "langevin"
+    leapfrog_steps: int = Field(default=3, ge=1)
 
 
 class DeepSpeedConfig(Section):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdrl.mcmc import recovery, with_gradient
+from cdrl.mcmc import Position, recovery, with_gradient
 from cdrl.model import log_density
 from cdrl.networks import FoldedEnergy
 from cdrl.noise import ImageNoise
@@ -80,27 +80,22 @@ def cooperative_losses(
     start = proposed.detach()
     condition = chain_energy.condition(schedule.logsnr[level], label)
     marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
-    gradient = torch.zeros_like(start)
-
-    def target(grid: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal gradient
-        value, gradient = marginal(grid)
-        return value, gradient
-
-    refined = refine(start, recovery(target, x_next, schedule.precision[level]), step_size, noise, steps)
+    precision = schedule.precision[level]
+    before = refine(Position(start, recovery(marginal, x_next, precision)), step_size, noise, max(steps - 1, 0))
+    refined = refine(before, step_size, noise, min(steps, 1)).y
 
     both = torch.cat([refined, y])
     f_refined, f_data = energy(both, schedule.logsnr[level].repeat(2), label.repeat(2)).chunk(2)
     weight = schedule.loss_weight[level]
-    displacement = refined - start
+    steepness = before.gradient + per_image(precision, start) * (before.y - x_next)
     return Losses(
         energy=(weight * (f_refined - f_data)).mean(),
         initializer=(refined - proposed).flatten(1).square().sum(dim=1).mean(),
         diagnostics=Diagnostics(
             level=level,
             energy_gap=(f_refined - f_data).detach(),
-            gradient_norm=_rms(gradient) * step_size,
-            displacement=_rms(displacement) / step_size,
+            gradient_norm=_rms(steepness) * step_size,
+            displacement=_rms(refined - start) / step_size,
             magnitude=f_data.detach().abs(),
         ),
     )

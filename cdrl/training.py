@@ -15,6 +15,7 @@ from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
+from cdrl.mcmc import kernel_named
 from cdrl.model import CDRL
 from cdrl.monitor import DivergenceError, LevelMonitor, summed_over_processes
 from cdrl.noise import ImageNoise, derive_seed
@@ -103,6 +104,7 @@ class CooperativeTrainer:
             steps=steps,
             step_scale=step_adjustment(trained, steps) if sampling.step_adjustment else 1.0,
             denoise=sampling.denoise,
+            kernel=kernel_named(sampling.kernel, sampling.leapfrog_steps),
         )
 
     def save(self, path: Path, step: int) -> None:

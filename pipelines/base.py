@@ -14,6 +14,7 @@ from torch import Tensor
 from cdrl.checkpoint import load_model
 from cdrl.config import Config, parse_config
 from cdrl.loop import progress_bar
+from cdrl.mcmc import kernel_named
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
@@ -75,7 +76,7 @@ class CDRLPipeline:
         return next(self.model.parameters()).device
 
     def default_steps(self) -> int:
-        """Langevin steps a level unless told otherwise."""
+        """Steps of the chain a level unless told otherwise."""
         steps = self.config.sampling.steps
         return self.config.training.langevin_steps if steps is None else steps
 
@@ -89,6 +90,8 @@ class CDRLPipeline:
         steps: int | None = None,
         step_adjustment: bool | None = None,
         denoise: float | None = None,
+        kernel: str | None = None,
+        leapfrog_steps: int | None = None,
         batch_size: int = 64,
         callback: Callback | None = None,
         progress: bool = False,
@@ -98,19 +101,20 @@ class CDRLPipeline:
         Args:
             seeds: one an image; 0 … num_images - 1 by default. An image depends on its own seed alone.
             label: class id 0 … C-1 for all images, or one an image; None or -1 for no class.
-            steps: Langevin steps a level; 0 leaves the initializer alone.
+            steps: steps of the chain a level; 0 leaves the initializer alone.
             step_adjustment: scale the step size to s sqrt(K / steps), K the steps in training (Table 2).
             denoise: factor c of the last denoising step.
+            kernel: ``langevin``, ``mala`` or ``hmc``, the last with ``leapfrog_steps`` gradients a step.
             callback: sees every move of every batch.
 
         Raises:
-            ValueError: seeds or labels do not fit the number of images, or the model has no such class.
+            ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel.
         """
         chosen = list(range(num_images)) if seeds is None else [int(seed) for seed in seeds]
         if len(chosen) != num_images or num_images < 1:
             raise ValueError(f"seeds: expected one for each of {num_images} images (at least 1), found {len(chosen)}")
         labels = self.model.labels(label, num_images, self.device)
-        options = self._options(steps, step_adjustment, denoise)
+        options = self._options(steps, step_adjustment, denoise, kernel, leapfrog_steps)
         bar = progress_bar(num_images, "sample", unit="image", shown=progress)
         grids = []
         for start in range(0, num_images, batch_size):
@@ -132,7 +136,14 @@ class CDRLPipeline:
         bar.close()
         return Generated(torch.cat(grids), self.decoder)
 
-    def _options(self, steps: int | None, adjust: bool | None, denoise: float | None) -> dict[str, Any]:
+    def _options(
+        self,
+        steps: int | None,
+        adjust: bool | None,
+        denoise: float | None,
+        kernel: str | None,
+        leapfrog_steps: int | None,
+    ) -> dict[str, Any]:
         sampling, trained = self.config.sampling, self.config.training.langevin_steps
         steps = self.default_steps() if steps is None else steps
         adjust = sampling.step_adjustment if adjust is None else adjust
@@ -140,4 +151,8 @@ class CDRLPipeline:
             "steps": steps,
             "step_scale": step_adjustment(trained, steps) if adjust else 1.0,
             "denoise": sampling.denoise if denoise is None else denoise,
+            "kernel": kernel_named(
+                sampling.kernel if kernel is None else kernel,
+                sampling.leapfrog_steps if leapfrog_steps is None else leapfrog_steps,
+            ),
         }

@@ -109,6 +109,13 @@ def test_a_class_that_does_not_exist_is_one_line(arguments: tuple[str, ...], exp
     assert expected in mistake("sample", tmp_path, *arguments)
 
 
+def test_a_kernel_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path)
+    assert "kernel: expected one of langevin, mala, hmc, found 'gibbs'" in mistake(
+        "sample", tmp_path, "--kernel", "gibbs"
+    )
+
+
 def test_a_damaged_model_is_one_line_with_the_file(tmp_path: Path) -> None:
     save_tiny_run(tmp_path)
     (tmp_path / "model" / "energy.safetensors").write_bytes(b"junk")
@@ -162,6 +169,8 @@ def test_options_reach_the_sampler(tmp_path: Path) -> None:
     for options in (("--seed", 3), ("--label", 4), ("--steps", 0), ("--denoise", 0), ("--steps", 9)):
         assert sampled(*options) != base, options
     assert sampled("--steps", 9, "--step-adjustment") != sampled("--steps", 9)
+    assert sampled("--kernel", "mala") != base
+    assert sampled("--kernel", "hmc", "--leapfrog-steps", 4) != sampled("--kernel", "hmc", "--leapfrog-steps", 2)
     # Without a label the classes come in turn: image 0 is of class 0.
     assert sampled("--label", 0)["000000.png"] == base["000000.png"]
 

@@ -106,6 +106,8 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("data.labels=attributes", "data.attributes must name attributes if, and only if"),
         ("data.attributes=[Smiling]", "data.attributes must name attributes if, and only if"),
         ("autoencoder.objective.perceptual=lpips", "autoencoder.objective.lpips_weights must name the folder"),
+        ("sampling.kernel=gibbs", "sampling.kernel: "),
+        ("sampling.leapfrog_steps=0", "sampling.leapfrog_steps: "),
         ("training=fast", "training: "),
         ("training", "override 'training': expected section.key=value"),
         ("=3", "override '=3': expected section.key=value"),
