@@ -15,7 +15,7 @@ from autoencoder.lite0 import Lite0
 from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
-from cdrl.config import Config, load_config
+from cdrl.config import load_config
 from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
 from cdrl.processes import process_count, run_on_all
