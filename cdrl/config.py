@@ -83,6 +83,7 @@ class ReconstructionConfig(Section):
     """
 
     reconstruction: Literal["l1", "l2", "sum"] = "l1"
+    center_weight: float = Field(default=0.0, ge=0, description="excess weight of the middle over the rim; 0: none")
     perceptual: Literal["none", "lpips", "lite0"] = "none"
     perceptual_weight: float = Field(default=1.0, ge=0)
     lpips_weights: Path | None = None
