@@ -130,19 +130,35 @@ class AutoencoderConfig(Section):
 class ScheduleConfig(Section):
     """Noise levels and Langevin step sizes: s_t^2 = step_coefficient * r_t * sigma_{t+1}^2 (eq. 16, 19, 20).
 
-    ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar`` (images), 1 for ``constant`` (2-D points).
+    ``kind`` is CDRL's ``cosine`` schedule between ``logsnr_max`` and ``logsnr_min``, or ``drl``, that of its
+    predecessor: a linear beta from 1e-4 to 0.02 over 1000 steps, cut at 0, 100, …, 500 and 999 for six levels. Fewer
+    levels divide its first half, more divide its second (the CDRL paper's DRL-T8 has eight). ``step_coefficient``
+    begins at each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar``
+    (images), 1 for ``constant`` (2-D points).
     """
 
+    kind: Literal["cosine", "drl"] = "cosine"
     num_levels: int = Field(default=6, ge=2)
     logsnr_max: float = 9.8
     logsnr_min: float = -5.1
     step_coefficient: float = Field(default=4e-4, gt=0)
     step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_coefficient(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "drl":
+            return {"step_coefficient": 2e-4, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.logsnr_max <= self.logsnr_min:
             raise ValueError("schedule.logsnr_max must exceed schedule.logsnr_min")
+        if self.kind == "drl" and (self.logsnr_max, self.logsnr_min) != (9.8, -5.1):
+            raise ValueError("schedule.logsnr_max and logsnr_min are for kind cosine: leave them out for kind drl")
+        if self.kind == "drl" and self.num_levels > 500:
+            raise ValueError("schedule.num_levels must be at most 500 for kind drl, which is cut out of 1000 steps")
         return self
 
 
@@ -166,6 +182,9 @@ class InitializerConfig(Section):
     """The initializer (Appendix A.1): a U-Net on grids, an MLP on 2-D points.
 
     ``conditional: false`` keeps it unconditional while the energy is conditional, as for composition (sec. 4.5).
+    ``predicts`` is what the network's output stands for: ``y``, the mean of the proposal; or the clean image ``x0`` or
+    the whole noise ``epsilon`` of x_{t+1}, turned into that mean (Appendix G.1). ``target`` is what the proposal is
+    regressed on: ``refined``, where its own chain ends (eq. 8), or ``data``, the true y_t (Appendix G.2).
     """
 
     channels: int = Field(default=64, ge=8, multiple_of=2)
@@ -174,16 +193,23 @@ class InitializerConfig(Section):
     attention_resolutions: tuple[int, ...] = (16, 8)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     conditional: bool = True
+    predicts: Literal["y", "x0", "epsilon"] = "y"
+    target: Literal["refined", "data"] = "refined"
 
 
 class TrainingConfig(Section):
-    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes."""
+    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes.
+
+    ``pairs`` says how x_{t+1} is made: of the noise in x_t (``shared_noise``, eq. 9), or of x_t by one more step of
+    noise (``independent_noise``, the true joint, as in DRL).
+    """
 
     num_steps: int = Field(default=400_000, ge=1)
     batch_size: int = Field(default=256, ge=1)
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K")
     optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
+    pairs: Literal["shared_noise", "independent_noise"] = "shared_noise"
     energy_lr: float = Field(default=1e-4, gt=0)
     initializer_lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=10_000, ge=0)
@@ -222,7 +248,10 @@ class DeepSpeedConfig(Section):
 
 
 class Config(Section):
-    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points."""
+    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points.
+
+    ``initializer: null`` leaves the initializer out, as in DRL: chains start at x_{t+1} itself.
+    """
 
     space: Literal["pixel", "latent", "point"]
     seed: int = Field(default=0, ge=0)
@@ -230,7 +259,7 @@ class Config(Section):
     autoencoder: AutoencoderConfig | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     energy: EnergyConfig = EnergyConfig()
-    initializer: InitializerConfig = InitializerConfig()
+    initializer: InitializerConfig | None = InitializerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
@@ -244,6 +273,8 @@ class Config(Section):
         stage_one = None if self.autoencoder is None else self.autoencoder.training
         if self.deepspeed.zero_stage and "muon" in (self.training.optimizer, stage_one and stage_one.optimizer):
             raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")
+        if self.initializer is None and self.sampling.steps == 0:
+            raise ValueError("sampling.steps=0 leaves the initializer alone, but initializer is null")
         return self
 
 

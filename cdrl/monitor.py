@@ -18,20 +18,23 @@ class DivergenceError(RuntimeError):
 
 
 class LevelMonitor:
-    """Running means of `Diagnostics` a level."""
+    """Running means a level of what was measured of `Diagnostics`."""
 
     def __init__(self, num_levels: int, device: torch.device) -> None:
-        self._sums = torch.zeros(1 + len(MONITORS), num_levels, dtype=torch.float64, device=device)
+        # Sums, and below them how many values they have.
+        self._sums = torch.zeros(2 * len(MONITORS), num_levels, dtype=torch.float64, device=device)
 
     def add(self, diagnostics: Diagnostics) -> None:
         """Add one batch."""
-        values = [torch.ones_like(diagnostics.energy_gap), *(getattr(diagnostics, name) for name in MONITORS)]
-        self._sums.index_add_(1, diagnostics.level, torch.stack(values).double())
+        values = torch.stack([getattr(diagnostics, name) for name in MONITORS])
+        measured = ~values.isnan()
+        both = torch.cat([torch.where(measured, values, 0), measured])
+        self._sums.index_add_(1, diagnostics.level, both.double())
 
     def means(self) -> dict[str, list[float]]:
-        """Mean a level since the last call, over all processes; NaN where a level was not drawn."""
-        sums = summed_over_processes(self._sums)
-        means = (sums[1:] / sums[0]).tolist()
+        """Mean a level since the last call, over all processes; NaN where nothing was measured."""
+        sums, counts = summed_over_processes(self._sums).chunk(2)
+        means = (sums / counts).tolist()
         self._sums.zero_()
         return dict(zip(MONITORS, means, strict=True))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdrl.checkpoint import save_model
-from cdrl.config import Config
+from cdrl.config import Config, InitializerConfig
 from cdrl.data import TrainingSet
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
@@ -23,11 +23,13 @@ from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
 from cdrl.sampler import sample, step_adjustment
 
+ACCEPTANCE_EVERY = 10
+"""Updates between two measurements of the acceptance, which costs a gradient more."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CooperativeTrainer:
-    """Both networks in their engines, and one update of both (Algorithm 1)."""
+    """The networks in their engines, and one update of them (Algorithm 1)."""
 
     def __init__(self, config: Config, data: TrainingSet, shape: tuple[int, ...], num_classes: int, world: World):
         training = config.training
@@ -59,10 +61,13 @@ class CooperativeTrainer:
             )
 
         self.energy = trainee(model.energy, training.energy_lr, 0)
-        self.initializer = trainee(model.initializer, training.initializer_lr, training.initializer_head_start)
-        self.averaged = CDRL(
-            model.schedule, self.energy.averaged.eval(), self.initializer.averaged.eval(), shape, num_classes
-        )
+        self.initializer: Trainee | None = None
+        self.trainees = {"energy": self.energy}
+        if model.initializer is not None:
+            self.initializer = trainee(model.initializer, training.initializer_lr, training.initializer_head_start)
+            self.trainees["initializer"] = self.initializer
+        initializer = None if self.initializer is None else self.initializer.averaged.eval()
+        self.averaged = CDRL(model.schedule, self.energy.averaged.eval(), initializer, shape, num_classes)
 
     def step(self, step: int) -> Iterator[Losses]:
         """Update ``step`` (from 0): the losses of each micro-batch, before they are applied."""
@@ -70,6 +75,7 @@ class CooperativeTrainer:
             energy.power_iteration()
             chain_energy = energy.fold().detach(self.chain_dtype)
         torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
+        training, initializer = self.config.training, self.config.initializer or InitializerConfig()
         for rows in self.rows:
             x0, label = self.data.batch(step, rows)
             seeds = [derive_seed(self.config.seed, "train", step, row) for row in rows]
@@ -80,13 +86,19 @@ class CooperativeTrainer:
                 self.schedule,
                 chain_energy,
                 self.energy.engine,
-                self.initializer.engine,
-                self.config.training.langevin_steps,
-                self.config.training.label_dropout,
+                None if self.initializer is None else self.initializer.engine,
+                training.langevin_steps,
+                training.label_dropout,
+                pairs=training.pairs,
+                predicts=initializer.predicts,
+                target=initializer.target,
+                measure_acceptance=step % ACCEPTANCE_EVERY == 0,
             )
             yield losses
             self.energy.update(losses.energy)
-            self.initializer.update(losses.initializer)
+            if self.initializer is not None:
+                assert losses.initializer is not None
+                self.initializer.update(losses.initializer)
 
     def samples(self, count: int) -> Tensor:
         """Samples of the averaged model under fixed seeds and classes in turn, [count, *shape]."""
@@ -110,8 +122,8 @@ class CooperativeTrainer:
     def save(self, path: Path, step: int) -> None:
         """Write a checkpoint after ``step`` updates; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
-            self.energy.save(folder, "energy")
-            self.initializer.save(folder, "initializer")
+            for name, trainee in self.trainees.items():
+                trainee.save(folder, name)
             if self.world.is_main:
                 images = step * self.config.training.batch_size
                 write_json(folder / "state.json", {"step": step, "images": images, "processes": self.world.size})
@@ -119,14 +131,14 @@ class CooperativeTrainer:
     def load(self, path: Path) -> int:
         """Take up a checkpoint; returns the number of updates it holds."""
         step = read_json(path / "state.json")["step"]
-        self.energy.load(path, "energy")
-        self.initializer.load(path, "initializer")
+        for name, trainee in self.trainees.items():
+            trainee.load(path, name)
         return int(step)
 
     def close(self) -> None:
         """Let go of the engines."""
-        self.energy.close()
-        self.initializer.close()
+        for trainee in self.trainees.values():
+            trainee.close()
 
 
 def train(
@@ -141,7 +153,7 @@ def train(
     render: Callable[[Tensor], Tensor],
     world: World,
 ) -> None:
-    """Train both networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
+    """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
 
     Args:
         description: what the model's config.json shall hold beside the model's own facts.
@@ -158,7 +170,7 @@ def train(
     step = trainer.load(last[1]) if last else 0
     log = MetricsLog(run.folder, from_step=step) if world.is_main else None
     monitor = LevelMonitor(config.schedule.num_levels, world.device)
-    loss_sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+    loss_sums = torch.zeros(1 + len(trainer.trainees), dtype=torch.float64, device=world.device)
     progress = progress_bar(training.num_steps, "train", initial=step, shown=world.is_main)
     started, since = time.monotonic(), step
 
@@ -192,8 +204,7 @@ def train(
             # Update.
             for losses in trainer.step(step):
                 monitor.add(losses.diagnostics)
-                values = [losses.energy.detach(), losses.initializer.detach(), torch.ones_like(losses.energy)]
-                loss_sums += torch.stack(values).double()
+                loss_sums += torch.stack([torch.ones_like(losses.energy), *losses.values().values()]).double()
             step += 1
             progress.update()
             done = step == training.num_steps
@@ -208,16 +219,13 @@ def train(
 
             # Status.
             if logged:
-                energy_loss, initializer_loss, count = summed_over_processes(loss_sums).tolist()
+                count, *sums = summed_over_processes(loss_sums).tolist()
+                losses_mean = dict(zip(losses.values(), (total / count for total in sums), strict=True))
                 loss_sums.zero_()
                 means = monitor.means()
                 if log is not None:
                     rate = (step - since) * training.batch_size / (time.monotonic() - started)
                     started, since = time.monotonic(), step
-                    losses_mean = {
-                        "energy_loss": energy_loss / count,
-                        "initializer_loss": initializer_loss / count,
-                    }
                     images = step * training.batch_size
                     log.write(step, {"images": images, **losses_mean, **means, "images_per_second": rate})
                     progress.set_postfix(

@@ -108,7 +108,8 @@ class CDRLPipeline:
             callback: sees every move of every batch.
 
         Raises:
-            ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel.
+            ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
+                nothing would move the images.
         """
         chosen = list(range(num_images)) if seeds is None else [int(seed) for seed in seeds]
         if len(chosen) != num_images or num_images < 1:
@@ -146,6 +147,8 @@ class CDRLPipeline:
     ) -> dict[str, Any]:
         sampling, trained = self.config.sampling, self.config.training.langevin_steps
         steps = self.default_steps() if steps is None else steps
+        if not steps and self.model.initializer is None:
+            raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
         adjust = sampling.step_adjustment if adjust is None else adjust
         return {
             "steps": steps,

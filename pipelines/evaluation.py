@@ -70,7 +70,8 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
     }
     seeds = range(seed, seed + num_images)
     labels = labels_in_turn(pipeline, seeds)
-    for name, steps in (("samples", None), ("initializer", 0)):
+    alone = {} if pipeline.model.initializer is None else {"initializer": 0}
+    for name, steps in {"samples": None, **alone}.items():
         images = pipeline(num_images, seeds=seeds, label=labels, steps=steps, progress=True).tensors.cpu()
         read, accepted = judge.read(images)
         figures[f"accuracy_{name}"] = (read == torch.tensor(labels)).float().mean().item()

@@ -15,7 +15,7 @@ from autoencoder.lite0 import Lite0
 from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
-from cdrl.config import load_config
+from cdrl.config import ConfigError, load_config
 from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
 from cdrl.processes import process_count, run_on_all
@@ -47,6 +47,8 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
     ``short`` rehearses every step in about a minute, on few images and for few updates.
     """
     config = load_config(config_path, SHORT if short else ())
+    if config.initializer is None:
+        raise ConfigError(f"{config_path}: the quickstart's figures need an initializer, but initializer is null")
     seconds: dict[str, float] = {}
 
     @contextmanager

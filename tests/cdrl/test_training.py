@@ -21,6 +21,7 @@ from cdrl.data import TrainingSet
 from cdrl.engine import start
 from cdrl.loop import Interrupted
 from cdrl.monitor import MONITORS, DivergenceError
+from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import Run, load_tensors
 from cdrl.training import CooperativeTrainer, train
 from pipelines import CDRLPipeline
@@ -34,6 +35,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     return {
         f"{network}.{name}": tensor
         for network in ("energy", "initializer")
+        if (run / "model" / f"{network}.safetensors").exists()
         for name, tensor in load_tensors(run / "model" / f"{network}.safetensors").items()
     }
 
@@ -135,6 +137,42 @@ def test_a_run_taken_up_from_its_checkpoint_equals_an_uninterrupted_one(tmp_path
     run_stage_two(config, crashed)
     assert_same_run(crashed, whole)
     assert checkpoint_names(crashed) == ["step_00000003", "step_00000006"]
+
+
+def test_a_run_without_initializer_trains_saves_and_resumes_the_energy_alone(tmp_path: Path) -> None:
+    config = tiny_config(initializer=None, training={"pairs": "independent_noise"}, schedule={"kind": "drl"})
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    run_stage_two(config, whole)
+    assert not list(whole.rglob("*initializer*"))
+    assert all("initializer_loss" not in line for line in metrics(whole))
+    shutil.copytree(whole, crashed)
+    shutil.rmtree(crashed / "model")
+    shutil.rmtree(crashed / "samples")
+    shutil.rmtree(crashed / "checkpoints" / "step_00000006")
+    run_stage_two(config, crashed)
+    assert_same_run(crashed, whole)
+
+
+def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def remember(*arguments: Any, **options: Any) -> Losses:
+        seen.update(options)
+        return cooperative_losses(*arguments, **options)
+
+    monkeypatch.setattr("cdrl.training.cooperative_losses", remember)
+    initializer = {"predicts": "epsilon", "target": "data"}
+    trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
+    try:
+        for _ in trainer.step(0):
+            pass
+        assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
+        assert seen["measure_acceptance"]
+        for _ in trainer.step(1):
+            pass
+        assert not seen["measure_acceptance"]
+    finally:
+        trainer.close()
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,27 @@ def test_the_runs_configuration_may_name_the_kernel(pipeline: CDRLPipeline) -> N
     assert not torch.equal(other(2, kernel="mala").grids, expected)
 
 
+def test_a_run_without_initializer_samples_from_its_chains_alone(tmp_path: Path) -> None:
+    """Langevin from x_{t+1} itself, with no noise of a proposal; nothing of an initializer is on disk."""
+    model = save_tiny_run(tmp_path, config=tiny_config(initializer=None))
+    assert model.initializer is None
+    assert not (tmp_path / "model" / "initializer.safetensors").exists()
+    pipeline = CDRLPipeline.from_pretrained(tmp_path)
+    assert pipeline.model.initializer is None
+    starts: dict[int, Tensor] = {}
+    ends: dict[int, Tensor] = {}
+
+    def remember(*, level: int, step: int, y: Tensor) -> None:
+        (ends if step else starts)[level] = y
+
+    pipeline(3, label=1, steps=1, callback=remember)
+    noise = ImageNoise([derive_seed("sample", seed) for seed in range(3)])
+    torch.testing.assert_close(starts[1], noise.normal((1, 8, 8)))
+    torch.testing.assert_close(starts[0], ends[1])
+    with pytest.raises(ValueError, match="steps: 0 leaves the initializer alone, but this run has none"):
+        pipeline(3, steps=0)
+
+
 def test_defaults_come_from_the_runs_configuration(pipeline: CDRLPipeline) -> None:
     moves: list[tuple[int, int]] = []
 
