@@ -90,16 +90,17 @@ def read_tensors(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]:
             stored = _checked(path, name, value, StoredTensor)
             try:
                 content = bytearray(archive.read(f"{folder}/data/{stored.record}"))
-                flat = torch.frombuffer(content, dtype=stored.dtype)
+                # Bytes first: asked for numbers that the bytes do not make up, frombuffer loses count of its buffers.
+                flat = torch.frombuffer(content, dtype=torch.uint8).view(stored.dtype)
                 tensors[name] = flat.as_strided(stored.size, stored.stride, stored.offset).clone()
             except Exception as error:
-                raise RunError(f"{path}: '{name}' is damaged ({' '.join(str(error).split())})") from None
+                raise RunError(f"{path}: {name!r} is damaged ({' '.join(str(error).split())})") from None
     return tensors
 
 
 def _checked(path: Path, name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise RunError(f"{path}: '{name}' is not a tensor of floating-point numbers")
+        raise RunError(f"{path}: {name!r} is not a tensor of floating-point numbers")
     return value
 
 

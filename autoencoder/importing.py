@@ -137,7 +137,7 @@ def _read_diffusers(folder: Path) -> tuple[State, int | None]:
     # Two things that shape the network and leave no trace in its weights.
     for name, known in (("norm_num_groups", (32,)), ("act_fn", ("silu", "swish"))):
         if config.get(name, known[0]) not in known:
-            raise RunError(f"{path}: '{name}' is {config[name]!r}, only {known[0]!r} can be imported")
+            raise RunError(f"{path}: {name!r} is {config[name]!r}, only {known[0]!r} can be imported")
     file = next((folder / name for name in _DIFFUSERS_WEIGHTS if (folder / name).exists()), None)
     if file is None:
         raise RunError(f"{folder}: expected {_DIFFUSERS_WEIGHTS[0]} there")
@@ -179,7 +179,7 @@ def _fitted(weights: State, size: int) -> Autoencoder:
         raise ValueError(_lacks_and_holds(expected.keys() - weights.keys(), weights.keys() - expected.keys()))
     for name, value in weights.items():
         if value.shape != expected[name].shape:
-            raise ValueError(f"'{name}' is {list(value.shape)}, expected {list(expected[name].shape)}")
+            raise ValueError(f"{name!r} is {list(value.shape)}, expected {list(expected[name].shape)}")
     autoencoder.load_state_dict(weights)
     return autoencoder
 
@@ -191,7 +191,7 @@ def _sizes(weights: State, size: int) -> tuple[BottleneckConfig, int]:
         if name not in weights:
             raise ValueError(_lacks_and_holds({name}, set()))
         if weights[name].ndim < 2:
-            raise ValueError(f"'{name}' is {list(weights[name].shape)}, expected a layer's weight")
+            raise ValueError(f"{name!r} is {list(weights[name].shape)}, expected a layer's weight")
         return weights[name].shape[0], weights[name].shape[1]
 
     channels, image_channels = shape("encoder.conv_in.weight")
@@ -228,7 +228,7 @@ def _lacks_and_holds(missing: Set[str], unexpected: Set[str]) -> str:
 
     def some(names: Set[str]) -> str:
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        return ", ".join(f"'{name}'" for name in sorted(names)[:4]) + more
+        return ", ".join(f"{name!r}" for name in sorted(names)[:4]) + more
 
     parts = [f"{verb} {some(names)}" for verb, names in (("lacks", missing), ("also holds", unexpected)) if names]
     return f"not a first stage that can be imported: it {' and '.join(parts)}"

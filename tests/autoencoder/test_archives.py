@@ -182,3 +182,7 @@ def test_a_tensor_that_reaches_beyond_its_record_is_refused(tmp_path: Path) -> N
         read_tensors(path, {"a": stored._replace(size=(5,))})
     with pytest.raises(RunError, match="'a' is damaged"):
         read_tensors(path, {"a": stored._replace(record="7")})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x/data/cut", b"123")
+    with pytest.raises(RunError, match="'a' is damaged"):
+        read_tensors(path, {"a": stored._replace(record="cut")})
