@@ -188,6 +188,42 @@ def import_cdrl(
         make_run(checkpoint, run, average=not raw, image_size=image_size)
 
 
+@app.command("import-autoencoder")
+def import_autoencoder(
+    path: Annotated[
+        Path, typer.Argument(help="checkpoint of latent diffusion or taming (.ckpt, .safetensors), or diffusers folder")
+    ],
+    run: Annotated[Path, typer.Argument(help="run folder to make")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="take the raw weights where the checkpoint has a moving average too")
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="side of the images; by default what the checkpoint says, or else 256")
+    ] = None,
+) -> None:
+    """Turn a published first stage (VQ or KL) into a run that encode and train use like one of yours.
+
+    Examples:
+
+    python run.py import-autoencoder vq-f4/model.ckpt runs/vq-f4
+
+    python run.py import-autoencoder stable-diffusion/vae runs/kl-f8 --image-size 256
+
+    python run.py encode configs/celebahq256_vq_f4.yaml autoencoder.run=runs/vq-f4
+    """
+    with _clear_errors():
+        from pipelines.importing import import_autoencoder as make_run
+
+        first_stage = make_run(path, run, average=not raw, image_size=image_size)
+        image = (first_stage.image_channels, first_stage.image_size, first_stage.image_size)
+        latent = first_stage.latent_shape
+        typer.echo(f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})")
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in sizes)
+
+
 def _run_folder(config: Path, run: Path | None) -> Path:
     return Path("runs") / config.stem if run is None else run
 

@@ -60,7 +60,9 @@ class DataConfig(Section):
 class BottleneckConfig(Section):
     """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
 
-    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution.
+    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution. Encoder
+    and decoder speak in ``z_channels`` where published models have more or fewer of them than ``latent_channels``:
+    1x1 convolutions turn the ones into the others.
     """
 
     bottleneck: Literal["kl", "vq"] = "kl"
@@ -70,6 +72,7 @@ class BottleneckConfig(Section):
     num_blocks: int = Field(default=2, ge=1)
     attention_resolutions: tuple[int, ...] = ()
     latent_channels: int = Field(default=3, ge=1)
+    z_channels: int | None = Field(default=None, ge=1)
     codebook_size: int = Field(default=8192, ge=2)
 
 

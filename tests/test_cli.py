@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import run as door
-from autoencoder.checkpoint import save_autoencoder
+from autoencoder.checkpoint import load_autoencoder, save_autoencoder
+from cdrl.data import read_shards
 from cdrl.runs import Run
-from tests.helpers import save_tiny_run, start_command, tiny_autoencoder, tiny_config, tiny_values, write_config
+from tests.helpers import (
+    FIXTURES,
+    save_tiny_run,
+    start_command,
+    tiny_autoencoder,
+    tiny_config,
+    tiny_values,
+    write_config,
+)
+from tests.published import Sizes, published_model
 
 VERBS = sorted(command.name or "" for command in door.app.registered_commands)
 
@@ -120,6 +131,61 @@ def test_a_damaged_model_is_one_line_with_the_file(tmp_path: Path) -> None:
     save_tiny_run(tmp_path)
     (tmp_path / "model" / "energy.safetensors").write_bytes(b"junk")
     assert "energy.safetensors: not a whole safetensors file" in mistake("sample", tmp_path)
+
+
+def test_an_imported_first_stage_encodes(tmp_path: Path) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"
+    result = call("import-autoencoder", FIXTURES / "diffusers_kl_tiny", first, "--image-size", "8")
+    assert result.output == f"{first}: images 3 x 8 x 8 to latents 4 x 2 x 2 (kl)\n"
+    values = tiny_values(
+        space="latent", data={"channels": 3, "labels": "none"}, autoencoder={"run": str(tmp_path / "other")}
+    )
+    config = write_config(tmp_path / "latent.yaml", values)
+    assert call("encode", config, f"autoencoder.run={first}", "--run", run).exit_code == 0
+    latents = read_shards(run / "latents" / "test")
+    assert latents.grids.shape[1:] == (4, 2, 2)
+    assert torch.allclose(torch.tensor(latents.metadata["mean"]), latents.grids.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+def test_the_raw_weights_of_a_first_stage_are_asked_for(tmp_path: Path) -> None:
+    state = published_model(Sizes()).state_dict()
+    shadow = {f"model_ema.{name.replace('.', '')}": value + 1 for name, value in state.items()}
+    torch.save({"state_dict": {**state, **shadow}}, tmp_path / "model.ckpt")
+    for options, shift in (((), 1), (("--raw",), 0)):
+        run = tmp_path / f"run{shift}"
+        assert call("import-autoencoder", tmp_path / "model.ckpt", run, *options).exit_code == 0
+        kept = load_autoencoder(run / "model").state_dict()
+        assert all(torch.equal(kept[name], value + shift) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("nowhere.ckpt", "nowhere.ckpt: no such file"),
+        ("nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("official_uncond_tiny.pth.tar", "a CDRL checkpoint, not a first stage; python run.py import-cdrl reads it"),
+        ("official_uncond_tiny.npz", "not a whole checkpoint that can be read without executing code"),
+        ("schedule.json", "not a whole checkpoint that can be read without executing code"),
+        (".", "expected config.json and diffusion_pytorch_model.safetensors of a diffusers AutoencoderKL there"),
+        ("damaged.ckpt", "not a whole checkpoint that can be read without executing code"),
+        ("damaged.safetensors", "not a whole safetensors file"),
+    ],
+)
+def test_a_first_stage_that_cannot_be_imported_is_one_line_and_leaves_nothing(
+    source: str, expected: str, tmp_path: Path
+) -> None:
+    path = FIXTURES / source
+    if source.startswith("damaged"):
+        path = tmp_path / source
+        path.write_bytes((FIXTURES / "compvis_vq_f4_tiny.ckpt").read_bytes()[:100_000])
+    assert expected in mistake("import-autoencoder", path, tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_first_stage_is_not_imported_over_another_run(tmp_path: Path) -> None:
+    line = mistake("import-autoencoder", FIXTURES / "diffusers_kl_tiny", tmp_path)
+    assert line.endswith("exists already; name another folder")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [("--num-images", "0"), ("--steps", "-1"), ("--label", "seven"), ("--nonsense",)])
