@@ -18,7 +18,6 @@ from autoencoder.training import pairs_picture
 from cdrl.config import ConfigError, load_config
 from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
-from cdrl.processes import process_count, run_on_all
 from cdrl.runs import write_json
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
@@ -64,7 +63,7 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
     with timed("encode"):
         run_encoding(config, run)
     with timed("stage_two"):
-        run_on_all(run_stage_two, config, run, processes=process_count(config.training.batch_size))
+        run_stage_two(config, run)
     with timed("figures"):
         steps = 20 if short else JUDGE_STEPS
         figures = compute_figures(run, train, test, judge_steps=steps)
