@@ -190,7 +190,7 @@ def _sizes(weights: State, size: int) -> tuple[BottleneckConfig, int]:
     def shape(name: str) -> tuple[int, int]:
         if name not in weights:
             raise ValueError(_lacks_and_holds({name}, set()))
-        if weights[name].ndim < 2:
+        if weights[name].ndim < 2 or not weights[name].numel():
             raise ValueError(f"{name!r} is {list(weights[name].shape)}, expected a layer's weight")
         return weights[name].shape[0], weights[name].shape[1]
 

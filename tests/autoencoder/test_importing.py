@@ -301,6 +301,13 @@ def test_weights_that_do_not_fit_are_named(
         load_published_autoencoder(path)
 
 
+def test_an_empty_weight_is_named(small: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({**small.state_dict(), "encoder.conv_in.weight": torch.ones(0, 3, 3, 3)}, path)
+    with pytest.raises(RunError, match=r"'encoder\.conv_in\.weight' is \[0, 3, 3, 3\]"):
+        load_published_autoencoder(path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
