@@ -72,13 +72,13 @@ def test_no_verb_shows_the_help() -> None:
     assert "Usage" in call().output
 
 
-@pytest.mark.parametrize("verb", ["sample", "judge"])
+@pytest.mark.parametrize("verb", ["sample", "judge", "chains", "interpolate --from-seed 1 --to-seed 2"])
 def test_a_missing_run_is_one_line(verb: str, tmp_path: Path) -> None:
-    line = mistake(verb, tmp_path / "nowhere")
+    line = mistake(*verb.split(), tmp_path / "nowhere")
     assert "nowhere: no trained model there; train it with: python run.py train" in line
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "train-autoencoder"])
+@pytest.mark.parametrize("verb", ["train", "encode", "train-autoencoder", "compare"])
 def test_a_missing_config_is_one_line(verb: str, tmp_path: Path) -> None:
     assert mistake(verb, tmp_path / "nowhere.yaml").endswith("nowhere.yaml: no such config file")
 
@@ -246,3 +246,43 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path: Path, monkeypatc
     result = call("sample", tmp_path / "nowhere")
     assert result.exit_code == 1
     assert "no trained model there" in str(result.exception)
+
+
+def test_runs_are_compared_side_by_side_and_one_that_fails_is_a_row(tmp_path: Path) -> None:
+    values = tiny_values(space="point", data={"name": "checkerboard", "labels": "none"})
+    steady = write_config(tmp_path / "steady.yaml", values)
+    wild = write_config(
+        tmp_path / "wild.yaml", {**values, "training": {**values["training"], "energy_lr": 1e30, "warmup_steps": 0}}
+    )
+    runs = tmp_path / "runs"
+    result = call("compare", wild, steady, "--images", "24", "--samples", "10", "--processes", "2", "--runs", runs)
+    assert result.exit_code == 0, result.output
+    assert "24 training images a run, seed 0. Figures of 10 samples" in result.stdout
+    lines = {line.split(" | ")[0]: line for line in result.stdout.splitlines()}
+    assert re.search(r"seed 0: DivergenceError: .*wild/seed_0: losses or weights are not finite", lines["| wild"])
+    assert re.fullmatch(r"\| steady \| [01]\.\d{3} \| [01]\.\d{3} \| \d+ \| \d+ \|  \|", lines["| steady"])
+    assert (runs / "comparison.md").read_text() in result.stdout
+    assert (runs / "steady" / "seed_0" / "model" / "energy.safetensors").exists()
+
+
+def test_settings_that_cannot_be_compared_are_one_line(config: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert "images: 9 are no whole number of batches" in mistake("compare", config, "--images", "9", "--runs", runs)
+    assert "seeds: expected different whole numbers" in mistake("compare", config, "--seeds", "0-3", "--runs", runs)
+    assert not runs.exists()
+
+
+def test_chains_and_interpolations_are_pictures_below_the_run(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path)
+    result = call("chains", tmp_path, "--num-images", "2", "--steps", "4", "--every", "2", "--kernel", "mala")
+    assert result.exit_code == 0, result.output
+    assert re.match(r"level 1: mean \|y\| drifts by [+-]\d\.\d{4}, accepted [01]\.\d{3}\nlevel 0: ", result.stdout)
+    assert sorted(path.name for path in (tmp_path / "chains").iterdir()) == [
+        "mala_4_steps_level_0.json",
+        "mala_4_steps_level_0.png",
+    ]
+    result = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "4")
+    assert result.stdout == f"{tmp_path / 'interpolations' / '3_to_8.png'}\n"
+    assert "level: expected 0 … 1, found 2" in mistake("chains", tmp_path, "--level", "2")
+    refused = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "1")
+    assert refused.exit_code == 2
