@@ -283,6 +283,23 @@ def interpolate(
         typer.echo(str(picture))
 
 
+@app.command("density")
+def density(
+    run: RunFolder,
+    num_samples: Annotated[int, typer.Option(min=100, help="samples to be compared with the truth")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first sample")] = 0,
+) -> None:
+    """Compare what a run of 2-D points has learned with the true density, level by level, in figures and a picture.
+
+    Example: python run.py density runs/checkerboard
+    """
+    with _clear_errors():
+        from pipelines.density import density_report, density_table
+
+        typer.echo(density_table(density_report(run, num_samples, seed)))
+        typer.echo(f"picture and figures in {run / 'density.png'} and {run / 'density.json'}")
+
+
 @app.command("import-cdrl")
 def import_cdrl(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint as the paper's authors publish it, .pth.tar")],

@@ -163,6 +163,18 @@ class CDRLPipeline:
         bar.close()
         return Generated(torch.cat(grids), self.decoder)
 
+    def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
+        """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].
+
+        Args:
+            log_z: log normalizer of the level's energy, as `cdrl.annealing.log_normalizer` brackets it or
+                ``run.py density`` reports it; without it the answer is right up to a constant.
+        """
+        alpha_y = self.model.schedule.alpha_y[level].to(points.device)
+        value = self.model.conditioned(label).log_density(alpha_y * points, level)
+        # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
+        return value - log_z + points[0].numel() * alpha_y.log()
+
     def _options(
         self,
         steps: int | None,
