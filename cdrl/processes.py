@@ -141,13 +141,17 @@ def _by_itself(sending: Connection, job: Callable[..., None], arguments: tuple[A
     try:
         job(*arguments)
     except (Interrupted, KeyboardInterrupt) as stop:
-        sending.send(str(stop) or "stopped")
-        sys.exit(_INTERRUPTED)
+        _end(sending, str(stop) or "stopped", _INTERRUPTED)
     except Exception as error:  # whatever stops one job must not stop the others
         if os.environ.get("CDRL_TRACEBACK"):
             traceback.print_exc()
-        sending.send(" ".join(f"{type(error).__name__}: {error}".split()))
-        sys.exit(_FAILED)
+        _end(sending, " ".join(f"{type(error).__name__}: {error}".split()), _FAILED)
+
+
+def _end(sending: Connection, why: str, exit_code: int) -> None:
+    with suppress(BrokenPipeError):  # where nobody is left to be told
+        sending.send(why)
+    sys.exit(exit_code)
 
 
 def _stop_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -78,12 +79,12 @@ def compare(
     bar = progress_bar(len(entries), "compare", initial=len(entries) - len(waiting), unit="run")
     jobs = [(entry, num_samples, runs / _JUDGES) for entry in waiting]
     table = write_comparison(runs, entries, num_samples, failures)
-    for index, failure in side_by_side(train_and_judge, jobs, processes):
-        if failure is not None:
-            failures[waiting[index].folder] = failure
-        table = write_comparison(runs, entries, num_samples, failures)
-        bar.update()
-    bar.close()
+    with closing(bar):
+        for index, failure in side_by_side(train_and_judge, jobs, processes):
+            if failure is not None:
+                failures[waiting[index].folder] = failure
+            table = write_comparison(runs, entries, num_samples, failures)
+            bar.update()
     return table
 
 
