@@ -60,7 +60,9 @@ class DataConfig(Section):
 class BottleneckConfig(Section):
     """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
 
-    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution.
+    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution. Encoder
+    and decoder speak in ``z_channels`` where published models have more or fewer of them than ``latent_channels``:
+    1x1 convolutions turn the ones into the others.
     """
 
     bottleneck: Literal["kl", "vq"] = "kl"
@@ -70,6 +72,7 @@ class BottleneckConfig(Section):
     num_blocks: int = Field(default=2, ge=1)
     attention_resolutions: tuple[int, ...] = ()
     latent_channels: int = Field(default=3, ge=1)
+    z_channels: int | None = Field(default=None, ge=1)
     codebook_size: int = Field(default=8192, ge=2)
 
 
@@ -83,6 +86,7 @@ class ReconstructionConfig(Section):
     """
 
     reconstruction: Literal["l1", "l2", "sum"] = "l1"
+    center_weight: float = Field(default=0.0, ge=0, description="excess weight of the middle over the rim; 0: none")
     perceptual: Literal["none", "lpips", "lite0"] = "none"
     perceptual_weight: float = Field(default=1.0, ge=0)
     lpips_weights: Path | None = None
@@ -105,6 +109,7 @@ class StageOneTrainingConfig(Section):
 
     num_steps: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = Field(default=4.5e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
@@ -207,6 +212,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=256, ge=1)
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K")
+    optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
     pairs: Literal["shared_noise", "independent_noise"] = "shared_noise"
     energy_lr: float = Field(default=1e-4, gt=0)
     initializer_lr: float = Field(default=1e-5, gt=0)
@@ -269,6 +275,9 @@ class Config(Section):
             raise ValueError("space: latent needs an autoencoder section")
         if (self.space == "point") != (self.data.name == "checkerboard"):
             raise ValueError("space: point goes with data.name=checkerboard, and only with it")
+        stage_one = None if self.autoencoder is None else self.autoencoder.training
+        if self.deepspeed.zero_stage and "muon" in (self.training.optimizer, stage_one and stage_one.optimizer):
+            raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")
         if self.initializer is None and self.sampling.steps == 0:
             raise ValueError("sampling.steps=0 leaves the initializer alone, but initializer is null")
         return self

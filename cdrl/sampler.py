@@ -87,13 +87,13 @@ def sample(
     return denoised(schedule, log_density, x, denoise)
 
 
-def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x0: Tensor, factor: float) -> Tensor:
-    """(x_0 + c sigma_bar_0^2 grad_{x_0} f(alpha_1 x_0)) / alpha_bar_0 (eq. 18); c = 1 is the posterior mean."""
+def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:
+    """(x_t + c sigma_bar_t^2 grad_{x_t} f(alpha_y x_t)) / alpha_bar_t, eq. 18 at t = 0; c = 1 is the posterior mean."""
     if factor:
-        alpha = schedule.alpha_y[0]
-        _, gradient = with_gradient(lambda y: log_density(y, 0))(alpha * x0)
-        x0 = x0 + factor * schedule.sigma_bar[0] ** 2 * alpha * gradient
-    return x0 / schedule.alpha_bar[0]
+        alpha = schedule.alpha_y[level]
+        _, gradient = with_gradient(lambda y: log_density(y, level))(alpha * x)
+        x = x + factor * schedule.sigma_bar[level] ** 2 * alpha * gradient
+    return x / schedule.alpha_bar[level]
 
 
 def step_adjustment(trained_steps: int, steps: int) -> float:

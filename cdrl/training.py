@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class CooperativeTrainer:
                 batch_size=training.batch_size,
                 accumulation=training.accumulation,
                 ema=training.ema,
+                optimizer=training.optimizer,
                 zero_stage=config.deepspeed.zero_stage,
             )
 
@@ -157,29 +158,54 @@ class CooperativeTrainer:
             kernel=kernel_named(sampling.kernel, sampling.leapfrog_steps),
         )
 
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint after ``step`` updates; every process calls it."""
+    def save(self, path: Path, state: Mapping[str, float]) -> None:
+        """Write a checkpoint with ``state`` in its state.json; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
             for name, trainee in self.trainees.items():
                 trainee.save(folder, name)
             if self.world.is_main:
-                images = step * self.config.training.batch_size
-                state = {"step": step, "images": images, "processes": self.world.size, "rollbacks": self.rollbacks}
+                state = {**state, "processes": self.world.size, "rollbacks": self.rollbacks}
                 write_json(folder / "state.json", state)
 
-    def load(self, path: Path) -> int:
-        """Take up a checkpoint; returns the number of updates it holds."""
+    def load(self, path: Path) -> dict[str, Any]:
+        """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
         state = read_json(path / "state.json")
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():
             trainee.load(path, name)
             trainee.refresh_learning_rate()
-        return int(state["step"])
+        return state
 
     def close(self) -> None:
         """Let go of the engines."""
         for trainee in self.trainees.values():
             trainee.close()
+
+
+class Stopwatch:
+    """Seconds that training has taken since it was begun, through all of its interruptions.
+
+    What a crash has lost counts once it has been done again, not before: the seconds are those behind a checkpoint.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state``, that of a checkpoint, tells."""
+        self._wall_before, self._cpu_before = (float(state.get(name, 0)) for name in ("wall_seconds", "cpu_seconds"))
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def seconds(self, world: World) -> dict[str, float]:
+        """``wall_seconds``, and ``cpu_seconds`` of all processes, each of which must ask at the same time."""
+        cpu = torch.tensor(time.process_time() - self._cpu, dtype=torch.float64, device=world.device)
+        return {
+            "wall_seconds": round(self._wall_before + time.monotonic() - self._wall, 2),
+            "cpu_seconds": round(self._cpu_before + summed_over_processes(cpu).item(), 2),
+        }
+
+
+def trained_steps(model_folder: Path) -> int | None:
+    """Updates behind the model that a run has exported; None without one."""
+    path = model_folder / "config.json"
+    return read_json(path).get("step") if path.exists() else None
 
 
 def train(
@@ -195,6 +221,8 @@ def train(
     world: World,
 ) -> None:
     """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
+
+    Its config.json tells the ``step``, the ``images`` seen, and the wall and CPU seconds that these took.
 
     Args:
         description: what the model's config.json shall hold beside the model's own facts.
@@ -239,19 +267,21 @@ def _train(
     """The loop of `train`, from the last checkpoint to the end."""
     world, training = trainer.world, trainer.config.training
     last = run.last_checkpoint()
-    step = trainer.load(last[1]) if last else 0
+    state = trainer.load(last[1]) if last else {"step": 0}
+    step, stopwatch = int(state["step"]), Stopwatch(state)
     monitor = LevelMonitor(trainer.schedule.num_levels, world.device)
     watch = DivergenceWatch(trainer.schedule.num_levels, world.device)
     # A look at a GPU's results waits for it.
     watch_every = 1 if world.device.type == "cpu" else 10
     loss_sums = torch.zeros(1 + len(trainer.trainees), dtype=torch.float64, device=world.device)
 
-    def export() -> None:
-        if world.is_main:
-            with written_whole(run.model) as folder:
-                images = step * training.batch_size
-                save_model(folder, trainer.averaged, {**description, "step": step, "images": images})
-                add_files(folder)
+    def state_now() -> dict[str, float]:
+        return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
+
+    def export(state: Mapping[str, float]) -> None:
+        with written_whole(run.model) as folder:
+            save_model(folder, trainer.averaged, {**description, **state})
+            add_files(folder)
 
     def stop_if_diverged() -> None:
         trouble = watch.verdict(trainer.averaged.parameters())
@@ -264,10 +294,11 @@ def _train(
         # The last update has not been seen at work yet.
         watch.add(trainer.rehearsal(step - 1))
         stop_if_diverged()
-        trainer.save(run.checkpoint_path(step), step)
+        state = state_now()
+        trainer.save(run.checkpoint_path(step), state)
         if world.is_main:
             run.prune_checkpoints()
-        export()
+            export(state)
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
@@ -324,6 +355,8 @@ def _train(
                     f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
                 )
 
-    if world.is_main and not (run.model / "config.json").exists():
-        export()
+    # A crash may have come between the last checkpoint and its export.
+    last_state = state_now()
+    if world.is_main and trained_steps(run.model) != step:
+        export(last_state)
     barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,11 @@ from cdrl.mcmc import kernel_named
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
-from cdrl.sampler import Callback, sample, step_adjustment
+from cdrl.sampler import Callback, LevelLogDensity, Propose, sample, step_adjustment
 from pipelines.decoding import Decoder, load_decoder, to_pil
+
+Ingredients = Callable[[slice], tuple[ImageNoise, Propose, LevelLogDensity]]
+"""Which of the images -> what Algorithm 2 needs to draw them."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +118,62 @@ class CDRLPipeline:
         if len(chosen) != num_images or num_images < 1:
             raise ValueError(f"seeds: expected one for each of {num_images} images (at least 1), found {len(chosen)}")
         labels = self.model.labels(label, num_images, self.device)
+
+        def ingredients(rows: slice) -> tuple[ImageNoise, Propose, LevelLogDensity]:
+            conditioned = self.model.conditioned(labels[rows])
+            return ImageNoise(stream_seeds(chosen[rows]), self.device), conditioned.propose, conditioned.log_density
+
+        return self.draw(
+            num_images,
+            ingredients,
+            steps=steps,
+            step_adjustment=step_adjustment,
+            denoise=denoise,
+            kernel=kernel,
+            leapfrog_steps=leapfrog_steps,
+            batch_size=batch_size,
+            callback=callback,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def draw(
+        self,
+        num_images: int,
+        ingredients: Ingredients,
+        *,
+        steps: int | None = None,
+        step_adjustment: bool | None = None,
+        denoise: float | None = None,
+        kernel: str | None = None,
+        leapfrog_steps: int | None = None,
+        batch_size: int = 64,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> Generated:
+        """Algorithm 2 under noise, proposals and densities of any kind; the rest as in a call of the pipeline."""
         options = self._options(steps, step_adjustment, denoise, kernel, leapfrog_steps)
         bar = progress_bar(num_images, "sample", unit="image", shown=progress)
         grids = []
         for start in range(0, num_images, batch_size):
-            part = chosen[start : start + batch_size]
-            conditioned = self.model.conditioned(labels[start : start + batch_size])
-            noise = ImageNoise([derive_seed("sample", seed) for seed in part], self.device)
-            grids.append(
-                sample(
-                    self.model.schedule,
-                    conditioned.propose,
-                    conditioned.log_density,
-                    noise,
-                    self.model.shape,
-                    callback=callback,
-                    **options,
-                )
-            )
-            bar.update(len(part))
+            noise, propose, log_density = ingredients(slice(start, start + batch_size))
+            schedule, shape = self.model.schedule, self.model.shape
+            grids.append(sample(schedule, propose, log_density, noise, shape, callback=callback, **options))
+            bar.update(len(noise))
         bar.close()
         return Generated(torch.cat(grids), self.decoder)
+
+    def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
+        """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].
+
+        Args:
+            log_z: log normalizer of the level's energy, as `cdrl.annealing.log_normalizer` brackets it or
+                ``run.py density`` reports it; without it the answer is right up to a constant.
+        """
+        alpha_y = self.model.schedule.alpha_y[level].to(points.device)
+        value = self.model.conditioned(label).log_density(alpha_y * points, level)
+        # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
+        return value - log_z + points[0].numel() * alpha_y.log()
 
     def _options(
         self,
@@ -159,3 +197,8 @@ class CDRLPipeline:
                 sampling.leapfrog_steps if leapfrog_steps is None else leapfrog_steps,
             ),
         }
+
+
+def stream_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds of the streams of noise from which the images of ``seeds`` are drawn."""
+    return [derive_seed("sample", seed) for seed in seeds]

@@ -11,7 +11,7 @@ from cdrl.data.loading import (
     num_classes,
     possible_labels,
 )
-from cdrl.data.points import NUM_SQUARES, inside_squares, sample_checkerboard, square_index
+from cdrl.data.points import NUM_SQUARES, checkerboard_density, inside_squares, sample_checkerboard, square_index
 from cdrl.data.preparing import prepare_images, read_picture
 from cdrl.data.sets import DataError, GridSet, ImageSet
 from cdrl.data.shards import Sample, read_shards, write_shards
@@ -27,6 +27,7 @@ __all__ = [
     "Split",
     "TrainingSet",
     "check_batch",
+    "checkerboard_density",
     "class_names",
     "image_training_set",
     "inside_squares",

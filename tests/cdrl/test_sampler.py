@@ -94,12 +94,13 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts() -> N
     assert drawn.var().item() == pytest.approx(expected_variance, rel=4 * math.sqrt(2 / count))
 
 
-def test_denoising_with_factor_1_is_the_posterior_mean() -> None:
+@pytest.mark.parametrize("level", [0, 2, 5])
+def test_denoising_with_factor_1_is_the_posterior_mean(level: int) -> None:
     schedule = NoiseSchedule.from_config(ScheduleConfig(logsnr_max=2.0))
-    levels, x0 = GaussianLevels(schedule), torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
-    alpha, sigma = schedule.alpha_bar[0], schedule.sigma_bar[0]
-    posterior = MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x0 - alpha * MEAN)
-    torch.testing.assert_close(denoised(schedule, levels.log_density, x0, 1.0), posterior)
+    levels, x = GaussianLevels(schedule), torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = schedule.alpha_bar[level], schedule.sigma_bar[level]
+    posterior = MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
+    torch.testing.assert_close(denoised(schedule, levels.log_density, x, 1.0, level), posterior)
 
 
 def test_denoising_is_linear_in_its_factor_and_factor_0_only_rescales() -> None:

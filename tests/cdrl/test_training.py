@@ -144,6 +144,33 @@ def test_a_run_taken_up_from_its_checkpoint_equals_an_uninterrupted_one(tmp_path
     assert checkpoint_names(crashed) == ["step_00000003", "step_00000006"]
 
 
+def test_the_cost_of_training_is_kept_through_interruptions(tmp_path: Path) -> None:
+    run_stage_two(tiny_config(), tmp_path)
+    (tmp_path / "checkpoints" / "step_00000006").rename(tmp_path / "checkpoints" / ".gone")
+    path = tmp_path / "checkpoints" / "step_00000003" / "state.json"
+    state = json.loads(path.read_text())
+    assert 0 < state["cpu_seconds"] < 60
+    path.write_text(json.dumps({**state, "wall_seconds": 5000.0, "cpu_seconds": 3000.0}))
+    before = time.monotonic(), time.process_time()
+    run_stage_two(tiny_config(), tmp_path)
+    wall, cpu = time.monotonic() - before[0], time.process_time() - before[1]
+    cost = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert 5000 < cost["wall_seconds"] <= 5000.01 + wall
+    assert 3000 < cost["cpu_seconds"] <= 3000.01 + cpu
+
+
+def test_a_model_is_exported_where_a_crash_came_before_it(tmp_path: Path) -> None:
+    """The last checkpoint is whole, but the model is that of the one before."""
+    run_stage_two(tiny_config(), tmp_path)
+    finished = weights(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 3}))
+    (tmp_path / "model" / "energy.safetensors").unlink()
+    run_stage_two(tiny_config(), tmp_path)
+    assert json.loads(path.read_text())["step"] == 6
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in weights(tmp_path).items())
+
+
 def test_a_run_without_initializer_trains_saves_and_resumes_the_energy_alone(tmp_path: Path) -> None:
     config = tiny_config(initializer=None, training={"pairs": "independent_noise"}, schedule={"kind": "drl"})
     whole, crashed = tmp_path / "whole", tmp_path / "crashed"
