@@ -93,8 +93,8 @@ def chain_figures(pipeline: CDRLPipeline, chains: Chains, label: Sequence[int] |
     """A level's figures, from level 0 up: lists have one number for each kept state; what is not finite is None.
 
     ``energy`` is the mean of -f(y_t) over the images, up to the level's constant, ``mean_abs`` that of |y_t|, and
-    ``drift`` is the last ``mean_abs`` less the first. ``accepted`` is the share of moves that were not refused, 1 where none
-    can be.
+    ``drift`` is the last ``mean_abs`` less the first. ``accepted`` is the share of moves that were not refused: 1
+    under Langevin steps, which refuse none.
     """
     conditioned = pipeline.model.conditioned(label)
     levels = []
