@@ -110,6 +110,7 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("schedule={kind: drl, logsnr_max: 6}", "logsnr_min are for kind cosine: leave them out for kind drl"),
         ("schedule={kind: drl, num_levels: 501}", "schedule.num_levels must be at most 500 for kind drl"),
         ("training.pairs=none", "training.pairs: "),
+        ("training.on_divergence=ignore", "training.on_divergence: "),
         ("initializer.predicts=noise", "initializer.predicts: "),
         ("initializer.target=y", "initializer.target: "),
         ("deepspeed.zero_stage=4", "deepspeed.zero_stage: "),

@@ -205,7 +205,8 @@ def test_a_batch_may_hold_the_null_class_and_no_other_stranger() -> None:
 
 def test_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
     """100 steps from random weights; the signs stay far from their limits throughout."""
-    run_stage_two(small_config(training={"num_steps": 100, "checkpoint_every": 50, "log_every": 1}), tmp_path)
+    training = {"num_steps": 100, "batch_size": 8, "checkpoint_every": 50, "log_every": 1}
+    run_stage_two(small_config(training=training), tmp_path)
     lines = metrics(tmp_path)
     assert lines[-1]["step"] == 100
     for name, sign in SIGNS.items():
