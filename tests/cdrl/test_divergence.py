@@ -23,7 +23,8 @@ from cdrl.loop import Interrupted
 from cdrl.monitor import SIGNS, DivergenceError, DivergenceWatch
 from cdrl.objective import Diagnostics, Losses
 from cdrl.runs import Run, load_tensors, read_json
-from cdrl.training import MAX_ROLLBACKS, CooperativeTrainer, train
+from cdrl.trainer import CooperativeTrainer
+from cdrl.training import MAX_ROLLBACKS, train
 from pipelines.training import run_stage_two
 from tests.helpers import metrics, tiny_autoencoder, tiny_config
 

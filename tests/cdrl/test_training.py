@@ -24,7 +24,8 @@ from cdrl.loop import Interrupted
 from cdrl.monitor import MONITORS, DivergenceError
 from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import Run, load_tensors
-from cdrl.training import CooperativeTrainer, train
+from cdrl.trainer import CooperativeTrainer
+from cdrl.training import train
 from pipelines import CDRLPipeline
 from pipelines.decoding import PixelDecoder
 from pipelines.training import run_stage_two, stage_two_data
@@ -192,7 +193,7 @@ def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pyt
         seen.update(options)
         return cooperative_losses(*arguments, **options)
 
-    monkeypatch.setattr("cdrl.training.cooperative_losses", remember)
+    monkeypatch.setattr("cdrl.trainer.cooperative_losses", remember)
     initializer = {"predicts": "epsilon", "target": "data"}
     trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
     try:
@@ -335,7 +336,7 @@ def test_weights_that_are_not_finite_end_training_and_spare_the_earlier_checkpoi
         steps += torch.is_grad_enabled()
         return dataclasses.replace(losses, energy=losses.energy * float("nan")) if steps == 4 else losses
 
-    monkeypatch.setattr("cdrl.training.cooperative_losses", spoiled_at_step_4)
+    monkeypatch.setattr("cdrl.trainer.cooperative_losses", spoiled_at_step_4)
     message = r"diverged at step 4, .*: lower training\.energy_lr or .*; the checkpoint of step 2 is kept"
     with pytest.raises(DivergenceError, match=message):
         train_on(Interfering(config, nothing), config, tmp_path)
