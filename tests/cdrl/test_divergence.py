@@ -18,15 +18,15 @@ from autoencoder.checkpoint import save_autoencoder
 from autoencoder.latents import encode_images
 from cdrl.config import Config
 from cdrl.data import DataError, GridSet, ImageSet, TrainingSet, check_batch, load_images
-from cdrl.engine import Trainee, start
+from cdrl.engine import Trainee
 from cdrl.loop import Interrupted
 from cdrl.monitor import SIGNS, DivergenceError, DivergenceWatch
 from cdrl.objective import Diagnostics, Losses
 from cdrl.runs import Run, load_tensors, read_json
 from cdrl.trainer import CooperativeTrainer
-from cdrl.training import MAX_ROLLBACKS, train
+from cdrl.training import MAX_ROLLBACKS
 from pipelines.training import run_stage_two
-from tests.helpers import metrics, tiny_autoencoder, tiny_config
+from tests.helpers import metrics, tiny_autoencoder, tiny_config, train_on
 
 SMALL: dict[str, Any] = {
     "schedule": {"num_levels": 6, "step_coefficient": 1.2e-3},
@@ -112,22 +112,6 @@ def digits(change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
     grids, labels = images.images / 127.5 - 1, images.labels[:, None].clone()
     change(grids, labels)
     return grids, labels
-
-
-def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
-    run = Run(folder)
-    run.open(config)
-    train(
-        config,
-        run,
-        data,
-        shape=data.grid_shape,
-        num_classes=10,
-        description={"config": config.model_dump(mode="json"), "class_names": []},
-        add_files=lambda folder: None,
-        render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        world=start(),
-    )
 
 
 def test_a_sample_that_is_not_finite_is_named_when_data_are_loaded() -> None:

@@ -25,11 +25,10 @@ from cdrl.monitor import MONITORS, DivergenceError
 from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import Run, load_tensors
 from cdrl.trainer import CooperativeTrainer
-from cdrl.training import train
 from pipelines import CDRLPipeline
 from pipelines.decoding import PixelDecoder
 from pipelines.training import run_stage_two, stage_two_data
-from tests.helpers import metrics, start_command, tiny_config, tiny_values, write_config
+from tests.helpers import metrics, start_command, tiny_config, tiny_values, train_on, write_config
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -79,22 +78,6 @@ class Interfering(TrainingSet):
 
 def nothing(step: int, grids: Tensor) -> None:
     """No interference."""
-
-
-def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
-    run = Run(folder)
-    run.open(config)
-    train(
-        config,
-        run,
-        data,
-        shape=data.grid_shape,
-        num_classes=10,
-        description={"config": config.model_dump(mode="json"), "class_names": []},
-        add_files=lambda folder: None,
-        render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        world=start(),
-    )
 
 
 SLOW_LEARNING = {"num_steps": 10, "checkpoint_every": 10, "energy_lr": 1e-4, "initializer_lr": 1e-4, "warmup_steps": 0}
