@@ -139,7 +139,9 @@ def test_an_image_whose_latent_is_not_finite_is_named_when_it_is_encoded(tmp_pat
     autoencoder.encode = spoiled  # type: ignore[method-assign]
     images = ImageSet(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(DataError, match="sample 3 to be written: expected finite numbers, found NaN"):
-        encode_images(autoencoder, tmp_path / "model", images, tmp_path / "latents", mirrors=False, device=device)
+        encode_images(
+            autoencoder, tmp_path / "model", images, tmp_path / "latents", kind="sample", mirrors=False, device=device
+        )
     assert not (tmp_path / "latents" / "index.json").exists()
 
 
