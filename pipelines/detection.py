@@ -7,7 +7,6 @@ gradient, at the image.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +147,7 @@ class Source:
             raise DataError(f"{spec}: no such set of images; there are {known}, the last ones as NAME or NAME:PATH")
         values = {"name": name, "image_size": own.image_size, "channels": own.channels, "cache": own.cache}
         try:
-            return cls(spec, DataConfig(**values, path=path or None), "test")
+            return cls(spec, DataConfig.model_validate({**values, "path": path or None}), "test")
         except ValidationError:
             raise DataError(f"{spec}: where is it? Name its folder: {name}:PATH") from None
 
@@ -223,8 +222,11 @@ def read_levels(schedule: NoiseSchedule, log_density: LevelLogDensity, grids: Te
     for part in grids.split(BATCH):
         readings = []
         for level in range(schedule.num_levels):
-            target = with_gradient(functools.partial(log_density, level=level))
-            value, gradient = target(schedule.alpha_y[level] * schedule.alpha_bar[level] * part)
+
+            def at_level(y: Tensor, level: int = level) -> Tensor:
+                return log_density(y, level)
+
+            value, gradient = with_gradient(at_level)(schedule.alpha_y[level] * schedule.alpha_bar[level] * part)
             readings.append(torch.stack([value, gradient.flatten(1).norm(dim=1)]))
         parts.append(torch.stack(readings, dim=2).double().cpu())
         bar.update(len(part))
@@ -360,7 +362,8 @@ def detect(
     inside_scores = all_scores(readings_of(in_distribution, images), reference)
     sets, outside = {}, {}
     for source in sources:
-        scores = all_scores(readings_of(source.spec, images_of(source)), reference)
+        readings = reference if source.spec == "train" else readings_of(source.spec, images_of(source))
+        scores = all_scores(readings, reference)
         outside[source.spec] = scores[PAPER_SCORE]
         sets[source.spec] = {
             "note": source.note(),

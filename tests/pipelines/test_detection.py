@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.distributions import Normal
+from typer.testing import CliRunner, Result
 
+import run as door
 from autoencoder.model import GaussianLatent
 from cdrl.config import DataConfig, ScheduleConfig
 from cdrl.data import DataError, load_images
@@ -301,6 +303,20 @@ def test_a_cifar10_model_is_put_beside_the_papers_table() -> None:
 def test_what_makes_no_sense_is_one_line(run: Path, options: dict[str, Any], line: str) -> None:
     with pytest.raises(DataError, match=line):
         detect(CDRLPipeline.from_pretrained(run), **options)
+
+
+def test_at_the_door_figures_are_printed_and_mistakes_are_one_line(run: Path) -> None:
+    def call(*arguments: str) -> Result:
+        return CliRunner().invoke(door.app, ["detect", str(run), "--num-images", "20", *arguments])
+
+    printed = call("--out", "shuffled", "--out", "train", "--seed", "3").stdout
+    report = json.loads((run / "detection.json").read_text())
+    assert printed.startswith(in_words(report))
+    assert (report["seed"], list(report["out_of_distribution"])) == (3, ["shuffled", "train"])
+    refused = call("--out", "nois")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: nois: no such set of images; there are test, train, noise")
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_points_and_broken_models_are_refused(tmp_path: Path) -> None:
