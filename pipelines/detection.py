@@ -358,11 +358,13 @@ def detect(
             raise RunError(f"{spec}: the model's densities are NaN or infinite for {broken} of {len(found)} images")
         return readings
 
+    # All are read before any is scored, so that a missing one is told at once.
+    others = {source.spec: images_of(source) for source in sources}
     reference = readings_of("train", Source.parse("train", own).images(num_images, seed))
     inside_scores = all_scores(readings_of(in_distribution, images), reference)
     sets, outside = {}, {}
     for source in sources:
-        readings = reference if source.spec == "train" else readings_of(source.spec, images_of(source))
+        readings = reference if source.spec == "train" else readings_of(source.spec, others[source.spec])
         scores = all_scores(readings, reference)
         outside[source.spec] = scores[PAPER_SCORE]
         sets[source.spec] = {
