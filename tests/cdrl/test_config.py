@@ -101,6 +101,8 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("space=latent", "space: latent needs an autoencoder section"),
         ("space=point", "space: point goes with data.name=checkerboard"),
         ("data.name=checkerboard", "space: point goes with data.name=checkerboard"),
+        ("energy.fourier_features=8", "initializer.fourier_features go with space: point only"),
+        ("initializer.fourier_features=8", "initializer.fourier_features go with space: point only"),
         ("data.name=cifar10", "data.path is required for data.name=cifar10"),
         ("data.name=mnist", "data.name: "),
         ("data.labels=attributes", "data.attributes must name attributes if, and only if"),

@@ -54,6 +54,11 @@ def plain_forward(weights: dict[str, Tensor], config: EnergyConfig, y: Tensor, l
         condition = condition + layer("classes", one_hot)
     condition = leaky(condition)
 
+    if "frequencies" in weights:
+        angles = y @ weights["frequencies"]
+        squares = weights["frequencies"].square().sum(dim=0)
+        damping = torch.exp(-squares / (2 * (1 + torch.exp(logsnr[:, None]))))
+        y = torch.cat([y, damping * angles.sin(), damping * angles.cos()], dim=1)
     h = layer("stem", y)
     for stage in range(len(config.multipliers)):
         if stage and on_grid:
@@ -82,6 +87,26 @@ def test_the_folded_network_equals_the_plain_forward_pass(
     expected = plain_forward(tensors(energy), config, grids(shape), LOGSNR, label)
     assert expected.std() > 0
     torch.testing.assert_close(energy(grids(shape), LOGSNR, label).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fourier_features_join_the_coordinates_of_points() -> None:
+    values = {"channels": 8, "multipliers": (1, 1), "num_blocks": 1, "fourier_features": 5, "spectral_norm": False}
+    energy, label = network((2,), **values), torch.full((3,), -1)
+    expected = plain_forward(tensors(energy), EnergyConfig.model_validate(values), grids((2,)), LOGSNR, label)
+    torch.testing.assert_close(energy(grids((2,)), LOGSNR, label).double(), expected, rtol=1e-4, atol=1e-4)
+    without = tensors(energy)
+    without["frequencies"] = torch.zeros(2, 5, dtype=torch.float64)
+    assert (
+        plain_forward(without, EnergyConfig.model_validate(values), grids((2,)), LOGSNR, label) - expected
+    ).std() > 0
+
+
+def test_images_that_share_conditions_are_answered_as_if_alone() -> None:
+    energy = network(num_classes=5)
+    logsnr, label = LOGSNR[[0, 1, 0, 0, 1]], torch.tensor([2, 2, -1, 2, 2])
+    together = energy(grids(count=5), logsnr, label)
+    alone = torch.cat([energy(grids(count=5)[i : i + 1], logsnr[i : i + 1], label[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2,)])

@@ -53,6 +53,14 @@ def test_images_do_not_see_each_other(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_fourier_features_reach_the_output_of_points() -> None:
+    initializer, x = scrambled(network((2,), fourier_features=5)), grids((2,))
+    before = initializer(x, LOGSNR, NULL)
+    assert initializer.frequencies is not None
+    initializer.frequencies.zero_()
+    assert not torch.allclose(initializer(x, LOGSNR, NULL), before, atol=1e-4)
+
+
 def test_dropout_acts_in_training_only() -> None:
     initializer, x = scrambled(network((3, 8, 8), dropout=0.5)), grids((3, 8, 8))
     assert torch.equal(initializer(x, LOGSNR, NULL), initializer(x, LOGSNR, NULL))
