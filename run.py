@@ -36,6 +36,15 @@ RunOption = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run, e.g. runs/digits")]
+BatchOption = Annotated[int, typer.Option(min=1, help="images at a time; changes no image")]
+LabelOption = Annotated[
+    int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")
+]
+StepsOption = Annotated[int | None, typer.Option(min=0, help="steps a level; 0: initializer alone")]
+KernelOption = Annotated[
+    str | None, typer.Option(help="langevin, or mala or hmc, which accept or reject; the run's own by default")
+]
+LeapfrogOption = Annotated[int | None, typer.Option(min=1, help="gradients in a step of hmc")]
 
 
 @app.command("quickstart")
@@ -104,11 +113,11 @@ def sample(
     run: RunFolder,
     num_images: Annotated[int, typer.Option(min=1, help="how many")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="seed of the first image; the next has the next seed")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="images at a time; changes no image")] = 64,
-    label: Annotated[
-        int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Langevin steps a level; 0: initializer alone")] = None,
+    batch_size: BatchOption = 64,
+    label: LabelOption = None,
+    steps: StepsOption = None,
+    kernel: KernelOption = None,
+    leapfrog_steps: LeapfrogOption = None,
     step_adjustment: Annotated[
         bool | None, typer.Option(help="scale step sizes by sqrt(K / steps), as in the paper's Table 2")
     ] = None,
@@ -120,6 +129,8 @@ def sample(
     Examples:
 
     python run.py sample runs/digits --num-images 16 --label 3
+
+    python run.py sample runs/digits --kernel mala --steps 40
 
     python run.py sample runs/quickstart --num-images 1000 --batch-size 250 --out faces
     """
@@ -136,6 +147,8 @@ def sample(
             steps=steps,
             step_adjustment=step_adjustment,
             denoise=denoise,
+            kernel=kernel,
+            leapfrog_steps=leapfrog_steps,
             batch_size=batch_size,
             progress=True,
         )
@@ -159,6 +172,115 @@ def judge(
 
         for name, value in judge_run(run, num_images, seed).items():
             typer.echo(f"{name}: {value}")
+
+
+@app.command("compare")
+def compare(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files; the first says how many images by default")],
+    seeds: Annotated[str, typer.Option(help="seeds of every configuration, e.g. 0,1,2")] = "0",
+    images: Annotated[int | None, typer.Option(min=1, help="training images of every run, the same for all")] = None,
+    samples: Annotated[int, typer.Option(min=10, help="samples of every run to be judged")] = 300,
+    processes: Annotated[int, typer.Option(min=1, help="trainings side by side, each on one thread")] = 1,
+    runs: Annotated[Path, typer.Option(help="folder of the runs and of comparison.md")] = Path("runs/comparison"),
+) -> None:
+    """Train configurations at an equal budget, judge them alike, and print one table.
+
+    Examples:
+
+    python run.py compare configs/ablation/*.yaml --seeds 0,1 --processes 2
+
+    python run.py compare configs/drl_cifar10.yaml configs/cifar10.yaml --images 2560000 --runs runs/drl
+    """
+    with _clear_errors():
+        from pipelines.ablation import compare as compare_configs
+        from pipelines.ablation import parse_seeds
+
+        table = compare_configs(
+            configs, runs, seeds=parse_seeds(seeds), images=images, num_samples=samples, processes=processes
+        )
+        typer.echo(table)
+        typer.echo(f"written to {runs / 'comparison.md'} and {runs / 'comparison.json'}")
+
+
+@app.command("chains")
+def chains(
+    run: RunFolder,
+    num_images: Annotated[int, typer.Option(min=1, help="rows of the picture")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image; the next has the next seed")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="steps of the chain at every level")] = 1000,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="steps between two columns; a tenth of all by default")
+    ] = None,
+    level: Annotated[int, typer.Option(min=0, help="level whose chain is shown; 0 is the last and cleanest")] = 0,
+    label: LabelOption = None,
+    kernel: KernelOption = None,
+    leapfrog_steps: LeapfrogOption = None,
+    batch_size: BatchOption = 64,
+) -> None:
+    """Let chains run far beyond training at every level: a picture of their states, and figures.
+
+    Examples:
+
+    python run.py chains runs/digits
+
+    python run.py chains runs/digits --kernel mala --level 2 --every 50
+    """
+    with _clear_errors():
+        from pipelines.chains import in_words, run_chains
+
+        picture, levels = run_chains(
+            run,
+            num_images,
+            seed=seed,
+            label=label,
+            steps=steps,
+            every=every,
+            level=level,
+            kernel=kernel,
+            leapfrog_steps=leapfrog_steps,
+            batch_size=batch_size,
+        )
+        typer.echo(in_words(levels))
+        typer.echo(f"{picture} and {picture.with_suffix('.json').name}")
+
+
+@app.command("interpolate")
+def interpolate(
+    run: RunFolder,
+    from_seed: Annotated[int, typer.Option(min=0, help="seed of the sample at one end")],
+    to_seed: Annotated[int, typer.Option(min=0, help="seed of the sample at the other end")],
+    num_images: Annotated[int, typer.Option(min=2, help="how many, with both ends")] = 8,
+    label: LabelOption = None,
+    steps: StepsOption = None,
+    kernel: KernelOption = None,
+    leapfrog_steps: LeapfrogOption = None,
+    batch_size: BatchOption = 64,
+) -> None:
+    """Go from one sample to another through images whose noise lies between theirs.
+
+    The ends are what sample draws for their seeds. Where these have different classes, the density between them is a
+    mixture of both, in the logarithm.
+
+    Examples:
+
+    python run.py interpolate runs/digits --from-seed 3 --to-seed 8
+
+    python run.py interpolate runs/digits --from-seed 3 --to-seed 13 --label 3 --num-images 12
+    """
+    with _clear_errors():
+        from pipelines.interpolation import run_interpolation
+
+        picture = run_interpolation(
+            run,
+            (from_seed, to_seed),
+            num_images,
+            label=label,
+            steps=steps,
+            kernel=kernel,
+            leapfrog_steps=leapfrog_steps,
+            batch_size=batch_size,
+        )
+        typer.echo(str(picture))
 
 
 @app.command("density")
@@ -195,6 +317,42 @@ def import_cdrl(
         from pipelines.importing import import_cdrl as make_run
 
         make_run(checkpoint, run, average=not raw, image_size=image_size)
+
+
+@app.command("import-autoencoder")
+def import_autoencoder(
+    path: Annotated[
+        Path, typer.Argument(help="checkpoint of latent diffusion or taming (.ckpt, .safetensors), or diffusers folder")
+    ],
+    run: Annotated[Path, typer.Argument(help="run folder to make")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="take the raw weights where the checkpoint has a moving average too")
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="side of the images; by default what the checkpoint says, or else 256")
+    ] = None,
+) -> None:
+    """Turn a published first stage (VQ or KL) into a run that encode and train use like one of yours.
+
+    Examples:
+
+    python run.py import-autoencoder vq-f4/model.ckpt runs/vq-f4
+
+    python run.py import-autoencoder stable-diffusion/vae runs/kl-f8 --image-size 256
+
+    python run.py encode configs/celebahq256_vq_f4.yaml autoencoder.run=runs/vq-f4
+    """
+    with _clear_errors():
+        from pipelines.importing import import_autoencoder as make_run
+
+        first_stage = make_run(path, run, average=not raw, image_size=image_size)
+        image = (first_stage.image_channels, first_stage.image_size, first_stage.image_size)
+        latent = first_stage.latent_shape
+        typer.echo(f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})")
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in sizes)
 
 
 def _run_folder(config: Path, run: Path | None) -> Path:

@@ -99,6 +99,7 @@ class Autoencoder(nn.Module):
         self.latent_shape = (config.latent_channels, image_size // factor, image_size // factor)
         is_kl = config.bottleneck == "kl"
         channels = image_channels * self.fold**2
+        z_channels = config.latent_channels if config.z_channels is None else config.z_channels
         shared = {
             "ch": config.channels,
             "out_ch": channels,
@@ -107,14 +108,14 @@ class Autoencoder(nn.Module):
             "attn_resolutions": config.attention_resolutions,
             "in_channels": channels,
             "resolution": image_size // self.fold,
-            "z_channels": config.latent_channels,
+            "z_channels": z_channels,
         }
-        moments = (2 if is_kl else 1) * config.latent_channels
+        moments = 2 if is_kl else 1  # mean and log-variance, or what is quantized
         self.encoder = Encoder(**shared, double_z=is_kl)
         with contextlib.redirect_stdout(io.StringIO()):  # taming's Decoder prints its latent's shape
             self.decoder = Decoder(**shared)
-        self.quant_conv = nn.Conv2d(moments, moments, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = nn.Conv2d(moments * z_channels, moments * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, z_channels, 1)
         self.quantize: VectorQuantizer2 | None = None
         if not is_kl:
             # legacy=False puts the commitment weight on the encoder's term, as the papers have it.

@@ -61,6 +61,7 @@ class StageOneTrainer:
             batch_size=training.batch_size,
             ema=ema,
             betas=(0.5, 0.9) if self.objective.discriminator is not None else (0.9, 0.99),
+            optimizer=training.optimizer,
             # The adaptive weight reads the last layer's gradient, which stage 3 would spread over processes.
             zero_stage=min(self.config.zero_stage, 2),
             bfloat16=training.precision == "bfloat16",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.plain import PlainEnergy, langevin_step
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
-from cdrl.mcmc import langevin, recovery, with_gradient
+from cdrl.mcmc import Position, langevin, recovery, with_gradient
 from cdrl.noise import ImageNoise
 
 LEVEL = 2
@@ -33,7 +33,7 @@ def measure(size: Size, rounds: int) -> str:
         noise = ImageNoise(range(size.batch))
         target = with_gradient(lambda y: conditioned.log_density(y, LEVEL))
         target = recovery(target, x_next, schedule.precision[LEVEL])
-        return lambda: langevin(y, target, schedule.step_size[LEVEL], noise.normal(size.shape))
+        return lambda: langevin(Position(y, target), schedule.step_size[LEVEL], noise).y
 
     noise = ImageNoise(range(size.batch))
     expected = plain.eval()(y, schedule.logsnr[level], label), plain_step(lambda: noise.normal(size.shape)) - y

@@ -39,8 +39,8 @@ def _size(name: str, shape: tuple[int, ...], batch: int, spectral_norm: bool = T
 SIZES = {
     SizeName.cifar10: {"CIFAR-10 with spectral norm": _size("cifar10", (3, 32, 32), 2)},
     SizeName.quickstart: {
-        "quickstart with spectral norm": _size("quickstart", (8, 8, 8), 32),
-        "quickstart without spectral norm": _size("quickstart", (8, 8, 8), 32, spectral_norm=False),
+        "quickstart with spectral norm": _size("quickstart", (2, 8, 8), 16),
+        "quickstart without spectral norm": _size("quickstart", (2, 8, 8), 16, spectral_norm=False),
     },
 }
 """Networks of the paper's pixels and of the quickstart's latents; textbook and package always have the same ones."""

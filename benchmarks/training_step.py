@@ -37,8 +37,9 @@ class Update:
 def measure(size: Size, steps: int, rounds: int) -> str:
     """The table of one size; the losses are first compared under the same noise and weights."""
     model = new_model(size)
-    schedule = model.schedule
-    plain_energy, plain_initializer = plain.PlainEnergy(model.energy), copy.deepcopy(model.initializer)
+    schedule, initializer = model.schedule, model.initializer
+    assert initializer is not None
+    plain_energy, plain_initializer = plain.PlainEnergy(model.energy), copy.deepcopy(initializer)
     x0, label = torch.randn(size.batch, *size.shape), torch.full((size.batch,), -1)
 
     def plain_losses() -> tuple[Tensor, Tensor]:
@@ -60,8 +61,9 @@ def measure(size: Size, steps: int, rounds: int) -> str:
             chain_energy = model.energy.fold().detach()
         noise = ImageNoise(range(size.batch))
         losses = cooperative_losses(
-            x0, label, noise, schedule, chain_energy, model.energy, model.initializer, steps, label_dropout=0.0
+            x0, label, noise, schedule, chain_energy, model.energy, initializer, steps, label_dropout=0.0
         )
+        assert losses.initializer is not None
         return losses.energy, losses.initializer
 
     networks = [plain_energy, plain_initializer, model]
@@ -72,7 +74,7 @@ def measure(size: Size, steps: int, rounds: int) -> str:
         network.train()
 
     plain_update = Update(size, plain_energy, plain_initializer, fused=False)
-    our_update = Update(size, model.energy, model.initializer, fused=True)
+    our_update = Update(size, model.energy, initializer, fused=True)
 
     def our_step() -> None:
         model.energy.power_iteration()

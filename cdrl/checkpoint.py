@@ -22,7 +22,8 @@ def save_model(folder: Path, model: CDRL, description: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "energy.safetensors", model.energy.state_dict())
-    save_tensors(folder / "initializer.safetensors", model.initializer.state_dict())
+    if model.initializer is not None:
+        save_tensors(folder / "initializer.safetensors", model.initializer.state_dict())
     shape = {"format": FORMAT, "shape": list(model.shape), "num_classes": model.num_classes}
     write_json(folder / "config.json", {**shape, **description})
 
@@ -43,7 +44,8 @@ def load_model(folder: Path) -> tuple[CDRL, dict[str, Any]]:
     except KeyError as error:
         raise RunError(f"{path}: not the description of a CDRL model: it lacks {error}") from None
     load_weights(model.energy, folder / "energy.safetensors")
-    load_weights(model.initializer, folder / "initializer.safetensors")
+    if model.initializer is not None:
+        load_weights(model.initializer, folder / "initializer.safetensors")
     return model.eval().requires_grad_(False), description
 
 

@@ -60,7 +60,9 @@ class DataConfig(Section):
 class BottleneckConfig(Section):
     """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
 
-    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution.
+    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution. Encoder
+    and decoder speak in ``z_channels`` where published models have more or fewer of them than ``latent_channels``:
+    1x1 convolutions turn the ones into the others.
     """
 
     bottleneck: Literal["kl", "vq"] = "kl"
@@ -70,6 +72,7 @@ class BottleneckConfig(Section):
     num_blocks: int = Field(default=2, ge=1)
     attention_resolutions: tuple[int, ...] = ()
     latent_channels: int = Field(default=3, ge=1)
+    z_channels: int | None = Field(default=None, ge=1)
     codebook_size: int = Field(default=8192, ge=2)
 
 
@@ -83,6 +86,7 @@ class ReconstructionConfig(Section):
     """
 
     reconstruction: Literal["l1", "l2", "sum"] = "l1"
+    center_weight: float = Field(default=0.0, ge=0, description="excess weight of the middle over the rim; 0: none")
     perceptual: Literal["none", "lpips", "lite0"] = "none"
     perceptual_weight: float = Field(default=1.0, ge=0)
     lpips_weights: Path | None = None
@@ -105,6 +109,7 @@ class StageOneTrainingConfig(Section):
 
     num_steps: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=1)
+    optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = Field(default=4.5e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
@@ -128,12 +133,17 @@ class AutoencoderConfig(Section):
 class ScheduleConfig(Section):
     """Noise levels and Langevin step sizes: s_t^2 = step_coefficient * r_t * sigma_{t+1}^2 (eq. 16, 19, 20).
 
-    ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar`` (images), 1 for ``constant`` (2-D points).
+    ``kind`` is CDRL's ``cosine`` schedule between ``logsnr_max`` and ``logsnr_min``, or ``drl``, that of its
+    predecessor: a linear beta from 1e-4 to 0.02 over 1000 steps, cut at 0, 100, …, 500 and 999 for six levels. Fewer
+    levels divide its first half, more divide its second (the CDRL paper's DRL-T8 has eight). ``step_coefficient``
+    begins at each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar``
+    (images), 1 for ``constant`` (2-D points).
     A log density is the network's answer over ``temperature``: ``step_size``, which is s_t^2 (Appendix A.2), or
     ``one``. Where s_t is small beside the edges that are to be learned, s_t^2 turns every update of the network into
     a leap of the log density.
     """
 
+    kind: Literal["cosine", "drl"] = "cosine"
     num_levels: int = Field(default=6, ge=2)
     logsnr_max: float = 9.8
     logsnr_min: float = -5.1
@@ -141,10 +151,21 @@ class ScheduleConfig(Section):
     step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
     temperature: Literal["step_size", "one"] = "step_size"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_coefficient(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("kind") == "drl":
+            return {"step_coefficient": 2e-4, **values}
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.logsnr_max <= self.logsnr_min:
             raise ValueError("schedule.logsnr_max must exceed schedule.logsnr_min")
+        if self.kind == "drl" and (self.logsnr_max, self.logsnr_min) != (9.8, -5.1):
+            raise ValueError("schedule.logsnr_max and logsnr_min are for kind cosine: leave them out for kind drl")
+        if self.kind == "drl" and self.num_levels > 500:
+            raise ValueError("schedule.num_levels must be at most 500 for kind drl, which is cut out of 1000 steps")
         return self
 
 
@@ -171,6 +192,9 @@ class InitializerConfig(Section):
     """The initializer (Appendix A.1): a U-Net on grids, an MLP on 2-D points.
 
     ``conditional: false`` keeps it unconditional while the energy is conditional, as for composition (sec. 4.5).
+    ``predicts`` is what the network's output stands for: ``y``, the mean of the proposal; or the clean image ``x0`` or
+    the whole noise ``epsilon`` of x_{t+1}, turned into that mean (Appendix G.1). ``target`` is what the proposal is
+    regressed on: ``refined``, where its own chain ends (eq. 8), or ``data``, the true y_t (Appendix G.2).
     ``fourier_features`` are the energy's, for 2-D points only.
     """
 
@@ -181,15 +205,24 @@ class InitializerConfig(Section):
     fourier_features: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     conditional: bool = True
+    predicts: Literal["y", "x0", "epsilon"] = "y"
+    target: Literal["refined", "data"] = "refined"
 
 
 class TrainingConfig(Section):
-    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes."""
+    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes.
+
+    ``pairs`` says how x_{t+1} is made: of the noise in x_t (``shared_noise``, eq. 9), or of x_t by one more step of
+    noise (``independent_noise``, the true joint, as in DRL). ``on_divergence``: ``stop``, or ``rollback`` to the last
+    checkpoint with both learning rates halved, three times at most.
+    """
 
     num_steps: int = Field(default=400_000, ge=1)
     batch_size: int = Field(default=256, ge=1)
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K")
+    optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
+    pairs: Literal["shared_noise", "independent_noise"] = "shared_noise"
     energy_lr: float = Field(default=1e-4, gt=0)
     initializer_lr: float = Field(default=1e-5, gt=0)
     warmup_steps: int = Field(default=10_000, ge=0)
@@ -203,18 +236,23 @@ class TrainingConfig(Section):
     log_every: int = Field(default=100, ge=1)
     sample_every: int = Field(default=5000, ge=1)
     checkpoint_every: int = Field(default=5000, ge=1)
+    on_divergence: Literal["stop", "rollback"] = "stop"
 
 
 class SamplingConfig(Section):
     """Defaults of sampling (Algorithm 2). ``steps`` a level defaults to ``training.langevin_steps``.
 
     ``step_adjustment`` rescales the step size to s sqrt(K / steps) (Table 2). ``denoise`` is the factor c of the
-    last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none.
+    last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none. ``kernel`` moves the
+    chains: ``langevin``, unadjusted as in the paper; ``mala``, where each image takes or leaves each Langevin step; or
+    ``hmc``, Hamiltonian Monte Carlo with ``leapfrog_steps`` gradients a step.
     """
 
     steps: int | None = Field(default=None, ge=0)
     step_adjustment: bool = False
     denoise: float = Field(default=2.0, ge=0)
+    kernel: Literal["langevin", "mala", "hmc"] = "langevin"
+    leapfrog_steps: int = Field(default=3, ge=1)
 
 
 class DeepSpeedConfig(Section):
@@ -224,7 +262,10 @@ class DeepSpeedConfig(Section):
 
 
 class Config(Section):
-    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points."""
+    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points.
+
+    ``initializer: null`` leaves the initializer out, as in DRL: chains start at x_{t+1} itself.
+    """
 
     space: Literal["pixel", "latent", "point"]
     seed: int = Field(default=0, ge=0)
@@ -232,19 +273,25 @@ class Config(Section):
     autoencoder: AutoencoderConfig | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     energy: EnergyConfig = EnergyConfig()
-    initializer: InitializerConfig = InitializerConfig()
+    initializer: InitializerConfig | None = InitializerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.space != "point" and (self.energy.fourier_features or self.initializer.fourier_features):
+        networks = (self.energy, self.initializer)
+        if self.space != "point" and any(network is not None and network.fourier_features for network in networks):
             raise ValueError("energy.fourier_features and initializer.fourier_features go with space: point only")
         if self.space == "latent" and self.autoencoder is None:
             raise ValueError("space: latent needs an autoencoder section")
         if (self.space == "point") != (self.data.name == "checkerboard"):
             raise ValueError("space: point goes with data.name=checkerboard, and only with it")
+        stage_one = None if self.autoencoder is None else self.autoencoder.training
+        if self.deepspeed.zero_stage and "muon" in (self.training.optimizer, stage_one and stage_one.optimizer):
+            raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")
+        if self.initializer is None and self.sampling.steps == 0:
+            raise ValueError("sampling.steps=0 leaves the initializer alone, but initializer is null")
         return self
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cdrl.config import ConfigError
+from cdrl.optimizer import Muon
 from cdrl.runs import load_tensors, save_tensors, written_whole
 
 
@@ -83,6 +84,7 @@ class Trainee:
         accumulation: int = 1,
         ema: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str = "adam",
         zero_stage: int = 1,
         bfloat16: bool = False,
     ) -> None:
@@ -90,15 +92,19 @@ class Trainee:
         Args:
             bfloat16: the engine's calls happen under torch.autocast.
             lr_factor: number of updates made -> factor on the learning rate.
+            optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
             ema: decay of the moving average; 0 keeps the weights themselves.
         """
         self.world, self.zero_stage = world, zero_stage
         module = module.to(world.device)
         self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        optimizer = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
+        if optimizer == "muon":
+            updates: torch.optim.Optimizer = Muon(module.parameters(), learning_rate, betas)
+        else:
+            updates = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=optimizer,
+            optimizer=updates,
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lr_factor),
             config={
                 "train_batch_size": batch_size,
@@ -151,6 +157,13 @@ class Trainee:
             self.engine.load_checkpoint(str(folder), tag=name)
         self.average.load_state_dict(load_tensors(folder / f"{name}_average.safetensors"))
         self.average.to(self.world.device)
+
+    def refresh_learning_rate(self) -> None:
+        """Give the next update the learning rate that ``lr_factor`` has for it now."""
+        scheduler = self.engine.lr_scheduler
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def close(self) -> None:
         """Let go of what the engine registered in this process."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cdrl.config import Config
 from cdrl.networks import EnergyNetwork, FoldedEnergy, PointInitializer, UNetInitializer
 from cdrl.networks.energy import EnergyCondition
-from cdrl.schedule import NoiseSchedule
+from cdrl.schedule import NoiseSchedule, per_image
 
 Level = int | Tensor
 """One level for all images, or one an image (int64 [N])."""
@@ -22,6 +22,7 @@ class CDRL(nn.Module):
     """Energies over the levels t = 0 … T-1 and the initializers that propose their samples.
 
     Args:
+        initializer: None for chains that start at x_{t+1}; the schedule then has no noise of a proposal.
         shape: of one image, latent or point.
         num_classes: classes beside the null class; 0 without condition.
     """
@@ -30,7 +31,7 @@ class CDRL(nn.Module):
         self,
         schedule: NoiseSchedule,
         energy: EnergyNetwork,
-        initializer: UNetInitializer | PointInitializer,
+        initializer: UNetInitializer | PointInitializer | None,
         shape: Sequence[int],
         num_classes: int,
     ) -> None:
@@ -43,8 +44,14 @@ class CDRL(nn.Module):
         """New networks with random weights for grids (three dimensions) or points (one)."""
         energy = EnergyNetwork(config.energy, shape, num_classes)
         network = UNetInitializer if len(shape) == 3 else PointInitializer
-        initializer = network(config.initializer, shape, num_classes if config.initializer.conditional else 0)
-        schedule = NoiseSchedule.from_config(config.schedule, config.energy.reference == "gaussian")
+        settings, initializer = config.initializer, None
+        if settings is not None:
+            initializer = network(settings, shape, num_classes if settings.conditional else 0)
+        schedule = NoiseSchedule.from_config(
+            config.schedule,
+            gaussian_reference=config.energy.reference == "gaussian",
+            initializer=initializer is not None,
+        )
         return cls(schedule, energy, initializer, shape, num_classes)
 
     def log_density(self, y: Tensor, level: Level, label: Label = None) -> Tensor:
@@ -55,7 +62,7 @@ class CDRL(nn.Module):
         return self.conditioned(label, gradients=True).log_density(y, level)
 
     def propose(self, x_next: Tensor, level: Level, label: Label = None) -> Tensor:
-        """Mean of the proposal of y_t from x_{t+1} [N, *shape] (eq. 6)."""
+        """Mean of the proposal of y_t from x_{t+1} [N, *shape] (eq. 6); x_{t+1} itself without an initializer."""
         return self.conditioned(label, gradients=True).propose(x_next, level)
 
     def conditioned(
@@ -91,6 +98,32 @@ def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level)
     return value
 
 
+def proposal_mean(output: Tensor, x_next: Tensor, schedule: NoiseSchedule, level: Level, predicts: str) -> Tensor:
+    """The mean of y_t, [N, *shape], that the initializer's output stands for.
+
+    With the expectation of x_0 or of the noise in x_{t+1} = alpha_bar x_0 + sigma_bar eps for an output, it is the
+    expectation of y_t given x_{t+1}: that of q(x_t | x_{t+1}, x_0), linear in x_0 (Ho et al., 2020, eq. 7 and 11).
+
+    Args:
+        output: what the network was asked for, [N, *shape].
+        predicts: ``y``, ``x0`` or ``epsilon``.
+    """
+    if predicts == "y":
+        return output
+
+    def at(values: Tensor) -> Tensor:
+        return per_image(values, x_next)
+
+    alpha, variance = at(schedule.alpha_step[level]), at(schedule.sigma_step[level] ** 2)
+    sigma_next = at(schedule.sigma_bar[level + 1])
+    if predicts == "x0":
+        alpha_bar, sigma_bar = at(schedule.alpha_bar[level]), at(schedule.sigma_bar[level])
+        x = (alpha * sigma_bar**2 * x_next + alpha_bar * variance * output) / sigma_next**2
+    else:
+        x = (x_next - variance / sigma_next * output) / alpha
+    return at(schedule.alpha_y[level]) * x
+
+
 class ConditionedCDRL:
     """`log_density(y, level)` and `propose(x_next, level)` with the label given, fit for long chains."""
 
@@ -108,9 +141,13 @@ class ConditionedCDRL:
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
         """Mean of y_t from x_next [N, *shape]."""
         self._check(x_next)
+        initializer = self.model.initializer
+        if initializer is None:
+            return x_next
         labels = self.model.labels(self.label, len(x_next), x_next.device)
         logsnr = self._schedule.logsnr[level + 1].expand(len(x_next))
-        return self.model.initializer(x_next, logsnr, labels)
+        output = initializer(x_next, logsnr, labels)
+        return proposal_mean(output, x_next, self._schedule, level, initializer.predicts)
 
     def _condition(self, y: Tensor, level: Level) -> EnergyCondition:
         key = (level, len(y)) if isinstance(level, int) else None

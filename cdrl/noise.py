@@ -54,3 +54,37 @@ class ImageNoise:
         """The next integer in 0 … high - 1 of every image: int64 [N]."""
         draws = [torch.randint(high, (1,), generator=generator) for generator in self._generators]
         return torch.cat(draws).to(self.device)
+
+
+class InterpolatedNoise(ImageNoise):
+    """Streams on the way from those of some seeds to those of others.
+
+    Normal draws a and b become cos(u pi / 2) a + sin(u pi / 2) b: spherical interpolation at the right angle that
+    independent draws have on average. So each draw on the way is exactly standard normal, and exactly a or b at the
+    ends. Uniform draws go the same way as the normal ones whose distribution function they are, and stay uniform.
+    Integers have nothing between them: they are those of the first seeds.
+
+    Args:
+        first, second: a seed each for every image.
+        share: u, how far each image is on its way, [N] in [0, 1].
+    """
+
+    def __init__(
+        self, first: Sequence[int], second: Sequence[int], share: Tensor, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(first, device)
+        self._second = ImageNoise(second, device)
+        angle = share.double().to(self.device) * (math.pi / 2)
+        self._weights = angle.cos(), angle.sin()
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        first, second = super().normal(shape), self._second.normal(shape)
+        a, b = (weight.to(first.dtype).reshape(-1, *[1] * len(shape)) for weight in self._weights)
+        return a * first + b * second
+
+    def uniform(self) -> Tensor:
+        both = torch.stack([super().uniform(), self._second.uniform()]).double()
+        # A draw of 0 would become minus infinity.
+        first, second = torch.special.ndtri(both.clamp(min=torch.finfo(torch.float32).tiny))
+        a, b = self._weights
+        return torch.special.ndtr(a * first + b * second).float()

@@ -83,6 +83,7 @@ def load_published(path: Path, *, average: bool = True, image_size: int | None =
         size = image_size or 16 * 2**unet.first_attention
         config = _config(layout, unet, size)
         model = CDRL.from_config(config, (layout.image_channels, size, size), layout.num_classes)
+        assert model.initializer is not None
         model.energy.load_state_dict(_renamed_energy(energy, layout))
         model.initializer.load_state_dict(_renamed_initializer(initializer, unet))
     except (KeyError, IndexError, ValueError, RuntimeError) as error:

@@ -132,7 +132,7 @@ class Run:
             if changed:
                 raise RunError(
                     f"{self.folder}: holds a run with other settings ({'; '.join(changed)}): "
-                    "name another folder with --run, or remove this one"
+                    "name another folder, or remove this one"
                 )
             return
         with written_whole(path) as partial:

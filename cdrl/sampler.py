@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cdrl.mcmc import Target, langevin, recovery, with_gradient
+from cdrl.mcmc import Kernel, Position, langevin, recovery, with_gradient
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
@@ -18,28 +18,30 @@ Propose = Callable[[Tensor, int], Tensor]
 LevelLogDensity = Callable[[Tensor, int], Tensor]
 """(y [N, *shape], level) -> log density up to a constant, [N]."""
 Constrain = Callable[[Tensor, int], Tensor]
-"""(y [N, *shape], level) -> y with what is known put back; called after every move."""
+"""(y [N, *shape], level) -> y with what is known put back, as a new tensor; called after every move."""
 
 
 class Callback(Protocol):
-    """Sees every move: step 0 is the proposal, step k the k-th Langevin step; ``y`` is [N, *shape]."""
+    """Sees every move: step 0 is the proposal, step k the chain's k-th step; ``y`` is [N, *shape]."""
 
     def __call__(self, *, level: int, step: int, y: Tensor) -> None: ...
 
 
 def refine(
-    y: Tensor,
-    target: Target,
+    position: Position,
     step_size: Tensor,
     noise: ImageNoise,
     steps: int,
+    kernel: Kernel = langevin,
     after: Callable[[Tensor, int], Tensor] | None = None,
-) -> Tensor:
-    """``steps`` Langevin steps from y (eq. 5); ``after(y, k)`` is called with k = 1 … steps and may replace y."""
+) -> Position:
+    """``steps`` moves of a chain (eq. 5); ``after(y, k)`` is called with k = 1 … steps and may return another y."""
     for k in range(1, steps + 1):
-        y = langevin(y, target, step_size, noise.normal(y.shape[1:]))
-        y = y if after is None else after(y, k)
-    return y
+        position = kernel(position, step_size, noise)
+        y = position.y if after is None else after(position.y, k)
+        if y is not position.y:
+            position = position.moved(y)
+    return position
 
 
 @torch.no_grad()
@@ -53,15 +55,17 @@ def sample(
     steps: int,
     step_scale: float = 1.0,
     denoise: float = 2.0,
+    kernel: Kernel = langevin,
     constrain: Constrain | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Draw one sample for each stream of ``noise`` (Algorithm 2): x_0 denoised once, [N, *shape].
 
     Args:
-        steps: Langevin steps a level, K; 0 leaves the initializer alone.
+        steps: steps of the chain a level, K; 0 leaves the initializer alone.
         step_scale: factor on the step sizes, `step_adjustment` for Table 2's rule.
         denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
+        kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
     """
     schedule = schedule.to(noise.device)
     x = noise.normal(shape)
@@ -78,18 +82,18 @@ def sample(
 
         target = recovery(with_gradient(at_level), x, schedule.precision[level])
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
-        y = refine(y, target, step_scale * schedule.step_size[level], noise, steps, after)
-        x = y / schedule.alpha_y[level]
+        chain = refine(Position(y, target), step_scale * schedule.step_size[level], noise, steps, kernel, after)
+        x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, denoise)
 
 
-def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x0: Tensor, factor: float) -> Tensor:
-    """(x_0 + c sigma_bar_0^2 grad_{x_0} f(alpha_1 x_0)) / alpha_bar_0 (eq. 18); c = 1 is the posterior mean."""
+def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:
+    """(x_t + c sigma_bar_t^2 grad_{x_t} f(alpha_y x_t)) / alpha_bar_t, eq. 18 at t = 0; c = 1 is the posterior mean."""
     if factor:
-        alpha = schedule.alpha_y[0]
-        _, gradient = with_gradient(lambda y: log_density(y, 0))(alpha * x0)
-        x0 = x0 + factor * schedule.sigma_bar[0] ** 2 * alpha * gradient
-    return x0 / schedule.alpha_bar[0]
+        alpha = schedule.alpha_y[level]
+        _, gradient = with_gradient(lambda y: log_density(y, level))(alpha * x)
+        x = x + factor * schedule.sigma_bar[level] ** 2 * alpha * gradient
+    return x / schedule.alpha_bar[level]
 
 
 def step_adjustment(trained_steps: int, steps: int) -> float:

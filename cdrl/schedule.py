@@ -40,7 +40,7 @@ class NoiseSchedule:
     temperature: Tensor
     """What f-hat is divided by to give the log density f: s_t^2 (Appendix A.2), or 1, [T]."""
     proposal_std: Tensor
-    """Noise of the proposal (eq. 6), alpha_y_t sigma_bar_t / sigma_bar_{t+1} sigma_{t+1}, [T]."""
+    """Noise of the proposal (eq. 6), alpha_y_t sigma_bar_t / sigma_bar_{t+1} sigma_{t+1}, [T]; 0 without one."""
     loss_weight: Tensor
     """Weight of the energy loss, sigma_1 / sigma_{t+1}, [T]."""
     gaussian_reference: bool = False
@@ -52,15 +52,18 @@ class NoiseSchedule:
         return len(self.step_size)
 
     @classmethod
-    def from_config(cls, config: ScheduleConfig, gaussian_reference: bool = False) -> NoiseSchedule:
-        """The cosine schedule lambda(u) = -2 log tan(a u + b) at u = t / T (eq. 19, 20)."""
-        b = math.atan(math.exp(-config.logsnr_max / 2))
-        a = math.atan(math.exp(-config.logsnr_min / 2)) - b
-        u = torch.arange(config.num_levels + 1, dtype=torch.float64) / config.num_levels
-        return cls.from_logsnr(-2 * torch.log(torch.tan(a * u + b)), config, gaussian_reference)
+    def from_config(
+        cls, config: ScheduleConfig, *, gaussian_reference: bool = False, initializer: bool = True
+    ) -> NoiseSchedule:
+        """The tables of a schedule; without ``initializer`` a chain starts at x_{t+1}, with no noise of a proposal."""
+        levels = {"cosine": _cosine_logsnr, "drl": _drl_logsnr}[config.kind]
+        schedule = cls._from_logsnr(levels(config), config, gaussian_reference)
+        if initializer:
+            return schedule
+        return dataclasses.replace(schedule, proposal_std=torch.zeros_like(schedule.proposal_std))
 
     @classmethod
-    def from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool = False) -> NoiseSchedule:
+    def _from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool) -> NoiseSchedule:
         """All tables from lambda_0 … lambda_T (float64 [T + 1]) and the step-size rule of ``config``."""
         alpha_bar, sigma_bar = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
         alpha_step = alpha_bar[1:] / alpha_bar[:-1]
@@ -88,6 +91,24 @@ class NoiseSchedule:
         """The same tables on another device."""
         tables: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **tables)
+
+
+def _cosine_logsnr(config: ScheduleConfig) -> Tensor:
+    """lambda(u) = -2 log tan(a u + b) at u = t / T (eq. 19, 20), float64 [T + 1]."""
+    b = math.atan(math.exp(-config.logsnr_max / 2))
+    a = math.atan(math.exp(-config.logsnr_min / 2)) - b
+    u = torch.arange(config.num_levels + 1, dtype=torch.float64) / config.num_levels
+    return -2 * torch.log(torch.tan(a * u + b))
+
+
+def _drl_logsnr(config: ScheduleConfig) -> Tensor:
+    """Levels cut out of 1000 steps of a linear beta (Gao et al., 2021), float64 [T + 1]."""
+    first = min(config.num_levels, 6)
+    more = config.num_levels - first
+    cut = [t * (500 // (first - 1)) for t in range(first)]
+    cut += [500 + round(499 * (t + 1) / (more + 1)) for t in range(more)]
+    variance = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(dim=0)
+    return torch.logit(variance[[*cut, 999]])
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from autoencoder.checkpoint import save_autoencoder
+from autoencoder.importing import load_published_autoencoder
+from autoencoder.model import Autoencoder
 from cdrl.checkpoint import save_model
+from cdrl.config import BottleneckConfig, Section
 from cdrl.published import load_published
 from cdrl.runs import Run, RunError, written_whole
 
@@ -27,3 +31,35 @@ def import_cdrl(checkpoint: Path, run: Path, *, average: bool, image_size: int |
     }
     with written_whole(target.model) as folder:
         save_model(folder, published.model, description)
+
+
+class ImportedFirstStage(Section):
+    """What the folder of an imported first stage says of itself; a run that trains one says something else."""
+
+    source: str
+    image_channels: int
+    image_size: int
+    architecture: BottleneckConfig
+
+
+def import_autoencoder(source: Path, run: Path, *, average: bool, image_size: int | None) -> Autoencoder:
+    """Turn a published first stage into a run folder that ``autoencoder.run`` may name; returns the first stage.
+
+    Raises:
+        RunError: the weights cannot be read or are of another model, or the folder exists.
+    """
+    if run.exists():
+        raise RunError(f"{run}: exists already; name another folder")
+    autoencoder = load_published_autoencoder(source, average=average, image_size=image_size)
+    with written_whole(run) as folder:
+        target = Run(folder)
+        target.open(
+            ImportedFirstStage(
+                source=source.name,
+                image_channels=autoencoder.image_channels,
+                image_size=autoencoder.image_size,
+                architecture=autoencoder.config,
+            )
+        )
+        save_autoencoder(target.model, autoencoder)
+    return autoencoder

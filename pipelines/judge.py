@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
 
+from cdrl.checkpoint import load_weights
 from cdrl.loop import progress_bar
 from cdrl.noise import derive_seed
+from cdrl.runs import save_tensors
 
 WIDTH = 32
 BATCH = 64
@@ -59,6 +62,21 @@ class ClassJudge:
     def features(self, images: Tensor) -> Tensor:
         """Features for a Fréchet distance, [N, 128]."""
         return torch.cat([self.network.features(part) for part in images.split(256)])
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors."""
+        save_tensors(path, self.network.state_dict())
+
+    @classmethod
+    def load(cls, path: Path, channels: int, size: int, num_classes: int) -> ClassJudge:
+        """The judge that `save` has written, of images [channels, size, size].
+
+        Raises:
+            RunError: the file is damaged, or of a judge of other images or classes.
+        """
+        network = JudgeNetwork(channels, size, num_classes + 1)
+        load_weights(network, path)
+        return cls(network.eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)

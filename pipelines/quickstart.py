@@ -15,7 +15,7 @@ from autoencoder.lite0 import Lite0
 from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
-from cdrl.config import Config, load_config
+from cdrl.config import ConfigError, load_config
 from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
 from cdrl.runs import write_json
@@ -27,6 +27,7 @@ from pipelines.training import run_encoding, run_stage_one, run_stage_two
 
 JUDGED = ("Smiling", "Eyeglasses", "Long_Hair")
 COMPARED = 1000
+BATCH = 250
 JUDGE_STEPS = 500
 
 SHORT = (
@@ -45,6 +46,8 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
     ``short`` rehearses every step in about a minute, on few images and for few updates.
     """
     config = load_config(config_path, SHORT if short else ())
+    if config.initializer is None:
+        raise ConfigError(f"{config_path}: the quickstart's figures need an initializer, but initializer is null")
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -63,13 +66,11 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
         run_stage_two(config, run)
     with timed("figures"):
         steps = 20 if short else JUDGE_STEPS
-        figures = compute_figures(config, run, train, test, judge_steps=steps)
+        figures = compute_figures(run, train, test, judge_steps=steps)
     write_json(run / "figures.json", {"seconds": seconds, **figures})
 
 
-def compute_figures(
-    config: Config, run: Path, train: ImageSet, test: ImageSet, *, judge_steps: int
-) -> dict[str, object]:
+def compute_figures(run: Path, train: ImageSet, test: ImageSet, *, judge_steps: int) -> dict[str, object]:
     """Write samples.png and reconstructions.png, and return the figures.
 
     ``fd_lite0_{n}`` are Fréchet distances on EfficientNet-Lite0 features, n images a side, against held-out images
@@ -82,8 +83,8 @@ def compute_figures(
     count = min(COMPARED, len(test))
     real = test.images[:count] / 127.5 - 1
     reconstructed = reconstructions(load_autoencoder(run / "autoencoder" / "model"), real)
-    samples = pipeline(count, progress=True).tensors
-    initializer = pipeline(count, steps=0).tensors
+    generated = pipeline(count, batch_size=BATCH, progress=True)
+    samples, initializer = generated.tensors, pipeline(count, steps=0, batch_size=BATCH).tensors
     noise = decoder.images(torch.randn(count, *pipeline.model.shape, generator=torch.Generator().manual_seed(0)))
     save_picture(run / "samples.png", grid_picture(samples[:64]))
     save_picture(run / "initializer.png", grid_picture(initializer[:64]))
@@ -115,7 +116,7 @@ def compute_figures(
             features, "test", ("train", "reconstructions", "samples", "initializer", "decoded_noise")
         ),
         _fd_name(count, "reconstructions"): _distances(features, "reconstructions", ("samples", "initializer")),
-        "nearest_training_latent": nearest_latents(config, run, pipeline),
+        "nearest_training_latent": nearest_latents(run, decoder, generated.grids),
     }
 
 
@@ -126,18 +127,16 @@ def reconstructions(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     return torch.cat(parts).float().clamp(-1, 1)
 
 
-def nearest_latents(config: Config, run: Path, pipeline: CDRLPipeline, count: int = 200) -> dict[str, float]:
+def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: int = 200) -> dict[str, float]:
     """Mean distance of samples, and of held-out latents, to the nearest training latent (root mean square).
 
     Samples nearer than held-out latents would be copies of training images.
     """
     latents = run / "latents"
     train, test = (read_shards(latents / split).grids for split in ("train", "test"))
-    decoder = pipeline.decoder
-    assert isinstance(decoder, LatentDecoder)
     mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
     known = ((train - mean) / std).flatten(end_dim=-4).flatten(1)
-    queries = {"samples": pipeline(count).grids, "test": (test[:count] - mean) / std}
+    queries = {"samples": samples[:count], "test": (test[:count] - mean) / std}
 
     def nearest(grids: Tensor) -> float:
         distances = torch.cdist(grids.flatten(1), known).min(dim=1).values

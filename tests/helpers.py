@@ -84,9 +84,9 @@ def tiny_autoencoder() -> Autoencoder:
     return Autoencoder(config, image_channels=1, image_size=8).eval()
 
 
-def save_tiny_run(run: Path, *, latent: bool = False) -> CDRL:
+def save_tiny_run(run: Path, *, latent: bool = False, config: Config | None = None) -> CDRL:
     """Write what training leaves in ``run``/model, for pixels or for latents; returns the model."""
-    config = tiny_config(**({"space": "latent", "autoencoder": {}} if latent else {}))
+    config = config or tiny_config(**({"space": "latent", "autoencoder": {}} if latent else {}))
     decoder: Decoder = PixelDecoder()
     if latent:
         decoder = LatentDecoder(tiny_autoencoder(), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 0.5]))

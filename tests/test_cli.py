@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import run as door
-from autoencoder.checkpoint import save_autoencoder
+from autoencoder.checkpoint import load_autoencoder, save_autoencoder
+from cdrl.data import read_shards
 from cdrl.runs import Run
-from tests.helpers import save_tiny_run, start_command, tiny_autoencoder, tiny_config, tiny_values, write_config
+from tests.helpers import (
+    FIXTURES,
+    save_tiny_run,
+    start_command,
+    tiny_autoencoder,
+    tiny_config,
+    tiny_values,
+    write_config,
+)
+from tests.published import Sizes, published_model
 
 VERBS = sorted(command.name or "" for command in door.app.registered_commands)
 
@@ -61,13 +72,13 @@ def test_no_verb_shows_the_help() -> None:
     assert "Usage" in call().output
 
 
-@pytest.mark.parametrize("verb", ["sample", "judge", "density"])
+@pytest.mark.parametrize("verb", ["sample", "judge", "density", "chains", "interpolate --from-seed 1 --to-seed 2"])
 def test_a_missing_run_is_one_line(verb: str, tmp_path: Path) -> None:
-    line = mistake(verb, tmp_path / "nowhere")
+    line = mistake(*verb.split(), tmp_path / "nowhere")
     assert "nowhere: no trained model there; train it with: python run.py train" in line
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "train-autoencoder"])
+@pytest.mark.parametrize("verb", ["train", "encode", "train-autoencoder", "compare"])
 def test_a_missing_config_is_one_line(verb: str, tmp_path: Path) -> None:
     assert mistake(verb, tmp_path / "nowhere.yaml").endswith("nowhere.yaml: no such config file")
 
@@ -109,10 +120,72 @@ def test_a_class_that_does_not_exist_is_one_line(arguments: tuple[str, ...], exp
     assert expected in mistake("sample", tmp_path, *arguments)
 
 
+def test_a_kernel_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path)
+    assert "kernel: expected one of langevin, mala, hmc, found 'gibbs'" in mistake(
+        "sample", tmp_path, "--kernel", "gibbs"
+    )
+
+
 def test_a_damaged_model_is_one_line_with_the_file(tmp_path: Path) -> None:
     save_tiny_run(tmp_path)
     (tmp_path / "model" / "energy.safetensors").write_bytes(b"junk")
     assert "energy.safetensors: not a whole safetensors file" in mistake("sample", tmp_path)
+
+
+def test_an_imported_first_stage_encodes(tmp_path: Path) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"
+    result = call("import-autoencoder", FIXTURES / "diffusers_kl_tiny", first, "--image-size", "8")
+    assert result.output == f"{first}: images 3 x 8 x 8 to latents 4 x 2 x 2 (kl)\n"
+    values = tiny_values(
+        space="latent", data={"channels": 3, "labels": "none"}, autoencoder={"run": str(tmp_path / "other")}
+    )
+    config = write_config(tmp_path / "latent.yaml", values)
+    assert call("encode", config, f"autoencoder.run={first}", "--run", run).exit_code == 0
+    latents = read_shards(run / "latents" / "test")
+    assert latents.grids.shape[1:] == (4, 2, 2)
+    assert torch.allclose(torch.tensor(latents.metadata["mean"]), latents.grids.mean(dim=(0, 2, 3)), atol=1e-5)
+
+
+def test_the_raw_weights_of_a_first_stage_are_asked_for(tmp_path: Path) -> None:
+    state = published_model(Sizes()).state_dict()
+    shadow = {f"model_ema.{name.replace('.', '')}": value + 1 for name, value in state.items()}
+    torch.save({"state_dict": {**state, **shadow}}, tmp_path / "model.ckpt")
+    for options, shift in (((), 1), (("--raw",), 0)):
+        run = tmp_path / f"run{shift}"
+        assert call("import-autoencoder", tmp_path / "model.ckpt", run, *options).exit_code == 0
+        kept = load_autoencoder(run / "model").state_dict()
+        assert all(torch.equal(kept[name], value + shift) for name, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("nowhere.ckpt", "nowhere.ckpt: no such file"),
+        ("nowhere.safetensors", "nowhere.safetensors: no such file"),
+        ("official_uncond_tiny.pth.tar", "a CDRL checkpoint, not a first stage; python run.py import-cdrl reads it"),
+        ("official_uncond_tiny.npz", "not a whole checkpoint that can be read without executing code"),
+        ("schedule.json", "not a whole checkpoint that can be read without executing code"),
+        (".", "expected config.json and diffusion_pytorch_model.safetensors of a diffusers AutoencoderKL there"),
+        ("damaged.ckpt", "not a whole checkpoint that can be read without executing code"),
+        ("damaged.safetensors", "not a whole safetensors file"),
+    ],
+)
+def test_a_first_stage_that_cannot_be_imported_is_one_line_and_leaves_nothing(
+    source: str, expected: str, tmp_path: Path
+) -> None:
+    path = FIXTURES / source
+    if source.startswith("damaged"):
+        path = tmp_path / source
+        path.write_bytes((FIXTURES / "compvis_vq_f4_tiny.ckpt").read_bytes()[:100_000])
+    assert expected in mistake("import-autoencoder", path, tmp_path / "runs" / "new")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_first_stage_is_not_imported_over_another_run(tmp_path: Path) -> None:
+    line = mistake("import-autoencoder", FIXTURES / "diffusers_kl_tiny", tmp_path)
+    assert line.endswith("exists already; name another folder")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [("--num-images", "0"), ("--steps", "-1"), ("--label", "seven"), ("--nonsense",)])
@@ -162,6 +235,8 @@ def test_options_reach_the_sampler(tmp_path: Path) -> None:
     for options in (("--seed", 3), ("--label", 4), ("--steps", 0), ("--denoise", 0), ("--steps", 9)):
         assert sampled(*options) != base, options
     assert sampled("--steps", 9, "--step-adjustment") != sampled("--steps", 9)
+    assert sampled("--kernel", "mala") != base
+    assert sampled("--kernel", "hmc", "--leapfrog-steps", 4) != sampled("--kernel", "hmc", "--leapfrog-steps", 2)
     # Without a label the classes come in turn: image 0 is of class 0.
     assert sampled("--label", 0)["000000.png"] == base["000000.png"]
 
@@ -171,3 +246,43 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path: Path, monkeypatc
     result = call("sample", tmp_path / "nowhere")
     assert result.exit_code == 1
     assert "no trained model there" in str(result.exception)
+
+
+def test_runs_are_compared_side_by_side_and_one_that_fails_is_a_row(tmp_path: Path) -> None:
+    values = tiny_values(space="point", data={"name": "checkerboard", "labels": "none"})
+    steady = write_config(tmp_path / "steady.yaml", values)
+    wild = write_config(
+        tmp_path / "wild.yaml", {**values, "training": {**values["training"], "energy_lr": 1e30, "warmup_steps": 0}}
+    )
+    runs = tmp_path / "runs"
+    result = call("compare", wild, steady, "--images", "24", "--samples", "10", "--processes", "2", "--runs", runs)
+    assert result.exit_code == 0, result.output
+    assert "24 training images a run, seed 0. Figures of 10 samples" in result.stdout
+    lines = {line.split(" | ")[0]: line for line in result.stdout.splitlines()}
+    assert re.search(r"seed 0: DivergenceError: .*wild/seed_0.*lower training.energy_lr", lines["| wild"])
+    assert re.fullmatch(r"\| steady \| [01]\.\d{3} \| [01]\.\d{3} \| \d+ \| \d+ \|  \|", lines["| steady"])
+    assert (runs / "comparison.md").read_text() in result.stdout
+    assert (runs / "steady" / "seed_0" / "model" / "energy.safetensors").exists()
+
+
+def test_settings_that_cannot_be_compared_are_one_line(config: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert "images: 9 are no whole number of batches" in mistake("compare", config, "--images", "9", "--runs", runs)
+    assert "seeds: expected different whole numbers" in mistake("compare", config, "--seeds", "0-3", "--runs", runs)
+    assert not runs.exists()
+
+
+def test_chains_and_interpolations_are_pictures_below_the_run(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path)
+    result = call("chains", tmp_path, "--num-images", "2", "--steps", "4", "--every", "2", "--kernel", "mala")
+    assert result.exit_code == 0, result.output
+    assert re.match(r"level 1: mean \|y\| drifts by [+-]\d\.\d{4}, accepted [01]\.\d{3}\nlevel 0: ", result.stdout)
+    assert sorted(path.name for path in (tmp_path / "chains").iterdir()) == [
+        "mala_4_steps_level_0.json",
+        "mala_4_steps_level_0.png",
+    ]
+    result = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "4")
+    assert result.stdout == f"{tmp_path / 'interpolations' / '3_to_8.png'}\n"
+    assert "level: expected 0 … 1, found 2" in mistake("chains", tmp_path, "--level", "2")
+    refused = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "1")
+    assert refused.exit_code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,29 @@ CONFIGS = sorted(path.relative_to(ROOT / "configs") for path in (ROOT / "configs
 
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "imagenet32": 1000}
 
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no_initializer": {"initializer": None},
+    "independent_noise": {"training": {"pairs": "independent_noise"}},
+    "initializer_on_data": {"initializer": {"target": "data"}},
+    "predict_x0": {"initializer": {"predicts": "x0"}},
+    "predict_epsilon": {"initializer": {"predicts": "epsilon"}},
+    "drl_schedule": {"schedule": {"kind": "drl", "step_coefficient": 1.61e-3}},
+    "levels_5": {"schedule": {"num_levels": 5}},
+    "k_10": {
+        "schedule": {"step_coefficient": 6e-4},
+        "training": {"langevin_steps": 10},
+        "sampling": {"steps": 40},
+    },
+}
+"""What each ablation changes of digits.yaml."""
+
 MILLIONS = {
     "celeba64_composition.yaml": (11.68, 4.914),
     "celeba64_inpainting.yaml": (45.33, 4.914),
     "celebahq256_kl_f4.yaml": (45.33, 4.914),
     "celebahq256_vq_f4.yaml": (45.33, 4.914),
+    "drl_cifar10.yaml": (34.83, 0),
     "checkerboard.yaml": (0.6911, 0.6254),
     "cifar10.yaml": (34.83, 3.77),
     "cifar10_large.yaml": (139.3, 3.77),
@@ -30,7 +49,9 @@ MILLIONS = {
     "fashion_mnist_latent.yaml": (0.2187, 0.5132),
     "imagenet32.yaml": (139.3, 3.77),
     "imagenet32_conditional.yaml": (140.3, 3.181),
-    "quickstart.yaml": (0.8644, 0.5117),
+    "quickstart.yaml": (0.8633, 0.1293),
+    **{f"ablation/{name}.yaml": (0.2179, 0.1298) for name in ABLATIONS},
+    "ablation/no_initializer.yaml": (0.2179, 0),
 }
 """Parameters in millions of the energy and of the initializer."""
 
@@ -64,8 +85,8 @@ def model_of(config: Config) -> CDRL:
     return CDRL(schedule, built.energy, built.initializer, shape, num_classes(config))
 
 
-def millions(module: torch.nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+def millions(module: torch.nn.Module | None) -> float:
+    return 0.0 if module is None else sum(parameter.numel() for parameter in module.parameters()) / 1e6
 
 
 def test_there_are_configurations() -> None:
@@ -94,7 +115,8 @@ def test_a_batch_goes_through_both_networks(name: Path) -> None:
     with torch.device("meta"):
         grids, logsnr = torch.zeros(2, *model.shape), torch.zeros(2)
         label = torch.zeros(2, dtype=torch.int64)
-        assert model.initializer(grids, logsnr, label).shape == grids.shape
+        if model.initializer is not None:
+            assert model.initializer(grids, logsnr, label).shape == grids.shape
         assert model.energy(grids, logsnr, label).shape == (2,)
 
 
@@ -106,6 +128,32 @@ def test_the_papers_cifar10_model_has_its_published_size() -> None:
     model = model_of(load_config(ROOT / "configs" / "cifar10.yaml"))
     assert millions(model.energy) == pytest.approx(34.8, abs=0.05)
     assert millions(model.initializer) == pytest.approx(3.8, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
+    full = load_config(ROOT / "configs" / "digits.yaml").model_dump(mode="json")
+    ours = load_config(ROOT / "configs" / "ablation" / f"{name}.yaml").model_dump(mode="json")
+    for section, changes in ABLATIONS[name].items():
+        full[section] = changes if changes is None else {**full[section], **changes}
+    assert ours == full
+
+
+def test_the_ablated_schedules_take_the_steps_that_their_comments_promise() -> None:
+    def tables(name: str) -> NoiseSchedule:
+        return NoiseSchedule.from_config(load_config(ROOT / "configs" / name).schedule)
+
+    for name, factor in (("digits", 0.16), ("ablation/drl_schedule", 0.16), ("ablation/k_10", 0.08)):
+        schedule = tables(f"{name}.yaml")
+        ratio = schedule.step_size**2 / (schedule.sigma_bar[:-1] * schedule.sigma_step**2)
+        torch.testing.assert_close(ratio, torch.full_like(ratio, factor), rtol=0.02, atol=0)
+
+
+def test_drl_has_its_own_settings() -> None:
+    config = load_config(ROOT / "configs" / "drl_cifar10.yaml")
+    assert config.initializer is None
+    assert (config.schedule.kind, config.schedule.num_levels, config.schedule.step_coefficient) == ("drl", 6, 2e-4)
+    assert (config.training.langevin_steps, config.training.pairs) == (30, "independent_noise")
 
 
 def test_a_latent_run_is_the_pixel_run_with_its_space_changed() -> None:

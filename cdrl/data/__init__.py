@@ -4,6 +4,7 @@ from cdrl.data.faces import FACE_STYLES, render_face
 from cdrl.data.folders import Split
 from cdrl.data.loading import (
     TrainingSet,
+    check_batch,
     class_names,
     image_training_set,
     latent_training_set,
@@ -25,6 +26,7 @@ __all__ = [
     "Sample",
     "Split",
     "TrainingSet",
+    "check_batch",
     "checkerboard_density",
     "class_names",
     "image_training_set",

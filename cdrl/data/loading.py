@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data.sets import DataError, GridSet, ImageSet
+from cdrl.data.sets import DataError, GridSet, ImageSet, first_not_finite
 from cdrl.noise import derive_seed
 
 _ALL = slice(None)
@@ -31,7 +31,7 @@ class TrainingSet:
         mean, std: [C] each; grids are served as (x - mean) / std.
 
     Raises:
-        DataError: the grids are empty or the arguments contradict each other.
+        DataError: the grids are empty or hold NaN or infinity, or the arguments contradict each other.
     """
 
     def __init__(
@@ -48,6 +48,9 @@ class TrainingSet:
     ) -> None:
         if not len(grids):
             raise DataError("training data: expected at least one grid, found none")
+        broken = first_not_finite(grids)
+        if broken is not None:
+            raise DataError(f"training data: sample {broken}: expected finite numbers, found NaN or infinity")
         if labels is not None and (labels.ndim != 2 or len(labels) != len(grids) or not labels.shape[1]):
             raise DataError(f"training data: expected labels [{len(grids)}, L], found {list(labels.shape)}")
         if mirrors and (flip or grids.ndim < 3 or grids.shape[1] != 2):
@@ -74,6 +77,20 @@ class TrainingSet:
         """The shape of one served grid."""
         return tuple(self._grids.shape[2:] if self._mirrors else self._grids.shape[1:])
 
+    def check_labels(self, num_classes: int) -> None:
+        """Make sure that every class id that may be served is one of ``num_classes``.
+
+        Raises:
+            DataError: one is not; the message names the sample.
+        """
+        if self._labels is None:
+            return
+        outside = (self._labels < 0) | (self._labels >= num_classes)
+        if outside.any():
+            sample = int(outside.any(dim=1).nonzero()[0])
+            found = int(self._labels[sample][outside[sample]][0])
+            raise DataError(f"training data: sample {sample}: expected class ids 0 … {num_classes - 1}, found {found}")
+
     def batch(self, step: int, rows: slice | range = _ALL) -> tuple[Tensor, Tensor]:
         """Some rows of a step, all by default: grids float32 [n, *shape] and class ids int64 [n], -1 for none.
 
@@ -83,11 +100,11 @@ class TrainingSet:
         chosen = rows if isinstance(rows, range) else range(self.batch_size)[rows]
         if any(not 0 <= row < self.batch_size for row in chosen):
             raise IndexError(f"{chosen}: a step has rows 0 … {self.batch_size - 1}")
-        elements = self._elements(step, chosen)
+        elements = self.elements(step, chosen)
         return self._serve(elements, step, chosen), self._choose_labels(elements, step, chosen)
 
-    def _elements(self, step: int, rows: range) -> Tensor:
-        """Which grid each row of a step is: int64 [n]."""
+    def elements(self, step: int, rows: range) -> Tensor:
+        """Which sample each row of a step is: int64 [n]."""
         positions = torch.tensor([step * self.batch_size + row for row in rows], dtype=torch.int64)
         epochs, places = positions // len(self), positions % len(self)
         elements = torch.empty_like(positions)
@@ -124,6 +141,28 @@ class TrainingSet:
         if self._labels is None:
             return torch.full_like(elements, -1)
         return self._labels[elements, self._draw("label", self._labels.shape[1], step, rows)]
+
+
+def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor) -> None:
+    """Make sure that a batch is fit to be learned from.
+
+    Args:
+        grids: [N, *shape].
+        labels: class ids [N], -1 for none.
+        samples: which sample of the training data each is, [N].
+
+    Raises:
+        DataError: one holds NaN or infinity, or a class id outside -1 … num_classes - 1; the message names the sample.
+    """
+    broken = first_not_finite(grids)
+    if broken is not None:
+        raise DataError(f"sample {int(samples[broken])}: expected finite numbers, found NaN or infinity")
+    outside = (labels < -1) | (labels >= num_classes)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise DataError(
+            f"sample {int(samples[row])}: expected class ids -1 … {num_classes - 1}, found {int(labels[row])}"
+        )
 
 
 def image_training_set(images: ImageSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:

@@ -74,8 +74,9 @@ class GridSet:
     def __post_init__(self) -> None:
         if self.grids.dtype not in (torch.uint8, torch.float32) or self.grids.ndim < 2:
             raise DataError(f"grids: expected uint8 or float32 [N, …], found {_describe(self.grids)}")
-        if self.grids.dtype == torch.float32 and not torch.isfinite(self.grids).all():
-            raise DataError("grids: expected finite numbers, found NaN or infinity")
+        broken = first_not_finite(self.grids)
+        if broken is not None:
+            raise DataError(f"grids: sample {broken}: expected finite numbers, found NaN or infinity")
         _check_annotations(len(self.grids), self.labels, self.label_names, self.attributes, self.attribute_names)
 
     def __len__(self) -> int:
@@ -84,6 +85,13 @@ class GridSet:
     def to_images(self) -> ImageSet:
         """The same set as images. Raises DataError when the grids are not uint8 [N, 1 or 3, H, W]."""
         return ImageSet(self.grids, self.labels, self.label_names, self.attributes, self.attribute_names)
+
+
+def first_not_finite(grids: Tensor) -> int | None:
+    """The first of grids [N, …] that holds NaN or infinity, if there is one."""
+    if not grids.is_floating_point() or bool(torch.isfinite(grids).all()):
+        return None
+    return int((~torch.isfinite(grids.flatten(1)).all(dim=1)).nonzero()[0])
 
 
 def _check_annotations(

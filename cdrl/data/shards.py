@@ -163,12 +163,13 @@ class _SampleCheck:
 
     def __init__(self, folder: Path, label_names: tuple[str, ...], attribute_names: tuple[str, ...]) -> None:
         self.first: Tensor | None = None
-        self._folder = folder
+        self._folder, self._number = folder, -1
         self._num_labels = len(label_names)
         self._num_attributes = len(attribute_names)
 
     def __call__(self, sample: Sample) -> Sample:
         grid = sample.grid
+        self._number += 1
         if self.first is None:
             self.first = grid
             is_image = grid.dtype == torch.uint8 and grid.ndim == 3 and grid.shape[0] in (1, 3)
@@ -187,7 +188,7 @@ class _SampleCheck:
         return sample
 
     def _refuse(self, reason: str) -> None:
-        raise DataError(f"{self._folder}: a sample to be written: {reason}")
+        raise DataError(f"{self._folder}: sample {self._number} to be written: {reason}")
 
 
 def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

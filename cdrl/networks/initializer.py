@@ -1,6 +1,7 @@
 """The initializer (Appendix A.1): the U-Net of improved diffusion, halved, for grids; an MLP for 2-D points.
 
-Both predict the mean of y_t from x_{t+1} as a correction of their input, and both begin as the identity.
+Both make their prediction as a correction of their input x_{t+1}, and both begin as the identity. What they predict,
+the mean of y_t or another quantity that it follows from, is their ``predicts``.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Resolution(nn.Module):
 
 
 class UNetInitializer(nn.Module):
-    """g: (x_{t+1}, noise level lambda_{t+1}, class) -> mean of y_t.
+    """g: (x_{t+1}, noise level lambda_{t+1}, class) -> mean of y_t, or what ``config.predicts`` names.
 
     Args:
         shape: of one grid [C, H, W].
@@ -132,6 +133,7 @@ class UNetInitializer(nn.Module):
 
         sizes = [size // 2**i for i in range(levels)]
         channels = [config.channels * m for m in config.multipliers]
+        self.predicts = config.predicts
         self.embedding = ConditionEmbedding(config.channels, num_classes)
         self.stem = nn.Conv2d(grid_channels, config.channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -163,7 +165,7 @@ class UNetInitializer(nn.Module):
         _zero(self.out)
 
     def forward(self, x_next: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
-        """Mean of y_t [N, C, H, W] from x_next [N, C, H, W] at logsnr [N] for class ids label [N] (-1: null)."""
+        """The prediction [N, C, H, W] from x_next [N, C, H, W] at logsnr [N] for class ids label [N] (-1: null)."""
         condition = F.silu(self.embedding(logsnr, label))
         h = self.stem(x_next)
         skips = [h]
@@ -208,6 +210,7 @@ class PointInitializer(nn.Module):
         (dimension,) = shape
         if set(config.multipliers) != {1}:
             raise ValueError("initializer.multipliers must all be 1 for 2-D points")
+        self.predicts = config.predicts
         self.embedding = ConditionEmbedding(config.channels, num_classes)
         self.register_buffer("frequencies", random_frequencies(dimension, config.fourier_features))
         self.stem = nn.Linear(dimension + 2 * config.fourier_features, config.channels)
@@ -217,7 +220,7 @@ class PointInitializer(nn.Module):
         _zero(self.out)
 
     def forward(self, x_next: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
-        """Mean of y_t [N, D] from x_next [N, D] at logsnr [N] for class ids label [N] (-1: null)."""
+        """The prediction [N, D] from x_next [N, D] at logsnr [N] for class ids label [N] (-1: null)."""
         logsnr, label, index = distinct_conditions(logsnr, label)
         condition = F.silu(self.embedding(logsnr, label))
         h = self.stem(x_next if self.frequencies is None else fourier_features(x_next, self.frequencies))

@@ -17,6 +17,7 @@ from autoencoder.objective import (
     PatchDiscriminator,
     StageOneObjective,
     adaptive_weight,
+    center_weighting,
     hinge_loss,
     psnr,
     reconstruction_error,
@@ -31,9 +32,28 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def test_reconstruction_errors() -> None:
     x, y = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), -0.5)
-    assert reconstruction_error(x, y, "l1").item() == 0.5
-    assert reconstruction_error(x, y, "l2").item() == 0.25
-    assert reconstruction_error(x, y, "sum").item() == 0.75
+    assert reconstruction_error(x, y, "l1", torch.ones(())).item() == 0.5
+    assert reconstruction_error(x, y, "l2", torch.ones(())).item() == 0.25
+    assert reconstruction_error(x, y, "sum", torch.ones(())).item() == 0.75
+
+
+def test_the_middle_counts_more_and_the_whole_as_much() -> None:
+    weight = center_weighting(65, excess=3.0)
+    assert weight.mean().item() == pytest.approx(1.0)
+    for turned in (weight.flip(0), weight.flip(1), weight.T):
+        torch.testing.assert_close(weight, turned)
+    assert (weight[32, 32] / weight[0, 0]).item() == pytest.approx(4.0, abs=1e-3)
+    one_deviation = weight[32, 32 + round(0.15 * 65)] / weight[0, 0]
+    assert one_deviation.item() == pytest.approx(1 + 3 * math.exp(-0.5), abs=0.05)
+    assert torch.equal(center_weighting(8, excess=0.0), torch.ones(8, 8))
+
+
+def test_the_weight_falls_on_its_pixel() -> None:
+    x, y = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
+    y[:, :, 3, 4] = 2.0
+    weight = center_weighting(8, excess=5.0)
+    expected = 4.0 * weight[3, 4].item() / 64
+    assert reconstruction_error(x, y, "l2", weight).item() == pytest.approx(expected)
 
 
 def test_psnr_of_a_constant_error() -> None:

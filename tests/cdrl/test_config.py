@@ -68,10 +68,20 @@ def test_a_base_is_merged_section_by_section(tmp_path: Path) -> None:
         ("data.labels=none", "data", "labels", "none"),
         ("data.path=a=b", "data", "path", Path("a=b")),
         ("deepspeed.zero_stage=3", "deepspeed", "zero_stage", 3),
+        ("schedule.kind=drl", "schedule", "step_coefficient", 2e-4),
     ],
 )
 def test_overrides_are_yaml_values(config_file: Path, override: str, section: str, key: str, value: Any) -> None:
     assert getattr(getattr(load_config(config_file, [override]), section), key) == value
+
+
+def test_a_section_may_be_left_out_over_its_base(config_file: Path, tmp_path: Path) -> None:
+    top = write_config(tmp_path / "top.yaml", {"base": config_file.name, "initializer": None})
+    for config in (load_config(top), load_config(config_file, ["initializer=null"])):
+        assert config.initializer is None
+        dumped = tmp_path / "dumped.yaml"
+        dumped.write_text(dump_config(config), encoding="utf-8")
+        assert load_config(dumped) == config
 
 
 def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path) -> None:
@@ -96,6 +106,13 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("energy.spectral_norm=perhaps", "energy.spectral_norm: "),
         ("schedule.num_levels=1", "schedule.num_levels: "),
         ("schedule.logsnr_min=10", "schedule.logsnr_max must exceed schedule.logsnr_min"),
+        ("schedule.kind=linear", "schedule.kind: "),
+        ("schedule={kind: drl, logsnr_max: 6}", "logsnr_min are for kind cosine: leave them out for kind drl"),
+        ("schedule={kind: drl, num_levels: 501}", "schedule.num_levels must be at most 500 for kind drl"),
+        ("training.pairs=none", "training.pairs: "),
+        ("training.on_divergence=ignore", "training.on_divergence: "),
+        ("initializer.predicts=noise", "initializer.predicts: "),
+        ("initializer.target=y", "initializer.target: "),
         ("deepspeed.zero_stage=4", "deepspeed.zero_stage: "),
         ("space=voxel", "space: "),
         ("space=latent", "space: latent needs an autoencoder section"),
@@ -108,6 +125,8 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("data.labels=attributes", "data.attributes must name attributes if, and only if"),
         ("data.attributes=[Smiling]", "data.attributes must name attributes if, and only if"),
         ("autoencoder.objective.perceptual=lpips", "autoencoder.objective.lpips_weights must name the folder"),
+        ("sampling.kernel=gibbs", "sampling.kernel: "),
+        ("sampling.leapfrog_steps=0", "sampling.leapfrog_steps: "),
         ("training=fast", "training: "),
         ("training", "override 'training': expected section.key=value"),
         ("=3", "override '=3': expected section.key=value"),
@@ -118,6 +137,12 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
 def test_a_mistake_is_one_line_with_its_key(config_file: Path, override: str, expected: str) -> None:
     overrides = ["seed=1", override]
     assert expected in mistake(config_file, *overrides)
+
+
+def test_there_must_be_something_that_samples(config_file: Path) -> None:
+    assert load_config(config_file, ["sampling.steps=0"]).sampling.steps == 0
+    message = mistake(config_file, "sampling.steps=0", "initializer=null")
+    assert message.endswith("sampling.steps=0 leaves the initializer alone, but initializer is null")
 
 
 @pytest.mark.parametrize("key", ["space", "data"])

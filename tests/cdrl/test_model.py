@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
-from cdrl.model import CDRL, Label
+from cdrl.config import ScheduleConfig
+from cdrl.model import CDRL, Label, proposal_mean
+from cdrl.schedule import NoiseSchedule
+from tests.cdrl.exact import covariance_of
 from tests.helpers import tiny_config, tiny_model
 
 SHAPES = [(1, 8, 8), (3, 8, 8), (2,)]
@@ -63,6 +68,52 @@ def test_the_initializer_is_told_the_level_it_comes_from() -> None:
     for level in range(6):
         expected = model.initializer(x, model.schedule.logsnr[level + 1].expand(6), torch.full((6,), 3))
         torch.testing.assert_close(model.propose(x, level, 3), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "epsilon"])
+@pytest.mark.parametrize("kind", ["cosine", "drl"])
+def test_the_expected_image_or_noise_becomes_the_expected_y(kind: Literal["cosine", "drl"], predicts: str) -> None:
+    """For Gaussian data both expectations given x_{t+1} are known, and so is that of y_t under the true joint."""
+    schedule = NoiseSchedule.from_config(ScheduleConfig(kind=kind))
+    mean, covariance = torch.tensor([0.4, -0.7, 0.2]), covariance_of(0.9, 0.5, 0.3)
+    x_next = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+    def posterior(signal: Tensor, noise: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
+        """E[x | signal x + noise eps] for x ~ N(mean, covariance)."""
+        gain = signal * covariance @ (signal**2 * covariance + noise**2 * torch.eye(3)).inverse()
+        return mean + (x_next - signal * mean) @ gain.T
+
+    for level in range(6):
+        signal, noise = schedule.alpha_bar[level + 1], schedule.sigma_bar[level + 1]
+        x0 = posterior(signal, noise, mean, covariance)
+        output = x0 if predicts == "x0" else (x_next - signal * x0) / noise
+        share, spread = schedule.alpha_bar[level], schedule.sigma_bar[level]
+        marginal = share**2 * covariance + spread**2 * torch.eye(3)
+        x = posterior(schedule.alpha_step[level], schedule.sigma_step[level], share * mean, marginal)
+        expected = schedule.alpha_y[level] * x
+        ours = proposal_mean(output, x_next, schedule, level, predicts)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+        levels = torch.full((6,), level)
+        torch.testing.assert_close(proposal_mean(output, x_next, schedule, levels, predicts), ours)
+
+
+def test_what_the_initializer_predicts_is_turned_into_a_proposal() -> None:
+    x = grids((1, 8, 8))
+    for predicts in ("y", "x0", "epsilon"):
+        config = tiny_config(schedule={"num_levels": 6}, initializer={"predicts": predicts})
+        model = tiny_model(config)
+        assert model.initializer is not None
+        for level in range(6):
+            output = model.initializer(x, model.schedule.logsnr[level + 1].expand(6), torch.full((6,), 3))
+            expected = proposal_mean(output, x, model.schedule, level, predicts)
+            torch.testing.assert_close(model.propose(x, level, 3), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_an_initializer_the_proposal_is_x_next_without_noise() -> None:
+    model, x = tiny_model(tiny_config(initializer=None)), grids((1, 8, 8))
+    assert model.initializer is None
+    assert torch.equal(model.propose(x, 1, 3), x)
+    assert (model.schedule.proposal_std == 0).all()
 
 
 @pytest.mark.parametrize("null", [-1, None, torch.full((6,), -1), [-1] * 6])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import Tensor
 
-from cdrl.noise import ImageNoise, derive_seed
+from cdrl.noise import ImageNoise, InterpolatedNoise, derive_seed
 
 
 def test_different_parts_give_different_seeds() -> None:
@@ -102,3 +104,43 @@ def test_consecutive_draws_are_uncorrelated() -> None:
 def test_length_is_the_number_of_images() -> None:
     assert len(ImageNoise([3, 1, 4])) == 3
     assert ImageNoise([3, 1, 4]).normal((2,)).shape == (3, 2)
+
+
+def way(share: list[float], first: int = 3, second: int = 4) -> InterpolatedNoise:
+    """Images on the way from one seed to another."""
+    return InterpolatedNoise([first] * len(share), [second] * len(share), torch.tensor(share))
+
+
+def test_noise_begins_and_ends_as_that_of_its_seeds() -> None:
+    between, first, second = way([0.0, 0.4, 1.0]), ImageNoise([3]), ImageNoise([4])
+    for draw in (lambda noise: noise.normal((2, 5)), lambda noise: noise.uniform(), lambda noise: noise.normal((3,))):
+        drawn = draw(between)
+        torch.testing.assert_close(drawn[0], draw(first)[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(drawn[2], draw(second)[0], rtol=0, atol=1e-6)
+        assert len(drawn.unique(dim=0)) == 3
+
+
+def test_noise_on_the_way_is_spherical_interpolation_at_the_right_angle() -> None:
+    """sin((1 - u) w) / sin(w) a + sin(u w) / sin(w) b with w = pi / 2 (Shoemake, 1985)."""
+    angle, share = math.pi / 2, 0.3
+    drawn = way([share]).normal((7,))
+    a, b = ImageNoise([3]).normal((7,)), ImageNoise([4]).normal((7,))
+    expected = (math.sin((1 - share) * angle) * a + math.sin(share * angle) * b) / math.sin(angle)
+    torch.testing.assert_close(drawn, expected)
+
+
+def test_every_draw_on_the_way_has_the_distribution_of_an_independent_one() -> None:
+    """Kolmogorov and Smirnov would see a middle that is too short, or uniform draws that crowd in the middle."""
+    for share in (0.1, 0.5, 0.8):
+        normal = torch.cat([way([share], seed, -1 - seed).normal((64,)) for seed in range(100)]).flatten()
+        noise = InterpolatedNoise(range(4000), range(5000, 9000), torch.full((4000,), share))
+        uniform = torch.cat([noise.uniform() for _ in range(2)])
+        assert kstest(normal.numpy(), "norm").pvalue > 1e-3
+        assert kstest(uniform.numpy(), "uniform").pvalue > 1e-3
+
+
+def test_interpolated_noise_does_not_depend_on_the_batch() -> None:
+    among, alone = way([0.0, 0.25, 0.5]), way([0.25])
+    for _ in range(40):
+        assert torch.equal(among.normal((4, 4))[1], alone.normal((4, 4))[0])
+        assert torch.equal(among.uniform()[1:2], alone.uniform())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
-from cdrl.model import CDRL
+from cdrl.model import CDRL, proposal_mean
 from cdrl.noise import ImageNoise
 from cdrl.objective import Losses, cooperative_losses
 from cdrl.schedule import NoiseSchedule, per_image
@@ -41,7 +43,7 @@ class Seen:
     x0: Tensor
     x_next: Tensor
     mean: Tensor
-    """The initializer's output, a leaf."""
+    """The initializer's output, a leaf; x_next without an initializer."""
     refined: Tensor
     y: Tensor
     energy_logsnr: Tensor
@@ -75,9 +77,11 @@ def run(
     label_dropout: float = 0.0,
     levels: int = 6,
     reference: str = "flat",
+    use_initializer: bool = True,
+    **options: Any,
 ) -> Seen:
-    sections = {"schedule": {"num_levels": levels}, "initializer": {"dropout": 0.0}, "energy": {"reference": reference}}
-    model = tiny_model(tiny_config(**sections))
+    sections = {"schedule": {"num_levels": levels}, "energy": {"reference": reference}}
+    model = tiny_model(tiny_config(**sections, initializer={"dropout": 0.0} if use_initializer else None))
     noise = RecordedNoise(range(COUNT))
     x0 = 0.5 * torch.randn(COUNT, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     seen: dict[str, list[Tensor]] = {"energy": [], "initializer": []}
@@ -89,15 +93,26 @@ def run(
 
     def initializer(x: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
         assert not seen["initializer"], "the initializer must be called once"
+        assert model.initializer is not None
         mean = model.initializer(x, logsnr, label).detach().requires_grad_()
         seen["initializer"] += [x, logsnr, label, mean]
         return mean
 
     chain = model.energy.fold().detach()
-    losses = cooperative_losses(x0, label, noise, model.schedule, chain, energy, initializer, steps, label_dropout)
+    proposer = initializer if use_initializer else None
+    losses = cooperative_losses(
+        x0, label, noise, model.schedule, chain, energy, proposer, steps, label_dropout, **options
+    )
     both, energy_logsnr, energy_label, f = seen["energy"]
-    x_next, initializer_logsnr, initializer_label, mean = seen["initializer"]
     refined, y = both.chunk(2)
+    if use_initializer:
+        x_next, initializer_logsnr, initializer_label, mean = seen["initializer"]
+    else:
+        # The second draw of the pair's noise is all that is needed to know x_next again.
+        level = losses.diagnostics.level
+        x_next = per_image(model.schedule.alpha_bar[level + 1], x0) * x0
+        x_next = x_next + per_image(model.schedule.sigma_bar[level + 1], x0) * noise.normals[0]
+        initializer_logsnr, initializer_label, mean = model.schedule.logsnr[level + 1], label, x_next
     return Seen(
         model,
         losses,
@@ -123,6 +138,47 @@ def test_both_images_of_a_pair_are_made_of_the_same_noise() -> None:
     assert noise.mean().item() == pytest.approx(0, abs=0.1)
     assert noise.var().item() == pytest.approx(1, abs=0.15)
     assert seen.level.unique().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_independent_pairs_follow_the_true_joint() -> None:
+    """x_{t+1} = alpha x_t + sigma eps', with the true alpha at the highest level too."""
+    seen = run(pairs="independent_noise")
+    x = seen.y / seen.at(seen.schedule.alpha_y)
+    noise = (seen.x_next - seen.at(seen.schedule.alpha_step) * x) / seen.at(seen.schedule.sigma_step)
+    first, second = seen.noise.normals[:2]
+    torch.testing.assert_close(noise, second, rtol=1e-3, atol=1e-4)
+    x0_part = seen.at(seen.schedule.alpha_bar[:-1]) * seen.x0
+    expected = seen.at(seen.schedule.alpha_y) * (x0_part + seen.at(seen.schedule.sigma_bar[:-1]) * first)
+    torch.testing.assert_close(seen.y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_initializer_may_learn_from_data_instead_of_its_chain() -> None:
+    seen, chained = run(target="data"), run()
+    proposed = chained.proposed
+    torch.testing.assert_close(seen.losses.initializer, (seen.y - proposed).square().sum() / COUNT)
+    assert torch.equal(seen.refined, chained.refined)
+    assert torch.equal(seen.losses.energy, chained.losses.energy)
+
+
+@pytest.mark.parametrize("predicts", ["x0", "epsilon"])
+def test_the_chain_starts_at_what_the_prediction_stands_for(predicts: str) -> None:
+    seen = run(steps=0, predicts=predicts)
+    mean = proposal_mean(seen.mean.detach(), seen.x_next, seen.schedule, seen.level, predicts)
+    noise = seen.at(seen.schedule.proposal_std) * seen.noise.normals[1]
+    torch.testing.assert_close(seen.refined, mean + noise, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_without_an_initializer_the_chain_starts_at_x_next_and_there_is_one_loss(steps: int) -> None:
+    seen = run(steps=steps, use_initializer=False)
+    assert seen.losses.initializer is None
+    assert list(seen.losses.values()) == ["energy_loss"]
+    assert len(seen.noise.normals) == 1 + steps
+    moved = (seen.refined - seen.x_next).flatten(1).square().mean(dim=1).sqrt()
+    s = seen.schedule.step_size[seen.level]
+    torch.testing.assert_close(seen.losses.diagnostics.displacement, moved / s, rtol=1e-3, atol=1e-4)
+    if not steps:
+        torch.testing.assert_close(seen.refined, seen.x_next)
 
 
 def test_the_energy_is_told_its_own_level_and_the_initializer_the_next() -> None:
@@ -245,7 +301,43 @@ def test_diagnostics_are_what_their_names_say() -> None:
     (gradient,) = torch.autograd.grad(seen.model.log_density(start, seen.level).sum(), start)
     steepness = gradient.flatten(1).square().mean(dim=1).sqrt()
     torch.testing.assert_close(diagnostics.gradient_norm, steepness * s, rtol=1e-3, atol=1e-4)
+    assert diagnostics.acceptance.isnan().all()
     assert not any(value.requires_grad for value in vars(diagnostics).values())
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_acceptance_is_that_of_the_last_step_under_metropolis_and_hastings(steps: int) -> None:
+    """Recomputed from the two places with torch's densities; the place before the last is found by a shorter chain."""
+    seen, shorter = run(steps=steps, measure_acceptance=True), run(steps=steps - 1)
+    assert torch.equal(seen.refined, run(steps=steps).refined), "measuring must not disturb the chain"
+    here, there = shorter.refined, seen.refined
+    top, s = seen.level == seen.schedule.num_levels - 1, seen.at(seen.schedule.step_size)
+
+    def log_p(y: Tensor) -> Tensor:
+        recovery = Normal(y, seen.at(seen.schedule.sigma_step)).log_prob(seen.x_next).flatten(1).sum(dim=1)
+        return seen.model.log_density(y, seen.level) + torch.where(top, 0, recovery)
+
+    def log_q(to: Tensor, of: Tensor) -> Tensor:
+        of = of.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_p(of).sum(), of)
+        return Normal(of + s**2 / 2 * gradient, s).log_prob(to).flatten(1).sum(dim=1).detach()
+
+    ratio = log_p(there) + log_q(here, there) - log_p(here) - log_q(there, here)
+    expected = ratio.detach().exp().clamp(max=1)
+    torch.testing.assert_close(seen.losses.diagnostics.acceptance, expected, rtol=0.02, atol=0.02)
+    assert expected.min() < 0.9
+
+
+def test_the_shares_of_initializer_and_chain_add_up_to_the_whole_way() -> None:
+    seen = run(steps=3)
+    way = (seen.refined - seen.x_next).flatten(1)
+    length = way.square().sum(dim=1)
+    of_initializer = ((seen.proposed - seen.x_next).flatten(1) * way).sum(dim=1) / length
+    of_chain = ((seen.refined - seen.proposed).flatten(1) * way).sum(dim=1) / length
+    torch.testing.assert_close(of_initializer + of_chain, torch.ones(COUNT), rtol=0, atol=1e-4)
+    torch.testing.assert_close(seen.losses.diagnostics.initializer_share, of_initializer, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run(steps=0).losses.diagnostics.initializer_share, torch.ones(COUNT))
+    assert (run(steps=3, use_initializer=False).losses.diagnostics.initializer_share == 0).all()
 
 
 def test_the_losses_of_an_image_do_not_depend_on_its_batch() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cdrl.config import ScheduleConfig
+from cdrl.mcmc import Kernel, Position, hmc, langevin, mala
 from cdrl.noise import ImageNoise
 from cdrl.sampler import denoised, refine, sample, step_adjustment
 from cdrl.schedule import NoiseSchedule
@@ -93,12 +94,13 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts() -> N
     assert drawn.var().item() == pytest.approx(expected_variance, rel=4 * math.sqrt(2 / count))
 
 
-def test_denoising_with_factor_1_is_the_posterior_mean() -> None:
+@pytest.mark.parametrize("level", [0, 2, 5])
+def test_denoising_with_factor_1_is_the_posterior_mean(level: int) -> None:
     schedule = NoiseSchedule.from_config(ScheduleConfig(logsnr_max=2.0))
-    levels, x0 = GaussianLevels(schedule), torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
-    alpha, sigma = schedule.alpha_bar[0], schedule.sigma_bar[0]
-    posterior = MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x0 - alpha * MEAN)
-    torch.testing.assert_close(denoised(schedule, levels.log_density, x0, 1.0), posterior)
+    levels, x = GaussianLevels(schedule), torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = schedule.alpha_bar[level], schedule.sigma_bar[level]
+    posterior = MEAN + alpha * VARIANCE / (alpha**2 * VARIANCE + sigma**2) * (x - alpha * MEAN)
+    torch.testing.assert_close(denoised(schedule, levels.log_density, x, 1.0, level), posterior)
 
 
 def test_denoising_is_linear_in_its_factor_and_factor_0_only_rescales() -> None:
@@ -188,8 +190,58 @@ def test_refine_counts_its_steps_from_1() -> None:
     def target(y: Tensor) -> tuple[Tensor, Tensor]:
         return y.sum(dim=1), torch.zeros_like(y)
 
-    refine(torch.zeros(2, 3), target, torch.tensor(0.1), ImageNoise([0, 1]), 4, after)
+    refine(Position(torch.zeros(2, 3), target), torch.tensor(0.1), ImageNoise([0, 1]), 4, after=after)
     assert seen == [1, 2, 3, 4]
+
+
+def test_plain_langevin_is_the_plain_loop_bit_for_bit_at_a_gradient_a_step() -> None:
+    levels, steps, calls = GaussianLevels(fine_schedule(0.1)), 4, 0
+    schedule = levels.schedule
+
+    def log_density(y: Tensor, level: int) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return levels.log_density(y, level)
+
+    drawn = sample(schedule, levels.posterior_mean, log_density, ImageNoise(range(3)), SHAPE, steps=steps, denoise=0.0)
+    assert calls == steps * schedule.num_levels
+
+    noise = ImageNoise(range(3))
+    x = noise.normal(SHAPE)
+    for level in reversed(range(schedule.num_levels)):
+        y = levels.posterior_mean(x, level) + schedule.proposal_std[level] * noise.normal(SHAPE)
+        s, precision = schedule.step_size[level], schedule.precision[level]
+        for _ in range(steps):
+            y.requires_grad_()
+            (gradient,) = torch.autograd.grad(levels.log_density(y, level).sum(), y)
+            y = y.detach()
+            gradient = gradient.addcmul(y - x, precision, value=-1)
+            y = y + s**2 / 2 * gradient + s * noise.normal(SHAPE)
+        x = y / schedule.alpha_y[level]
+    assert torch.equal(drawn, x / schedule.alpha_bar[0])
+
+
+@pytest.mark.parametrize("kernel", [mala, hmc(2)])
+def test_constrain_holds_under_kernels_that_reject(kernel: Kernel) -> None:
+    """Known pixels stay put though proposals move them; unknown ones still find the data."""
+    levels = GaussianLevels(fine_schedule(0.3))
+
+    def constrain(y: Tensor, level: int) -> Tensor:
+        return torch.cat([levels.mean[level].expand_as(y[:, :, :8]), y[:, :, 8:]], dim=2)
+
+    drawn = sample(
+        levels.schedule,
+        levels.identity,
+        levels.log_density,
+        ImageNoise(range(4)),
+        SHAPE,
+        steps=8,
+        denoise=0.0,
+        kernel=kernel,
+        constrain=constrain,
+    )
+    torch.testing.assert_close(drawn[:, :, :8], torch.full_like(drawn[:, :, :8], MEAN))
+    assert drawn[:, :, 8:].std() > 0.2
 
 
 @pytest.mark.parametrize(("steps", "factor"), [(15, 1.0), (30, math.sqrt(0.5)), (5, math.sqrt(3)), (0, 1.0)])
@@ -201,10 +253,11 @@ def test_step_adjustment_keeps_the_total_of_squared_step_sizes() -> None:
     assert [k * step_adjustment(15, k) ** 2 for k in (3, 5, 8, 15)] == pytest.approx([15] * 4)
 
 
+@pytest.mark.parametrize("kernel", [langevin, mala, hmc(2)])
 @pytest.mark.parametrize("seeds", [(4,), (9, 4), (4, 1, 2)])
-def test_an_image_depends_on_its_own_seed_alone(seeds: Sequence[int]) -> None:
+def test_an_image_depends_on_its_own_seed_alone(seeds: Sequence[int], kernel: Kernel) -> None:
     def draw(seeds: Sequence[int]) -> Tensor:
-        levels = GaussianLevels(fine_schedule(0.1))
-        return sample(levels.schedule, levels.posterior_mean, levels.log_density, ImageNoise(seeds), SHAPE, steps=3)
+        levels, noise = GaussianLevels(fine_schedule(0.1)), ImageNoise(seeds)
+        return sample(levels.schedule, levels.posterior_mean, levels.log_density, noise, SHAPE, steps=3, kernel=kernel)
 
     torch.testing.assert_close(draw(seeds)[list(seeds).index(4)], draw([4])[0], rtol=0, atol=1e-6)

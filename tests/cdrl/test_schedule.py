@@ -42,12 +42,39 @@ def test_every_table_equals_the_authors(levels: int, table: str) -> None:
     assert_close(getattr(schedule, table), expected(f"cdrl_T{levels}", table))
 
 
-def test_the_predecessors_schedule_follows_from_its_levels() -> None:
-    config = ScheduleConfig(step_coefficient=2e-4)
-    schedule = NoiseSchedule.from_logsnr(expected("drl_T6", "logsnr"), config)
-    for table in TABLES:
-        if table in REFERENCE["drl_T6"] or table == "step_size":
-            assert_close(getattr(schedule, table), expected("drl_T6", table))
+@pytest.mark.parametrize("table", [table for table in TABLES if table != "proposal_std"])
+def test_every_table_of_the_predecessors_schedule_equals_its_authors(table: str) -> None:
+    schedule = NoiseSchedule.from_config(ScheduleConfig(kind="drl"), initializer=False)
+    assert_close(getattr(schedule, table), expected("drl_T6", table))
+
+
+@pytest.mark.parametrize(
+    ("levels", "cut"),
+    [
+        (2, [0, 500, 999]),
+        (4, [0, 166, 332, 498, 999]),
+        (6, REFERENCE["drl_T6"]["beta_index"]),
+        (8, [0, 100, 200, 300, 400, 500, 666, 833, 999]),
+    ],
+)
+def test_the_predecessors_levels_are_cut_out_of_a_linear_beta(levels: int, cut: list[int]) -> None:
+    """The signal's variance left after step k is the product of 1 - beta up to k."""
+    schedule = NoiseSchedule.from_config(ScheduleConfig(kind="drl", num_levels=levels))
+    left = [math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(k + 1)) for k in cut]
+    torch.testing.assert_close(schedule.alpha_bar.double() ** 2, torch.tensor(left).double(), rtol=2e-5, atol=0)
+    assert (schedule.logsnr.diff() < 0).all()
+
+
+def test_the_step_coefficient_begins_at_each_methods_own() -> None:
+    assert ScheduleConfig().step_coefficient == 4e-4
+    assert ScheduleConfig(kind="drl").step_coefficient == 2e-4
+    assert ScheduleConfig(kind="drl", step_coefficient=3e-4).step_coefficient == 3e-4
+
+
+def test_without_an_initializer_only_the_proposals_noise_is_gone() -> None:
+    full, bare = (NoiseSchedule.from_config(ScheduleConfig(), initializer=given) for given in (True, False))
+    assert (bare.proposal_std == 0).all()
+    assert all(torch.equal(getattr(full, table), getattr(bare, table)) for table in TABLES if table != "proposal_std")
 
 
 @pytest.mark.parametrize("levels", [2, 4, 6, 8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from cdrl.data import TrainingSet
 from cdrl.engine import start
 from cdrl.loop import Interrupted
 from cdrl.monitor import MONITORS, DivergenceError
+from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import Run, load_tensors
 from cdrl.training import CooperativeTrainer, train
 from pipelines import CDRLPipeline
@@ -34,6 +36,7 @@ def weights(run: Path) -> dict[str, Tensor]:
     return {
         f"{network}.{name}": tensor
         for network in ("energy", "initializer")
+        if (run / "model" / f"{network}.safetensors").exists()
         for name, tensor in load_tensors(run / "model" / f"{network}.safetensors").items()
     }
 
@@ -71,6 +74,10 @@ class Interfering(TrainingSet):
         grids, label = super().batch(step, rows)
         self._act(step, grids)
         return grids, label
+
+
+def nothing(step: int, grids: Tensor) -> None:
+    """No interference."""
 
 
 def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
@@ -135,6 +142,69 @@ def test_a_run_taken_up_from_its_checkpoint_equals_an_uninterrupted_one(tmp_path
     run_stage_two(config, crashed)
     assert_same_run(crashed, whole)
     assert checkpoint_names(crashed) == ["step_00000003", "step_00000006"]
+
+
+def test_the_cost_of_training_is_kept_through_interruptions(tmp_path: Path) -> None:
+    run_stage_two(tiny_config(), tmp_path)
+    (tmp_path / "checkpoints" / "step_00000006").rename(tmp_path / "checkpoints" / ".gone")
+    path = tmp_path / "checkpoints" / "step_00000003" / "state.json"
+    state = json.loads(path.read_text())
+    assert 0 < state["cpu_seconds"] < 60
+    path.write_text(json.dumps({**state, "wall_seconds": 5000.0, "cpu_seconds": 3000.0}))
+    before = time.monotonic(), time.process_time()
+    run_stage_two(tiny_config(), tmp_path)
+    wall, cpu = time.monotonic() - before[0], time.process_time() - before[1]
+    cost = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert 5000 < cost["wall_seconds"] <= 5000.01 + wall
+    assert 3000 < cost["cpu_seconds"] <= 3000.01 + cpu
+
+
+def test_a_model_is_exported_where_a_crash_came_before_it(tmp_path: Path) -> None:
+    """The last checkpoint is whole, but the model is that of the one before."""
+    run_stage_two(tiny_config(), tmp_path)
+    finished = weights(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 3}))
+    (tmp_path / "model" / "energy.safetensors").unlink()
+    run_stage_two(tiny_config(), tmp_path)
+    assert json.loads(path.read_text())["step"] == 6
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in weights(tmp_path).items())
+
+
+def test_a_run_without_initializer_trains_saves_and_resumes_the_energy_alone(tmp_path: Path) -> None:
+    config = tiny_config(initializer=None, training={"pairs": "independent_noise"}, schedule={"kind": "drl"})
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    run_stage_two(config, whole)
+    assert not list(whole.rglob("*initializer*"))
+    assert all("initializer_loss" not in line for line in metrics(whole))
+    shutil.copytree(whole, crashed)
+    shutil.rmtree(crashed / "model")
+    shutil.rmtree(crashed / "samples")
+    shutil.rmtree(crashed / "checkpoints" / "step_00000006")
+    run_stage_two(config, crashed)
+    assert_same_run(crashed, whole)
+
+
+def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def remember(*arguments: Any, **options: Any) -> Losses:
+        seen.update(options)
+        return cooperative_losses(*arguments, **options)
+
+    monkeypatch.setattr("cdrl.training.cooperative_losses", remember)
+    initializer = {"predicts": "epsilon", "target": "data"}
+    trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
+    try:
+        for _ in trainer.step(0):
+            pass
+        assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
+        assert seen["measure_acceptance"]
+        for _ in trainer.step(1):
+            pass
+        assert not seen["measure_acceptance"]
+    finally:
+        trainer.close()
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +303,11 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
 def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config()
 
+    asked: list[int] = []
+
     def stop_at_4(step: int, grids: Tensor) -> None:
-        if step == 4:
+        if step == 4 and not asked:
+            asked.append(number)
             os.kill(os.getpid(), number)
 
     previous = signal.getsignal(number)
@@ -243,27 +316,29 @@ def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: P
     assert signal.getsignal(number) is previous
     assert checkpoint_names(tmp_path / "stopped") == ["step_00000003", "step_00000005"]
 
-    def nothing(step: int, grids: Tensor) -> None:
-        pass
-
     train_on(Interfering(config, nothing), config, tmp_path / "stopped")
     train_on(Interfering(config, nothing), config, tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("log_every", "stage"), [(1, 1), (100, 1), (100, 0), (100, 3)])
-def test_data_that_is_not_finite_ends_training_and_spares_the_earlier_checkpoint(
-    tmp_path: Path, log_every: int, stage: int
+@pytest.mark.parametrize(("log_every", "stage"), [(1, 1), (100, 0), (100, 3)])
+def test_weights_that_are_not_finite_end_training_and_spare_the_earlier_checkpoint(
+    tmp_path: Path, log_every: int, stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = {"num_steps": 20, "checkpoint_every": 2, "log_every": log_every}
     config = tiny_config(training=training, deepspeed={"zero_stage": stage})
+    steps = 0
 
-    def spoil_step_3(step: int, grids: Tensor) -> None:
-        if step == 3:
-            grids[0, 0, 0, 0] = float("nan")
+    def spoiled_at_step_4(*arguments: Any, **options: Any) -> Losses:
+        nonlocal steps
+        losses = cooperative_losses(*arguments, **options)
+        steps += torch.is_grad_enabled()
+        return dataclasses.replace(losses, energy=losses.energy * float("nan")) if steps == 4 else losses
 
-    with pytest.raises(DivergenceError, match=r"not finite at step 4; lower training\.energy_lr or"):
-        train_on(Interfering(config, spoil_step_3), config, tmp_path)
+    monkeypatch.setattr("cdrl.training.cooperative_losses", spoiled_at_step_4)
+    message = r"diverged at step 4, .*: lower training\.energy_lr or .*; the checkpoint of step 2 is kept"
+    with pytest.raises(DivergenceError, match=message):
+        train_on(Interfering(config, nothing), config, tmp_path)
     last = Run(tmp_path).last_checkpoint()
     assert last is not None
     assert last[0] == 2

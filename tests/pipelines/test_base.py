@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cdrl.config import ConfigError
+from cdrl.mcmc import hmc, langevin, mala
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError, read_json, write_json
 from cdrl.sampler import sample
 from pipelines import CDRLPipeline
 from pipelines.decoding import LatentDecoder
-from tests.helpers import save_tiny_run
+from tests.helpers import save_tiny_run, tiny_config
 
 LABELS = [i % 10 for i in range(64)]
 
@@ -71,6 +72,51 @@ def test_samples_are_those_of_algorithm_2_on_the_model(pipeline: CDRLPipeline) -
     )
     ours = pipeline(3, label=4, steps=8, step_adjustment=True, denoise=1.0).grids
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_the_kernel_is_the_one_asked_for(pipeline: CDRLPipeline) -> None:
+    conditioned = pipeline.model.conditioned(4)
+    for name, kernel in (("mala", mala), ("hmc", hmc(2)), ("langevin", langevin)):
+        expected = sample(
+            pipeline.model.schedule,
+            conditioned.propose,
+            conditioned.log_density,
+            ImageNoise([derive_seed("sample", seed) for seed in range(3)]),
+            pipeline.model.shape,
+            steps=3,
+            kernel=kernel,
+        )
+        ours = pipeline(3, label=4, steps=3, kernel=name, leapfrog_steps=2).grids
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_the_runs_configuration_may_name_the_kernel(pipeline: CDRLPipeline) -> None:
+    config = tiny_config(sampling={"steps": 3, "kernel": "hmc", "leapfrog_steps": 2})
+    other = CDRLPipeline(pipeline.model, pipeline.decoder, config, pipeline.class_names)
+    expected = pipeline(2, steps=3, kernel="hmc", leapfrog_steps=2).grids
+    assert torch.equal(other(2).grids, expected)
+    assert not torch.equal(other(2, kernel="mala").grids, expected)
+
+
+def test_a_run_without_initializer_samples_from_its_chains_alone(tmp_path: Path) -> None:
+    """Langevin from x_{t+1} itself, with no noise of a proposal; nothing of an initializer is on disk."""
+    model = save_tiny_run(tmp_path, config=tiny_config(initializer=None))
+    assert model.initializer is None
+    assert not (tmp_path / "model" / "initializer.safetensors").exists()
+    pipeline = CDRLPipeline.from_pretrained(tmp_path)
+    assert pipeline.model.initializer is None
+    starts: dict[int, Tensor] = {}
+    ends: dict[int, Tensor] = {}
+
+    def remember(*, level: int, step: int, y: Tensor) -> None:
+        (ends if step else starts)[level] = y
+
+    pipeline(3, label=1, steps=1, callback=remember)
+    noise = ImageNoise([derive_seed("sample", seed) for seed in range(3)])
+    torch.testing.assert_close(starts[1], noise.normal((1, 8, 8)))
+    torch.testing.assert_close(starts[0], ends[1])
+    with pytest.raises(ValueError, match="steps: 0 leaves the initializer alone, but this run has none"):
+        pipeline(3, steps=0)
 
 
 def test_defaults_come_from_the_runs_configuration(pipeline: CDRLPipeline) -> None:
@@ -150,6 +196,7 @@ def test_a_configuration_that_is_not_ours_is_refused(runs: dict[str, Path], tmp_
         ({"num_images": 3, "seeds": [1, 2]}, "seeds: expected one for each of 3 images .* found 2"),
         ({"num_images": 0}, "at least 1"),
         ({"num_images": 2, "label": 10}, r"class ids are -1 … 9, found \[10\]"),
+        ({"num_images": 2, "kernel": "gibbs"}, "kernel: expected one of langevin, mala, hmc, found 'gibbs'"),
         ({"num_images": 2, "label": -2}, r"found \[-2\]"),
         ({"num_images": 2, "label": [1, 2, 3]}, "expected one class id or 2 of them"),
     ],

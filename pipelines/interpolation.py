@@ -1,0 +1,134 @@
+"""Images on the way from one sample to another, every one of them a sample itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cdrl.loop import save_picture
+from cdrl.model import CDRL
+from cdrl.noise import ImageNoise, InterpolatedNoise
+from cdrl.runs import RunError
+from cdrl.sampler import LevelLogDensity, Propose
+from cdrl.schedule import per_image
+from pipelines.base import CDRLPipeline, Generated, stream_seeds
+from pipelines.decoding import grid_picture
+from pipelines.generation import default_device, labels_in_turn
+
+
+def between_classes(model: CDRL, labels: Sequence[int], share: Tensor) -> tuple[Propose, LevelLogDensity]:
+    """The way from one class to another: (1 - u) f(.|first) + u f(.|second), and the same of the proposals' means.
+
+    Both classes pass the networks as one batch; where they are the same class, once.
+
+    Args:
+        labels: the first and the second class id; -1 is no class.
+        share: u of each image of a batch, [N].
+    """
+    first, second = labels
+    if first == second:
+        conditioned = model.conditioned([first] * len(share))
+        return conditioned.propose, conditioned.log_density
+    both = model.conditioned([first] * len(share) + [second] * len(share))
+
+    def mixed(values: Tensor) -> Tensor:
+        from_first, from_second = values.chunk(2)
+        u = per_image(share, from_first)
+        return (1 - u) * from_first + u * from_second
+
+    def propose(x_next: Tensor, level: int) -> Tensor:
+        return mixed(both.propose(torch.cat([x_next, x_next]), level))
+
+    def log_density(y: Tensor, level: int) -> Tensor:
+        return mixed(both.log_density(torch.cat([y, y]), level))
+
+    return propose, log_density
+
+
+def interpolated(
+    pipeline: CDRLPipeline,
+    seeds: Sequence[int],
+    num_images: int,
+    labels: Sequence[int] = (-1, -1),
+    *,
+    steps: int | None = None,
+    kernel: str | None = None,
+    leapfrog_steps: int | None = None,
+    batch_size: int = 64,
+) -> Generated:
+    """Images from the sample of the first seed and class to that of the second, equally far apart in their noise.
+
+    All noise is interpolated spherically: that at the top, that of the proposals and that of every step of the
+    chains (Gao et al., 2021), see `InterpolatedNoise`. The ends are the samples themselves.
+
+    Args:
+        seeds: the first and the second.
+        labels: the class at either end; the density between two is that of `between_classes`.
+
+    Raises:
+        ValueError: fewer than two images, or there is no such class or kernel.
+    """
+    if num_images < 2:
+        raise ValueError(f"num_images: expected both ends at least, found {num_images}")
+    model, device = pipeline.model, pipeline.device
+    model.labels(list(labels), len(labels), device)
+    first, second = stream_seeds(seeds)
+    shares = torch.linspace(0, 1, num_images, device=device)
+
+    def ingredients(rows: slice) -> tuple[ImageNoise, Propose, LevelLogDensity]:
+        share = shares[rows]
+        noise = InterpolatedNoise([first] * len(share), [second] * len(share), share, device)
+        return noise, *between_classes(model, labels, share)
+
+    return pipeline.draw(
+        num_images,
+        ingredients,
+        steps=steps,
+        kernel=kernel,
+        leapfrog_steps=leapfrog_steps,
+        batch_size=batch_size,
+        progress=True,
+    )
+
+
+def run_interpolation(
+    run: Path,
+    seeds: tuple[int, int],
+    num_images: int = 8,
+    *,
+    label: int | None = None,
+    steps: int | None = None,
+    kernel: str | None = None,
+    leapfrog_steps: int | None = None,
+    batch_size: int = 64,
+) -> Path:
+    """Interpolate between two samples of a run, in a picture RUN/interpolations/A_to_B.png; returns its path.
+
+    Args:
+        label: class id of all images; -1 for no class. By default either end has the class that ``run.py sample``
+            gives its seed.
+
+    Raises:
+        RunError: the run has no images.
+        ValueError: there is no such class or kernel.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")
+    labels = (labels_in_turn(pipeline, seeds) or (-1, -1)) if label is None else (label, label)
+    generated = interpolated(
+        pipeline,
+        seeds,
+        num_images,
+        labels,
+        steps=steps,
+        kernel=kernel,
+        leapfrog_steps=leapfrog_steps,
+        batch_size=batch_size,
+    )
+    picture = run / "interpolations" / f"{seeds[0]}_to_{seeds[1]}.png"
+    save_picture(picture, grid_picture(generated.tensors, columns=num_images))
+    return picture
