@@ -139,6 +139,10 @@ def test_a_mistake_is_one_line_with_its_key(config_file: Path, override: str, ex
     assert expected in mistake(config_file, *overrides)
 
 
+def test_fourier_features_of_grids_are_refused_without_an_initializer_too(config_file: Path) -> None:
+    assert "go with space: point only" in mistake(config_file, "initializer=null", "energy.fourier_features=8")
+
+
 def test_there_must_be_something_that_samples(config_file: Path) -> None:
     assert load_config(config_file, ["sampling.steps=0"]).sampling.steps == 0
     message = mistake(config_file, "sampling.steps=0", "initializer=null")

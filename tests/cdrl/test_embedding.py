@@ -30,6 +30,18 @@ def test_waves_are_damped_as_their_mean_over_the_noise() -> None:
     assert amplitudes[0, 2] < 0.1 < amplitudes[0, 0]
 
 
+def test_the_slope_of_the_features_is_that_of_damped_waves() -> None:
+    """d/dy of (y, a sin(w y), a cos(w y)) is (1, a w cos(w y), -a w sin(w y)), here with a = exp(-|w|^2 sigma^2 / 2)."""
+    frequencies = torch.tensor([[2.0, 0.5, 6.0], [1.0, -3.0, 0.0]])
+    y, logsnr = torch.tensor([0.3, -0.7]), torch.tensor([1.5])
+    amplitudes = noised_amplitudes(logsnr, frequencies)
+    slope = torch.autograd.functional.jacobian(lambda y: fourier_features(y[None], frequencies, amplitudes)[0], y)
+    damping = torch.tensor([math.exp(-(a**2 + b**2) / (2 * (1 + math.exp(1.5)))) for a, b in frequencies.T.tolist()])
+    sine, cosine = ((y @ frequencies).sin(), (y @ frequencies).cos())
+    waves = [(damping * frequencies * cosine).T, (-damping * frequencies * sine).T]
+    torch.testing.assert_close(slope, torch.cat([torch.eye(2), *waves]))
+
+
 def test_features_begin_with_the_coordinates_and_lie_on_circles() -> None:
     frequencies = random_frequencies(2, 500)
     assert frequencies is not None
