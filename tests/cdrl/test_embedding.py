@@ -31,7 +31,7 @@ def test_waves_are_damped_as_their_mean_over_the_noise() -> None:
 
 
 def test_the_slope_of_the_features_is_that_of_damped_waves() -> None:
-    """d/dy of (y, a sin(w y), a cos(w y)) is (1, a w cos(w y), -a w sin(w y)), here with a = exp(-|w|^2 sigma^2 / 2)."""
+    """d/dy of (y, a sin(w y), a cos(w y)) is (1, a w cos(w y), -a w sin(w y)), with a = exp(-|w|^2 sigma^2 / 2)."""
     frequencies = torch.tensor([[2.0, 0.5, 6.0], [1.0, -3.0, 0.0]])
     y, logsnr = torch.tensor([0.3, -0.7]), torch.tensor([1.5])
     amplitudes = noised_amplitudes(logsnr, frequencies)
