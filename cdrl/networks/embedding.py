@@ -57,6 +57,8 @@ def distinct_conditions(logsnr: Tensor, label: Tensor) -> tuple[Tensor, Tensor, 
     A batch holds few levels and, of points, hundreds of rows: what depends on the condition alone is computed once
     a pair.
     """
+    if logsnr.is_meta:  # tensors without values, by which sizes are checked: each row may be a pair of its own
+        return logsnr, label, torch.arange(len(logsnr), device=logsnr.device)
     # Three searches in one dimension: one over rows is many times slower.
     levels, level = torch.unique(logsnr, return_inverse=True)
     classes, class_ = torch.unique(label, return_inverse=True)
