@@ -143,6 +143,9 @@ class ScheduleConfig(Section):
     levels divide its first half, more divide its second (the CDRL paper's DRL-T8 has eight). ``step_coefficient``
     begins at each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar``
     (images), 1 for ``constant`` (2-D points).
+    A log density is the network's answer over ``temperature``: ``step_size``, which is s_t^2 (Appendix A.2), or
+    ``one``. Where s_t is small beside the edges that are to be learned, s_t^2 turns every update of the network into
+    a leap of the log density.
     """
 
     kind: Literal["cosine", "drl"] = "cosine"
@@ -151,6 +154,7 @@ class ScheduleConfig(Section):
     logsnr_min: float = -5.1
     step_coefficient: float = Field(default=4e-4, gt=0)
     step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
+    temperature: Literal["step_size", "one"] = "step_size"
 
     @model_validator(mode="before")
     @classmethod
@@ -173,6 +177,8 @@ class ScheduleConfig(Section):
 class EnergyConfig(Section):
     """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output.
 
+    ``fourier_features`` is how many random waves of the coordinates join the input; for 2-D points only.
+
     ``reference`` is the density that the network's exponential multiplies: ``flat``, as in the paper, or
     ``gaussian``, N(0, alpha_y^2 I), which standardized data would have at each level if they had no structure. A
     chain then cannot drift away from the data's scale, however little the network has learned.
@@ -182,6 +188,7 @@ class EnergyConfig(Section):
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
     num_blocks: int = Field(default=8, ge=1)
     spectral_norm: bool = True
+    fourier_features: int = Field(default=0, ge=0)
     output_scale: float = Field(default=1.0, gt=0)
     reference: Literal["flat", "gaussian"] = "flat"
 
@@ -193,12 +200,14 @@ class InitializerConfig(Section):
     ``predicts`` is what the network's output stands for: ``y``, the mean of the proposal; or the clean image ``x0`` or
     the whole noise ``epsilon`` of x_{t+1}, turned into that mean (Appendix G.1). ``target`` is what the proposal is
     regressed on: ``refined``, where its own chain ends (eq. 8), or ``data``, the true y_t (Appendix G.2).
+    ``fourier_features`` are the energy's, for 2-D points only.
     """
 
     channels: int = Field(default=64, ge=8, multiple_of=2)
     multipliers: tuple[int, ...] = (1, 1, 1)
     num_blocks: int = Field(default=3, ge=1)
     attention_resolutions: tuple[int, ...] = (16, 8)
+    fourier_features: int = Field(default=0, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     conditional: bool = True
     predicts: Literal["y", "x0", "epsilon"] = "y"
@@ -281,6 +290,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        networks = (self.energy, self.initializer)
+        if self.space != "point" and any(network is not None and network.fourier_features for network in networks):
+            raise ValueError("energy.fourier_features and initializer.fourier_features go with space: point only")
         if self.space == "latent" and self.autoencoder is None:
             raise ValueError("space: latent needs an autoencoder section")
         if (self.space == "point") != (self.data.name == "checkerboard"):

@@ -55,7 +55,7 @@ class CDRL(nn.Module):
         return cls(schedule, energy, initializer, shape, num_classes)
 
     def log_density(self, y: Tensor, level: Level, label: Label = None) -> Tensor:
-        """log p(y_t) up to a constant a level, f = f-hat / s_t^2: [N] from y [N, *shape] (eq. 1, Appendix A.2).
+        """log p(y_t) up to a constant a level, [N] from y [N, *shape]: f-hat / temperature_t (eq. 1, Appendix A.2).
 
         For many evaluations under one condition, `conditioned` is faster.
         """
@@ -89,9 +89,10 @@ class CDRL(nn.Module):
 def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level) -> Tensor:
     """The log density up to a constant, [N], that the network's answer f-hat [N] at y [N, *shape] stands for.
 
-    f-hat / s_t^2 (Appendix A.2), on top of the reference measure: flat, or N(0, alpha_y^2 I).
+    f-hat / temperature_t, s_t^2 in the paper (Appendix A.2), on top of the reference measure: flat, or
+    N(0, alpha_y^2 I).
     """
-    value = f_hat / schedule.step_size[level] ** 2
+    value = f_hat / schedule.temperature[level]
     if schedule.gaussian_reference:
         value = value - y.flatten(1).square().sum(dim=1) / (2 * schedule.alpha_y[level] ** 2)
     return value
@@ -154,8 +155,6 @@ class ConditionedCDRL:
             return self._memo[key]
         labels = self.model.labels(self.label, len(y), y.device)
         logsnr = self._schedule.logsnr[level].expand(len(y))
-        if isinstance(level, int) and bool((labels == labels[:1]).all()):
-            logsnr, labels = logsnr[:1], labels[:1]
         condition = self.energy.condition(logsnr, labels)
         if key is not None and not condition.head.requires_grad:
             self._memo[key] = condition

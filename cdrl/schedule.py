@@ -37,6 +37,8 @@ class NoiseSchedule:
     """1 / sigma_{t+1}^2, weight of the quadratic term in eq. 3; 0 at the highest level, [T]."""
     step_size: Tensor
     """Langevin step size s_t (eq. 16), [T]."""
+    temperature: Tensor
+    """What f-hat is divided by to give the log density f: s_t^2 (Appendix A.2), or 1, [T]."""
     proposal_std: Tensor
     """Noise of the proposal (eq. 6), alpha_y_t sigma_bar_t / sigma_bar_{t+1} sigma_{t+1}, [T]; 0 without one."""
     loss_weight: Tensor
@@ -69,6 +71,7 @@ class NoiseSchedule:
         alpha_y, precision = alpha_step.clone(), sigma_step**-2
         alpha_y[-1], precision[-1] = 1.0, 0.0
         growth = sigma_bar[:-1] / sigma_bar[0] if config.step_scaling == "sigma_bar" else torch.ones_like(alpha_step)
+        step_size = (config.step_coefficient * growth).sqrt() * sigma_step
         tables = {
             "logsnr": logsnr,
             "alpha_bar": alpha_bar,
@@ -77,7 +80,8 @@ class NoiseSchedule:
             "sigma_step": sigma_step,
             "alpha_y": alpha_y,
             "precision": precision,
-            "step_size": (config.step_coefficient * growth).sqrt() * sigma_step,
+            "step_size": step_size,
+            "temperature": step_size**2 if config.temperature == "step_size" else torch.ones_like(step_size),
             "proposal_std": alpha_y * sigma_bar[:-1] / sigma_bar[1:] * sigma_step,
             "loss_weight": sigma_step[0] / sigma_step,
         }

@@ -53,8 +53,12 @@ def compare(pipeline: CDRLPipeline, num_samples: int, seed: int) -> tuple[dict[s
     """Figures of a model of points, and the `density_picture` of it.
 
     Returns, beside ``num_samples`` and ``seed``:
-        inside: share of samples inside the true squares; ``inside_initializer``: the same of the initializer alone,
-            neither refined nor denoised.
+        inside: share of samples inside the true squares, drawn as the run's settings say, which may denoise them;
+            ``inside_not_denoised``: the same samples before that last step, with level 0's noise upon them.
+        inside_initializer: share of points that the initializer alone draws, with no use of the energy, neither
+            refined nor denoised: to be compared with ``inside_not_denoised`` for what refining does;
+            ``inside_initializer_denoised``: the same points after the run's denoising step, which uses the energy: to
+            be compared with ``inside``. Both are None for a run without an initializer.
         kl: KL(true || fitted) in nats a level, 0 … T-1, both normalized on a grid as wide as a chain may reach.
         tv: total variation between the shares of samples and the true probabilities over 20 x 20 bins of side 0.125
             on [-1.25, 1.25]^2 and one for all beyond.
@@ -74,7 +78,6 @@ def compare(pipeline: CDRLPipeline, num_samples: int, seed: int) -> tuple[dict[s
     log_z = [grid.log_normalizer(values) for values, grid in zip(fitted, grids, strict=True)]
     bracket = bracket_log_z(pipeline, grids[0], fitted[0], generator)
     chains, samples = sample_levels(pipeline, seeds)
-    proposals = pipeline(num_samples, seeds=seeds, steps=0, denoise=0.0, batch_size=_BATCH).grids.cpu()
     points = sample_checkerboard(num_samples, generator)
     epsilon = torch.randn(points.shape, generator=generator)
     noise = 0.0 if pipeline.config.sampling.denoise else float(schedule.sigma_bar[0] / schedule.alpha_bar[0])
@@ -83,7 +86,9 @@ def compare(pipeline: CDRLPipeline, num_samples: int, seed: int) -> tuple[dict[s
         "num_samples": num_samples,
         "seed": seed,
         "inside": share_inside(samples),
-        "inside_initializer": share_inside(proposals),
+        "inside_not_denoised": share_inside(chains[0] / (schedule.alpha_y[0] * schedule.alpha_bar[0])),
+        "inside_initializer": inside_initializer(pipeline, seeds, denoise=0.0),
+        "inside_initializer_denoised": inside_initializer(pipeline, seeds, pipeline.config.sampling.denoise),
         "kl": [kl_divergence(log_p, log_q) for log_p, log_q in zip(true, fitted, strict=True)],
         "tv": total_variation(BINS.histogram(samples), truth),
         "tv_floor": total_variation(BINS.histogram(points + noise * epsilon), truth),
@@ -99,8 +104,11 @@ def density_table(report: dict[str, Any]) -> str:
     """A report of `compare` for a terminal."""
     log_z = report["log_z"]
     ends = [f"{log_z[end]['log_z']:.3f} ± {log_z[end]['standard_error']:.3f}" for end in ("lower", "upper")]
-    lines = {
-        "inside the squares": f"{report['inside']:.3f} (initializer alone {report['inside_initializer']:.3f})",
+    lines = {"inside the squares": f"{report['inside']:.3f} (before denoising {report['inside_not_denoised']:.3f})"}
+    if report["inside_initializer"] is not None:
+        denoised = f"denoised by the energy {report['inside_initializer_denoised']:.3f}"
+        lines["initializer alone"] = f"{report['inside_initializer']:.3f} ({denoised})"
+    lines |= {
         "KL(true || fitted)": " ".join(f"{value:.3f}" for value in report["kl"]) + " (levels 0, 1, …)",
         "total variation": f"{report['tv']:.3f} (as many true points {report['tv_floor']:.3f})",
         "squares over 1/8": " ".join(f"{value:.3f}" for value in report["squares"]),
@@ -144,6 +152,13 @@ def true_histogram(noise: float) -> Tensor:
 def share_inside(points: Tensor) -> float:
     """Share of [N, 2] points that lie in a dark square."""
     return inside_squares(points).double().mean().item()
+
+
+def inside_initializer(pipeline: CDRLPipeline, seeds: range, denoise: float) -> float | None:
+    """Share of the initializer's own samples that lie in a dark square; None where there is no initializer."""
+    if pipeline.model.initializer is None:
+        return None
+    return share_inside(pipeline(len(seeds), seeds=seeds, steps=0, denoise=denoise, batch_size=_BATCH).grids.cpu())
 
 
 def square_shares(points: Tensor) -> Tensor:

@@ -16,7 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl.config import EnergyConfig
-from cdrl.networks.embedding import noise_features, one_hot_classes
+from cdrl.networks.embedding import (
+    distinct_conditions,
+    fourier_features,
+    noise_features,
+    noised_amplitudes,
+    one_hot_classes,
+    random_frequencies,
+)
 
 SLOPE = 0.2
 
@@ -133,6 +140,8 @@ class EnergyCondition(NamedTuple):
 
     blocks: list[Tensor]
     head: Tensor
+    amplitudes: Tensor | None
+    """Of the Fourier features, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class FoldedEnergy:
     embed1: Affine
     embed2: Affine
     classes: Affine | None
+    frequencies: Tensor | None
     stem: Affine
     stages: list[list[FoldedBlock]]
     head: Affine
@@ -150,16 +160,28 @@ class FoldedEnergy:
 
     def condition(self, logsnr: Tensor, label: Tensor) -> EnergyCondition:
         """Noise level [N] and class id [N] (-1: null) to what the blocks need."""
+        logsnr, label, index = distinct_conditions(logsnr, label)
         h = self.embed1(noise_features(logsnr, self.embed1.weight.shape[1]))
         h = self.embed2(F.leaky_relu_(h, SLOPE))
         if self.classes is not None:
             h = h + self.classes(one_hot_classes(label, self.classes.weight.shape[1] - 1))
         h = F.leaky_relu(h, SLOPE)
         blocks = [F.leaky_relu_(block.condition(h), SLOPE) for stage in self.stages for block in stage]
-        return EnergyCondition([bias.to(self.dtype) for bias in blocks], self.head(h))
+        amplitudes = None if self.frequencies is None else noised_amplitudes(logsnr, self.frequencies)
+
+        def of_each(rows: Tensor) -> Tensor:
+            return rows if len(logsnr) == 1 else rows[index]
+
+        return EnergyCondition(
+            [of_each(bias.to(self.dtype)) for bias in blocks],
+            of_each(self.head(h)),
+            None if amplitudes is None else of_each(amplitudes),
+        )
 
     def __call__(self, y: Tensor, condition: EnergyCondition) -> Tensor:
         """f-hat of images [N, C, H, W] or points [N, D]: float32 [N]; higher is likelier."""
+        if self.frequencies is not None:
+            y = fourier_features(y, self.frequencies, condition.amplitudes)
         h = self.stem(y.to(self.dtype))
         if h.ndim == 4:
             # The chain of convolutions runs channels-last; with one input channel that layout is ambiguous before.
@@ -188,6 +210,7 @@ class FoldedEnergy:
             embed1=side(self.embed1),
             embed2=side(self.embed2),
             classes=None if self.classes is None else side(self.classes),
+            frequencies=self.frequencies,
             stem=main(self.stem),
             stages=[
                 [
@@ -215,6 +238,8 @@ class EnergyNetwork(nn.Module):
         num_classes: classes beside the null class; 0 for an unconditional energy.
     """
 
+    frequencies: Tensor | None
+
     def __init__(self, config: EnergyConfig, shape: Sequence[int], num_classes: int = 0) -> None:
         super().__init__()
         convolution, norm = len(shape) == 3, config.spectral_norm
@@ -224,7 +249,9 @@ class EnergyNetwork(nn.Module):
         self.embed1 = NormalizedLayer(config.channels, width, spectral_norm=norm)
         self.embed2 = NormalizedLayer(width, width, spectral_norm=norm)
         self.classes = NormalizedLayer(num_classes + 1, width, spectral_norm=norm) if num_classes else None
-        self.stem = NormalizedLayer(shape[0], config.channels, convolution=convolution, spectral_norm=norm)
+        self.register_buffer("frequencies", random_frequencies(shape[0], config.fourier_features))
+        inputs = shape[0] + 2 * config.fourier_features
+        self.stem = NormalizedLayer(inputs, config.channels, convolution=convolution, spectral_norm=norm)
         self.stages = nn.ModuleList()
         inputs = config.channels
         for multiplier in config.multipliers:
@@ -248,6 +275,7 @@ class EnergyNetwork(nn.Module):
             embed1=self.embed1(),
             embed2=self.embed2(),
             classes=None if self.classes is None else self.classes(),
+            frequencies=self.frequencies,
             stem=self.stem(),
             stages=[[block() for block in stage] for stage in cast("Iterable[Iterable[ResidualBlock]]", self.stages)],
             head=Affine(self.head.weight, None),

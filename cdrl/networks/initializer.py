@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cdrl.config import InitializerConfig
-from cdrl.networks.embedding import noise_features, one_hot_classes
+from cdrl.networks.embedding import (
+    distinct_conditions,
+    fourier_features,
+    noise_features,
+    one_hot_classes,
+    random_frequencies,
+)
 
 
 def _zero(layer: nn.Conv2d | nn.Linear) -> None:
@@ -188,13 +194,16 @@ class PointBlock(nn.Module):
         self.condition = nn.Linear(embedding, width)
         _zero(self.dense2)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.dense1(F.silu(x)) + self.condition(condition)
+    def forward(self, x: Tensor, condition: Tensor, index: Tensor) -> Tensor:
+        """x [N, width] under conditions [M, embedding], of which ``index`` [N] names each row's."""
+        h = self.dense1(F.silu(x)) + self.condition(condition)[index]
         return x + self.dense2(F.silu(h))
 
 
 class PointInitializer(nn.Module):
     """The initializer of 2-D points: a residual MLP with one group of blocks a multiplier."""
+
+    frequencies: Tensor | None
 
     def __init__(self, config: InitializerConfig, shape: Sequence[int], num_classes: int = 0) -> None:
         super().__init__()
@@ -203,7 +212,8 @@ class PointInitializer(nn.Module):
             raise ValueError("initializer.multipliers must all be 1 for 2-D points")
         self.predicts = config.predicts
         self.embedding = ConditionEmbedding(config.channels, num_classes)
-        self.stem = nn.Linear(dimension, config.channels)
+        self.register_buffer("frequencies", random_frequencies(dimension, config.fourier_features))
+        self.stem = nn.Linear(dimension + 2 * config.fourier_features, config.channels)
         count = len(config.multipliers) * config.num_blocks
         self.blocks = nn.ModuleList(PointBlock(config.channels, 4 * config.channels) for _ in range(count))
         self.out = nn.Linear(config.channels, dimension)
@@ -211,8 +221,9 @@ class PointInitializer(nn.Module):
 
     def forward(self, x_next: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
         """The prediction [N, D] from x_next [N, D] at logsnr [N] for class ids label [N] (-1: null)."""
+        logsnr, label, index = distinct_conditions(logsnr, label)
         condition = F.silu(self.embedding(logsnr, label))
-        h = self.stem(x_next)
+        h = self.stem(x_next if self.frequencies is None else fourier_features(x_next, self.frequencies))
         for block in self.blocks:
-            h = block(h, condition)
+            h = block(h, condition, index)
         return x_next + self.out(F.silu(h))

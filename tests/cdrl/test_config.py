@@ -118,6 +118,8 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("space=latent", "space: latent needs an autoencoder section"),
         ("space=point", "space: point goes with data.name=checkerboard"),
         ("data.name=checkerboard", "space: point goes with data.name=checkerboard"),
+        ("energy.fourier_features=8", "initializer.fourier_features go with space: point only"),
+        ("initializer.fourier_features=8", "initializer.fourier_features go with space: point only"),
         ("data.name=cifar10", "data.path is required for data.name=cifar10"),
         ("data.name=mnist", "data.name: "),
         ("data.labels=attributes", "data.attributes must name attributes if, and only if"),
@@ -135,6 +137,10 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
 def test_a_mistake_is_one_line_with_its_key(config_file: Path, override: str, expected: str) -> None:
     overrides = ["seed=1", override]
     assert expected in mistake(config_file, *overrides)
+
+
+def test_fourier_features_of_grids_are_refused_without_an_initializer_too(config_file: Path) -> None:
+    assert "go with space: point only" in mistake(config_file, "initializer=null", "energy.fourier_features=8")
 
 
 def test_there_must_be_something_that_samples(config_file: Path) -> None:

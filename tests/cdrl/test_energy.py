@@ -54,6 +54,11 @@ def plain_forward(weights: dict[str, Tensor], config: EnergyConfig, y: Tensor, l
         condition = condition + layer("classes", one_hot)
     condition = leaky(condition)
 
+    if "frequencies" in weights:
+        angles = y @ weights["frequencies"]
+        squares = weights["frequencies"].square().sum(dim=0)
+        damping = torch.exp(-squares / (2 * (1 + torch.exp(logsnr[:, None]))))
+        y = torch.cat([y, damping * angles.sin(), damping * angles.cos()], dim=1)
     h = layer("stem", y)
     for stage in range(len(config.multipliers)):
         if stage and on_grid:
@@ -82,6 +87,34 @@ def test_the_folded_network_equals_the_plain_forward_pass(
     expected = plain_forward(tensors(energy), config, grids(shape), LOGSNR, label)
     assert expected.std() > 0
     torch.testing.assert_close(energy(grids(shape), LOGSNR, label).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_fourier_features_join_the_coordinates_of_points() -> None:
+    """Values and input gradients are those of the plain forward pass, which damps and joins the waves by itself."""
+    values = {"channels": 8, "multipliers": (1, 1), "num_blocks": 1, "fourier_features": 5, "spectral_norm": False}
+    energy, label = network((2,), **values), torch.full((3,), -1)
+    config, weights = EnergyConfig.model_validate(values), tensors(energy)
+    y = grids((2,)).requires_grad_()
+    value, expected = energy(y, LOGSNR, label), plain_forward(weights, config, y, LOGSNR, label)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(f.sum(), y)[0] for f in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+    weights["frequencies"] = torch.zeros(2, 5, dtype=torch.float64)
+    assert (plain_forward(weights, config, y, LOGSNR, label) - expected).std() > 0
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2,)])
+def test_images_that_share_conditions_are_answered_as_if_alone(shape: tuple[int, ...]) -> None:
+    """So is their gradient: what a condition is told by every image that has it adds up."""
+    energy, y = network(shape, num_classes=5), grids(shape, count=5)
+    logsnr, label = LOGSNR[[0, 1, 0, 0, 1]], torch.tensor([2, 2, -1, 2, 2])
+    together = energy(y, logsnr, label)
+    alone = torch.cat([energy(y[i : i + 1], logsnr[i : i + 1], label[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    weight = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0])
+    gradients = [torch.autograd.grad(weight @ f, list(energy.parameters())) for f in (together, alone)]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (2,)])

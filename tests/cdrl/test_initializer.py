@@ -53,6 +53,26 @@ def test_images_do_not_see_each_other(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_points_that_share_conditions_are_answered_as_if_alone() -> None:
+    """So is their gradient: what a condition is told by every point that has it adds up."""
+    initializer, x = scrambled(network((2,), num_classes=5)), grids((2,))[[0, 1, 2, 0, 1]]
+    logsnr, label = LOGSNR[[0, 1, 0, 0, 1]], torch.tensor([2, 2, -1, 2, 2])
+    together = initializer(x, logsnr, label)
+    alone = torch.cat([initializer(x[i : i + 1], logsnr[i : i + 1], label[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(out.square().sum(), list(initializer.parameters())) for out in (together, alone)]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fourier_features_reach_the_output_of_points() -> None:
+    initializer, x = scrambled(network((2,), fourier_features=5)), grids((2,))
+    before = initializer(x, LOGSNR, NULL)
+    assert initializer.frequencies is not None
+    initializer.frequencies.zero_()
+    assert not torch.allclose(initializer(x, LOGSNR, NULL), before, atol=1e-4)
+
+
 def test_dropout_acts_in_training_only() -> None:
     initializer, x = scrambled(network((3, 8, 8), dropout=0.5)), grids((3, 8, 8))
     assert torch.equal(initializer(x, LOGSNR, NULL), initializer(x, LOGSNR, NULL))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from cdrl.config import ScheduleConfig
+from cdrl.config import Config, ScheduleConfig
+from cdrl.mcmc import Position, recovery, with_gradient
 from cdrl.model import CDRL, Label, proposal_mean
+from cdrl.noise import ImageNoise
+from cdrl.sampler import refine
 from cdrl.schedule import NoiseSchedule
 from tests.cdrl.exact import covariance_of
 from tests.helpers import tiny_config, tiny_model
@@ -19,6 +23,15 @@ SHAPES = [(1, 8, 8), (3, 8, 8), (2,)]
 
 def model_of(shape: tuple[int, ...], num_classes: int = 10) -> CDRL:
     return tiny_model(tiny_config(schedule={"num_levels": 6}, initializer={"multipliers": [1, 1]}), shape, num_classes)
+
+
+def point_config(temperature: str = "step_size", output_scale: float = 1.0) -> Config:
+    return tiny_config(
+        space="point",
+        data={"name": "checkerboard", "labels": "none"},
+        schedule={"num_levels": 3, "logsnr_max": 5.0, "temperature": temperature},
+        energy={"multipliers": [1], "spectral_norm": False, "output_scale": output_scale},
+    )
 
 
 def grids(shape: tuple[int, ...], count: int = 6) -> Tensor:
@@ -50,6 +63,26 @@ def test_f_is_f_hat_over_the_squared_step_size() -> None:
         f_hat = model.energy(y, model.schedule.logsnr[level].expand(6), torch.full((6,), 3))
         expected = f_hat / model.schedule.step_size[level] ** 2
         torch.testing.assert_close(model.log_density(y, level, 3), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_temperature_of_one_is_f_hat_itself() -> None:
+    """With f-hat / s_t^2 for its own answer, a network of temperature one has the same density, slope and chain."""
+    y = grids((2,))
+    usual = tiny_model(point_config(), (2,), num_classes=0)
+    for level in range(3):
+        squared = float(usual.schedule.step_size[level] ** 2)
+        one = tiny_model(point_config(temperature="one", output_scale=1 / squared), (2,), num_classes=0)
+        answers = [with_gradient(functools.partial(model.log_density, level=level))(y) for model in (usual, one)]
+        for ours, expected in zip(*answers, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-3)
+        chains = []
+        for model in (usual, one):
+            log_density = functools.partial(model.conditioned().log_density, level=level)
+            target = recovery(with_gradient(log_density), y + 0.1, model.schedule.precision[level])
+            start, noise = Position(y, target), ImageNoise(range(6))
+            chains.append(refine(start, model.schedule.step_size[level], noise, steps=5).y)
+        assert (chains[0] - y).abs().mean() > float(usual.schedule.step_size[level])
+        torch.testing.assert_close(chains[0], chains[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_gaussian_reference_adds_the_log_density_of_standard_normal_data_at_every_level() -> None:

@@ -122,6 +122,14 @@ def test_a_constant_scaling_leaves_the_level_out_of_the_step_size() -> None:
     torch.testing.assert_close(schedule.step_size, 0.5 * schedule.sigma_step)
 
 
+def test_the_temperature_is_the_squared_step_size_unless_it_is_one() -> None:
+    schedule = NoiseSchedule.from_config(ScheduleConfig())
+    torch.testing.assert_close(schedule.temperature, schedule.step_size**2)
+    flat = NoiseSchedule.from_config(ScheduleConfig(temperature="one"))
+    assert flat.temperature.tolist() == [1] * 6
+    torch.testing.assert_close(flat.step_size, schedule.step_size, rtol=0, atol=0)
+
+
 def test_tables_move_to_a_device_together() -> None:
     moved = NoiseSchedule.from_config(ScheduleConfig()).to("meta")
     assert {getattr(moved, table).device.type for table in TABLES} == {"meta"}

@@ -66,6 +66,12 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> CDRLPipeline:
     return CDRLPipeline(model, PointDecoder(), config, ())
 
 
+def denoising(exact: CDRLPipeline) -> CDRLPipeline:
+    """The same, with one denoising step after the chains."""
+    config = tiny_config(**{**POINT, "sampling": {"steps": 2, "denoise": 1.0}})
+    return CDRLPipeline(exact.model, exact.decoder, config, ())
+
+
 def test_the_noised_density_integrates_to_one_and_is_that_of_noised_points() -> None:
     schedule = NoiseSchedule.from_config(tiny_config(**POINT).schedule)
     count, generator = 100_000, torch.Generator().manual_seed(0)
@@ -127,8 +133,35 @@ def test_the_floor_carries_the_noise_that_the_samples_should_carry(exact: CDRLPi
     assert compare(exact, 200, seed=0)[0]["tv_noise"] == pytest.approx(
         float(schedule.sigma_bar[0] / schedule.alpha_bar[0])
     )
-    denoised = CDRLPipeline(exact.model, exact.decoder, tiny_config(**{**POINT, "sampling": {"steps": 2}}), ())
-    assert compare(denoised, 200, seed=0)[0]["tv_noise"] == 0
+    assert compare(denoising(exact), 200, seed=0)[0]["tv_noise"] == 0
+
+
+def test_shares_inside_are_told_with_and_without_denoising(exact: CDRLPipeline) -> None:
+    """Each is the share of what sampling draws when asked for those steps and that denoising."""
+    pipeline = denoising(exact)
+    report = compare(pipeline, 400, seed=5)[0]
+    drawn = {
+        "inside": {},
+        "inside_not_denoised": {"denoise": 0.0},
+        "inside_initializer": {"steps": 0, "denoise": 0.0},
+        "inside_initializer_denoised": {"steps": 0},
+    }
+    for name, settings in drawn.items():
+        points = pipeline(400, seeds=range(5, 405), **settings).grids
+        assert report[name] == pytest.approx(inside_squares(points).double().mean().item(), abs=1 / 400)
+    assert len({report[name] for name in drawn}) == 4
+    table = density_table(report)
+    assert all(f"{report[name]:.3f}" in table for name in drawn)
+    raw = compare(exact, 400, seed=5)[0]
+    assert raw["inside"] == raw["inside_not_denoised"] == report["inside_not_denoised"]
+    assert raw["inside_initializer"] == raw["inside_initializer_denoised"] == report["inside_initializer"]
+
+
+def test_a_run_without_an_initializer_has_no_share_of_it(exact: CDRLPipeline) -> None:
+    exact.model.initializer = None
+    report = compare(exact, 200, seed=0)[0]
+    assert report["inside_initializer"] is report["inside_initializer_denoised"] is None
+    assert "initializer" not in density_table(report)
 
 
 def test_a_wrong_model_is_found_out(exact: CDRLPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
