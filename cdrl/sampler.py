@@ -41,12 +41,17 @@ class SamplerSettings(TypedDict):
 AUTO_STEPS = 5
 """Steps a level of ``steps: auto``, one fewer at the top, so that six levels cost 29 gradients and denoising one."""
 AUTO_REACH = 15
-"""So many steps of the trained size go as far as those of ``steps: auto``."""
+"""So many steps of the trained size go as far as those of ``steps: auto``, unless a run has a number of its own."""
 AUTO_TEMPERATURE = 0.72
 
 
-def sampler_settings(sampling: SamplingConfig, trained_steps: int, num_levels: int) -> SamplerSettings:
+def sampler_settings(
+    sampling: SamplingConfig, trained_steps: int, num_levels: int, reach: int = AUTO_REACH
+) -> SamplerSettings:
     """A configuration's answers to `sample`, for a model trained with ``trained_steps`` a level.
+
+    Args:
+        reach: how many steps of the trained size those of ``steps: auto`` go as far as.
 
     Raises:
         ValueError: there is no such kernel.
@@ -54,7 +59,7 @@ def sampler_settings(sampling: SamplingConfig, trained_steps: int, num_levels: i
     temperature, step_scale = 1.0, 1.0
     if sampling.steps == "auto":
         steps = [AUTO_STEPS] * (num_levels - 1) + [AUTO_STEPS - 1]
-        temperature, step_scale = AUTO_TEMPERATURE, step_adjustment(AUTO_REACH, AUTO_STEPS)
+        temperature, step_scale = AUTO_TEMPERATURE, step_adjustment(reach, AUTO_STEPS)
     else:
         each = trained_steps if sampling.steps is None else sampling.steps
         steps = [each] * num_levels

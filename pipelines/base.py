@@ -17,7 +17,16 @@ from cdrl.loop import progress_bar
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
-from cdrl.sampler import Callback, Constrain, LevelLogDensity, Propose, SamplerSettings, sample, sampler_settings
+from cdrl.sampler import (
+    AUTO_REACH,
+    Callback,
+    Constrain,
+    LevelLogDensity,
+    Propose,
+    SamplerSettings,
+    sample,
+    sampler_settings,
+)
 from pipelines.decoding import Decoder, load_decoder, to_pil
 from pipelines.guidance import guided
 
@@ -142,6 +151,7 @@ class CDRLPipeline:
         num_images: int,
         ingredients: Callable[[slice], Ingredients],
         constrain: Callable[[slice, ImageNoise], Constrain] | None = None,
+        settings: SamplerSettings | None = None,
         **options: Unpack[SamplerOptions],
     ) -> Generated:
         """Algorithm 2 under noise, proposals and densities of any kind.
@@ -149,10 +159,11 @@ class CDRLPipeline:
         Args:
             ingredients: which of the images -> what draws them.
             constrain: which of the images, their noise -> what puts back what is known of them after every move.
+            settings: of the sampler, where no options can say them.
             options: see `SamplerOptions`.
         """
         batch_size, callback = options.get("batch_size", 64), options.get("callback")
-        settings = self.settings(options)
+        settings = self.settings(options) if settings is None else settings
         if not any(settings["steps"]) and self.model.initializer is None:
             raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
         bar = progress_bar(num_images, "sample", unit="image", shown=options.get("progress", False))
@@ -185,7 +196,9 @@ class CDRLPipeline:
     def settings(self, options: SamplerOptions) -> SamplerSettings:
         """What the sampler is told under ``options``."""
         trained_steps, num_levels = self.config.training.langevin_steps, self.model.schedule.num_levels
-        return sampler_settings(self.sampling(options), trained_steps, num_levels)
+        own = trained_steps if self.config.sampling.steps is None else self.config.sampling.steps
+        reach = AUTO_REACH if own == "auto" or own == 0 else own
+        return sampler_settings(self.sampling(options), trained_steps, num_levels, reach)
 
     def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
         """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].

@@ -106,3 +106,22 @@ def detect(
         detection = run_detection(run, out, in_distribution=in_distribution, num_images=num_images, seed=seed)
         typer.echo(in_words(detection.report))
         typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")
+
+
+@app.command("compare-steps")
+def compare_steps(
+    run: RunFolder,
+    num_images: Annotated[int, typer.Option(min=10, help="samples a seed")] = 300,
+    seeds: Annotated[str, typer.Option(help="blocks of samples, e.g. 0,1,2")] = "0,1,2",
+    batch_size: Annotated[int, typer.Option(min=1, help="images at a time; changes no image")] = 100,
+) -> None:
+    """What fewer steps cost: 15, 8, 5 and 3 a level, steps auto and the run's own, with distances and seconds.
+
+    Example: python run.py compare-steps runs/digits
+    """
+    with clear_errors():
+        from pipelines.ablation import parse_seeds
+        from pipelines.budgets import budget_table, compare_budgets
+
+        typer.echo(budget_table(compare_budgets(run, num_images, parse_seeds(seeds), batch_size)))
+        typer.echo(f"written to {run / 'steps.json'}")
