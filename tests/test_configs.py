@@ -30,7 +30,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "k_10": {
         "schedule": {"step_coefficient": 6e-4},
         "training": {"langevin_steps": 10},
-        "sampling": {"steps": 40},
+        "sampling": {"steps": 30},
     },
 }
 """What each ablation changes of digits.yaml."""
