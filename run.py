@@ -63,6 +63,24 @@ def quickstart(
         run_quickstart(config, _run_folder(config, run), short=short)
 
 
+@app.command("prepare")
+def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Turn published files into shards in data.prepared, cropped and resized, which training then reads.
+
+    Examples:
+
+    python run.py prepare configs/imagenet32.yaml
+
+    python run.py prepare configs/celeba64_composition.yaml data.crop=178 data.prepared=data/prepared/celeba178
+    """
+    with _clear_errors():
+        from cdrl.config import load_config
+        from pipelines.preparing import run_preparation
+
+        for line in run_preparation(load_config(config, overrides or ())):
+            typer.echo(line)
+
+
 @app.command("train-autoencoder")
 def train_autoencoder(config: ConfigPath, overrides: Overrides = None, run: RunOption = None) -> None:
     """Train the first stage of a latent run.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
-from cdrl.data import DataError, GridSet, ImageSet, Sample, read_shards, write_shards
+from cdrl.data import DataError, GridSet, Sample, read_shards, stream_shards, write_shards
 from cdrl.loop import progress_bar
 from cdrl.noise import ImageNoise, derive_seed
 
@@ -38,7 +38,7 @@ def fingerprint(model: Path) -> str:
 
 
 def encode_images(
-    autoencoder: Autoencoder, model: Path, images: ImageSet, folder: Path, *, mirrors: bool, device: torch.device
+    autoencoder: Autoencoder, model: Path, images: GridSet, folder: Path, *, mirrors: bool, device: torch.device
 ) -> None:
     """Write the latents of ``images`` as shards into ``folder``.
 
@@ -54,7 +54,7 @@ def encode_images(
         nonlocal count
         progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
         for start in range(0, len(images), BATCH):
-            part = images.images[start : start + BATCH].to(device) / 127.5 - 1
+            part = images.grids[start : start + BATCH].to(device) / 127.5 - 1
             noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
             latents = latents_of(autoencoder, part, noise).cpu()
             if mirrors:
@@ -76,15 +76,15 @@ def encode_images(
     write_shards(folder, samples(), metadata, label_names=images.label_names, attribute_names=images.attribute_names)
 
 
-def read_latents(folder: Path, model: Path) -> GridSet:
-    """The latents in ``folder``, made by the first stage in ``model``.
+def read_latents(folder: Path, model: Path, *, stream: bool = False) -> GridSet:
+    """The latents in ``folder``, made by the first stage in ``model``; with ``stream`` they are left on disk.
 
     Raises:
         DataError: there are none, they are damaged, or another first stage made them.
     """
     if not (folder / "index.json").exists():
         raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
-    latents = read_shards(folder)
+    latents = stream_shards(folder) if stream else read_shards(folder)
     if latents.metadata.get("autoencoder") != fingerprint(model):
         raise DataError(
             f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"

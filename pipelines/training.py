@@ -12,12 +12,14 @@ from autoencoder.latents import encode_images, read_latents
 from autoencoder.training import StageOneConfig, train_autoencoder
 from cdrl.config import Config, ConfigError
 from cdrl.data import (
+    StreamedTrainingSet,
     TrainingSet,
     class_names,
     image_training_set,
     latent_training_set,
     load_images,
     sample_checkerboard,
+    training_images,
 )
 from cdrl.engine import World, barrier, start
 from cdrl.noise import derive_seed
@@ -57,10 +59,9 @@ def run_stage_one(config: Config, run: Path) -> None:
     )
     stage_one, world = Run(folder), start()
     open_run(stage_one, settings, world)
-    images = load_images(config.data, "train")
-    data = TrainingSet(
-        images.images, config.autoencoder.training.batch_size, derive_seed(config.seed, "images"), flip=config.data.flip
-    )
+    batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
+    kind = StreamedTrainingSet if config.data.stream else TrainingSet
+    data = kind(training_images(config.data).grids, batch_size, seed, flip=config.data.flip)
     train_autoencoder(settings, stage_one, data, load_images(config.data, "test"), world)
 
 
@@ -77,7 +78,7 @@ def run_encoding(config: Config, run: Path) -> None:
             f"{config.data.channels} x {config.data.image_size}^2"
         )
     for split in ("train", "test"):
-        images = load_images(config.data, split)
+        images = training_images(config.data, split)
         folder = run / "latents" / split
         encode_images(autoencoder, model, images, folder, mirrors=config.data.flip and split == "train", device=device)
 
@@ -99,13 +100,13 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
         points = sample_checkerboard(NUM_POINTS, generator)
         return StageTwoData(TrainingSet(points, batch_size, seed), (), PointDecoder())
     if config.space == "pixel":
-        images = load_images(config.data, "train")
+        images = training_images(config.data)
         data = image_training_set(images, config.data, batch_size, seed)
         return StageTwoData(data, class_names(config.data, images), PixelDecoder())
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
-    latents = read_latents(run / "latents" / "train", model)
+    latents = read_latents(run / "latents" / "train", model, stream=config.data.stream)
     mean, std = (torch.tensor(latents.metadata[name], dtype=torch.float32) for name in ("mean", "std"))
     data = latent_training_set(latents, config.data, batch_size, seed)
     return StageTwoData(data, class_names(config.data, latents), LatentDecoder(load_autoencoder(model), mean, std))

@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 
 from cdrl.data import DataError
-from cdrl.data.preparing import crop_center, decode_image, load_array, prepare_images, prepare_mixed, read_pictures
+from cdrl.data.preparing import (
+    crop_center,
+    decode_image,
+    load_array,
+    picture_files,
+    prepare_images,
+    prepare_mixed,
+    read_source,
+)
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
@@ -39,6 +47,18 @@ def test_resizing_keeps_flat_images_and_means() -> None:
     fine = (pattern % 2 * 255).to(torch.uint8)[None, None]
     small = prepare_images(fine, 16, 1).float()
     assert small.sub(127.5).abs().max() < 12
+
+
+@pytest.mark.parametrize(("side", "size"), [(140, 64), (178, 64), (1024, 256), (48, 32), (20, 50)])
+def test_resizing_equals_pillows(side: int, size: int) -> None:
+    coarse = Image.fromarray(NOISE).resize((side, side), Image.Resampling.BICUBIC)
+    fine = np.random.default_rng(1).integers(-20, 20, (side, side, 3))
+    picture = np.clip(np.array(coarse) + fine, 0, 255).astype(np.uint8)
+    planes = [Image.fromarray(plane) for plane in picture.transpose(2, 0, 1).astype(np.float32)]
+    expected = np.stack([np.array(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes])
+    ours = prepare_images(torch.from_numpy(picture).permute(2, 0, 1)[None], size, 3)[0].numpy()
+    # Pillow's answer is no whole number; ours is the nearest one.
+    assert np.abs(ours - expected).max() < 0.501
 
 
 def test_center_crop_takes_the_middle() -> None:
@@ -72,7 +92,10 @@ def test_pictures_are_read_in_order_and_upright(tmp_path: Path) -> None:
     paths = [tmp_path / f"{value}.png" for value in range(5)]
     for value, path in enumerate(paths):
         path.write_bytes(png(np.full((3, 3), value, np.uint8)))
-    assert read_pictures(paths, 3, 1, "test")[:, 0, 0, 0].tolist() == list(range(5))
+    source = picture_files(paths)
+    assert read_source(source, 3, 1, "test").images[:, 0, 0, 0].tolist() == list(range(5))
+    (part,) = source.parts(3)
+    assert [picture[0, 0, 0].item() for picture in part.pictures] == [3, 4]
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by half a circle
     turned = decode_image(png(np.arange(6, dtype=np.uint8).reshape(2, 3), exif=exif), "turned.png")
