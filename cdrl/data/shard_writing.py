@@ -34,7 +34,7 @@ from cdrl.data.shards import (
     has_index,
     read_index,
 )
-from cdrl.data.tars import check_end, parse_json, parse_label
+from cdrl.data.tars import parse_json, parse_label
 
 SHARD_SIZE = 1000
 _PLAN = "plan.json"
@@ -69,7 +69,6 @@ def write_images_resumably(
     samples_from: Callable[[int], Iterable[Sample]],
     shape: tuple[int, int, int],
     metadata: Mapping[str, Any],
-    shard_size: int = SHARD_SIZE,
     label_names: tuple[str, ...] = (),
     attribute_names: tuple[str, ...] = (),
 ) -> None:
@@ -82,8 +81,8 @@ def write_images_resumably(
         DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call.
     """
     folder = _prepare_folder(folder)
-    layout = _Layout(folder, shard_size, label_names, attribute_names)
-    plan = json.dumps([shape, shard_size, label_names, attribute_names, dict(metadata)]).encode()
+    layout = _Layout(folder, SHARD_SIZE, label_names, attribute_names)
+    plan = json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]).encode()
     plan_file = folder / (_PLAN + PARTIAL)
     if not plan_file.is_file() or plan_file.read_bytes() != plan:
         _discard_leftovers(folder)
@@ -178,7 +177,8 @@ def _note(layout: _Layout, name: str, content: bytes, written: _Written) -> None
 
 def _tabulate(layout: _Layout, name: str, content: bytes) -> dict[str, Tensor]:
     """Where each grid of a shard lies, its checksum, and what is known about it: a row a sample."""
-    check_end(content, layout.folder / name)
+    if len(content) % tarfile.RECORDSIZE:
+        raise DataError(f"{layout.folder / name}: damaged: its end is missing")
     columns: dict[str, list[Any]] = {"offset": [], "length": [], "crc32": [], "label": [], "attributes": []}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for member in tar:

@@ -60,17 +60,12 @@ def read_foreign_images(path: Path, keys: Sequence[str]) -> list[Tensor]:
     ]
 
 
-def check_end(content: bytes, path: Path) -> None:
-    """Make sure that a tar file's bytes have an end. Raises DataError naming ``path`` otherwise."""
+def iterate_tar(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
+    """The samples of a tar file's bytes, each a mapping of extensions to bytes, with its ``__key__``."""
     # An archive ends with blocks of zeros; without them it was cut, perhaps between two files, where tarfile would
     # just stop.
     if len(content) < tarfile.BLOCKSIZE or any(content[-tarfile.BLOCKSIZE :]):
         raise DataError(f"{path}: damaged: expected a whole tar file, but its end is missing")
-
-
-def iterate_tar(content: bytes, path: Path) -> Iterator[dict[str, Any]]:
-    """The samples of a tar file's bytes, each a mapping of extensions to bytes, with its ``__key__``."""
-    check_end(content, path)
     try:
         # webdataset's own opener would take braces and 'pipe:' in a path for commands: it gets the bytes instead.
         files = webdataset.tariterators.tar_file_iterator(io.BytesIO(content))
