@@ -81,16 +81,15 @@ def write_images_resumably(
         DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call.
     """
     folder = _prepare_folder(folder)
-    layout = _Layout(folder, SHARD_SIZE, label_names, attribute_names)
     plan = json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]).encode()
     plan_file = folder / (_PLAN + PARTIAL)
     if not plan_file.is_file() or plan_file.read_bytes() != plan:
         _discard_leftovers(folder)
-        _put(plan_file, plan)
     elif (folder / (INDEX + PARTIAL)).is_file():
         # It was cut short while the files took their names.
         _publish(folder, read_index(folder, INDEX + PARTIAL))
         return
+    layout = _Layout(folder, SHARD_SIZE, label_names, attribute_names, plan)
     written = _take_up(layout)
     count = sum(shard.count for shard in written.shards)
     check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), count)
@@ -98,10 +97,13 @@ def write_images_resumably(
 
 
 class _Layout(NamedTuple):
+    """``plan`` tells later calls whose shards these are, if they may go on with them."""
+
     folder: Path
     shard_size: int
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
+    plan: bytes | None = None
 
 
 class _Written(NamedTuple):
@@ -114,10 +116,12 @@ class _Written(NamedTuple):
 def _write(
     layout: _Layout, samples: Iterable[Sample], metadata: Mapping[str, Any], written: _Written, check: _SampleCheck
 ) -> None:
-    folder, shard_size, label_names, attribute_names = layout
+    folder, shard_size, label_names, attribute_names, plan = layout
     for number, chunk in enumerate(_chunks(map(check, samples), shard_size), start=len(written.shards)):
         name = f"shard-{number:06d}.tar"
         content = _encode_shard(name, chunk, attribute_names)
+        if plan is not None and number == 0:
+            _put(folder / (_PLAN + PARTIAL), plan)
         _put(folder / (name + PARTIAL), content)
         _note(layout, name, content, written)
     if check.first is None or not written.shards:

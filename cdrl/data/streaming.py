@@ -32,8 +32,8 @@ class ShardGrids:
         """
         self.shape = (index.count, *index.shape)
         self.dtype: torch.dtype = getattr(torch, index.dtype)
-        self._folder = folder
         self._index = index
+        self._paths = [str(folder / shard.name) for shard in index.shards]
         counts = torch.tensor([shard.count for shard in index.shards])
         shard = torch.repeat_interleave(torch.arange(len(counts)), counts)
         self._places = torch.stack([shard, table["offset"], table["length"], table["crc32"]], dim=1)
@@ -47,15 +47,14 @@ class ShardGrids:
         Raises:
             DataError: a shard is missing or damaged where one of them lies; the message names it.
         """
-        chosen = torch.arange(len(self))[rows].tolist()
+        chosen = torch.arange(len(self))[rows]
         grids = torch.empty(len(chosen), *self.shape[1:], dtype=self.dtype)
-        for place, row in enumerate(chosen):
-            grids[place] = self._read(row)
+        for grid, row, place in zip(grids, chosen.tolist(), self._places[chosen].tolist(), strict=True):
+            grid.copy_(self._read(row, *place))
         return grids
 
-    def _read(self, row: int) -> Tensor:
-        shard, offset, length, crc32 = self._places[row].tolist()
-        path = self._folder / self._index.shards[shard].name
+    def _read(self, row: int, shard: int, offset: int, length: int, crc32: int) -> Tensor:
+        path = self._paths[shard]
         try:
             file = os.open(path, os.O_RDONLY)
             try:
