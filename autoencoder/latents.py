@@ -20,15 +20,17 @@ BATCH = 64
 
 
 @torch.no_grad()
-def latents_of(autoencoder: Autoencoder, images: Tensor, noise: ImageNoise) -> Tensor:
+def latents_of(autoencoder: Autoencoder, images: Tensor, noise: ImageNoise | None) -> Tensor:
     """What the second stage learns of ``images`` [N, C, H, W] in [-1, 1]: [N, c, h, w].
 
-    A draw from the posterior of a KL bottleneck, which the decoder was trained on; of a VQ one the latent before
-    quantization, which decoding repeats (Rombach et al. 2022, sec. 4.1).
+    A draw from the posterior of a KL bottleneck, which the decoder was trained on, or without ``noise`` its mean; of a
+    VQ one the latent before quantization, which decoding repeats (Rombach et al. 2022, sec. 4.1).
     """
     latent = autoencoder.encode(images)
     if isinstance(latent, QuantizedLatent):
         return latent.pre_quantization
+    if noise is None:
+        return latent.mean
     return latent.mean + torch.exp(0.5 * latent.logvar) * noise.normal(latent.mean.shape[1:])
 
 
@@ -38,16 +40,23 @@ def fingerprint(model: Path) -> str:
 
 
 def encode_images(
-    autoencoder: Autoencoder, model: Path, images: GridSet, folder: Path, *, mirrors: bool, device: torch.device
+    autoencoder: Autoencoder,
+    model: Path,
+    images: GridSet,
+    folder: Path,
+    *,
+    kind: str,
+    mirrors: bool,
+    device: torch.device,
 ) -> None:
-    """Write the latents of ``images`` as shards into ``folder``.
+    """Write the latents of ``images`` as shards into ``folder``, each a ``sample`` or the ``mean`` of its posterior.
 
     With ``mirrors`` a sample holds two latents, [2, c, h, w]: the image's and its mirror image's. The shards'
     metadata hold ``mean`` and ``std`` a channel over the whole set, and the fingerprint of the first stage.
     """
     shape = autoencoder.latent_shape
     sums = torch.zeros(2, shape[0], dtype=torch.float64)
-    metadata: dict[str, Any] = {"mirrors": mirrors, "autoencoder": fingerprint(model)}
+    metadata: dict[str, Any] = {"mirrors": mirrors, "kind": kind, "autoencoder": fingerprint(model)}
     count = 0
 
     def samples() -> Iterator[Sample]:
@@ -55,7 +64,9 @@ def encode_images(
         progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
         for start in range(0, len(images), BATCH):
             part = images.grids[start : start + BATCH].to(device) / 127.5 - 1
-            noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
+            noise = None
+            if kind == "sample":
+                noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
             latents = latents_of(autoencoder, part, noise).cpu()
             if mirrors:
                 latents = torch.stack([latents, latents_of(autoencoder, part.flip(3), noise).cpu()], dim=1)
@@ -76,11 +87,13 @@ def encode_images(
     write_shards(folder, samples(), metadata, label_names=images.label_names, attribute_names=images.attribute_names)
 
 
-def read_latents(folder: Path, model: Path, *, stream: bool = False) -> GridSet:
-    """The latents in ``folder``, made by the first stage in ``model``; with ``stream`` they are left on disk.
+def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) -> GridSet:
+    """The latents in ``folder``, of the wanted ``kind`` and made by the first stage in ``model``.
+
+    With ``stream`` they are left on disk.
 
     Raises:
-        DataError: there are none, they are damaged, or another first stage made them.
+        DataError: there are none, they are damaged, or another first stage made them, or they are of another kind.
     """
     if not (folder / "index.json").exists():
         raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
@@ -88,5 +101,9 @@ def read_latents(folder: Path, model: Path, *, stream: bool = False) -> GridSet:
     if latents.metadata.get("autoencoder") != fingerprint(model):
         raise DataError(
             f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"
+        )
+    if latents.metadata.get("kind") != kind:
+        raise DataError(
+            f"{folder}: not made with autoencoder.latents={kind}; make them anew: python run.py encode CONFIG"
         )
     return latents

@@ -55,9 +55,13 @@ class StageOneObjective(nn.Module):
         ConfigError: weights of the perceptual term are missing or not what they should be.
     """
 
-    def __init__(self, config: ReconstructionConfig, image_channels: int) -> None:
+    weight: Tensor | None
+
+    def __init__(self, config: ReconstructionConfig, image_channels: int, image_size: int) -> None:
         super().__init__()
         self.config = config
+        weight = center_weighting(image_size, config.center_weight) if config.center_weight else None
+        self.register_buffer("weight", weight, persistent=False)
         self.perceptual = _perceptual_distance(config)
         self.discriminator = PatchDiscriminator(image_channels) if config.adversarial_weight > 0 else None
 
@@ -85,8 +89,7 @@ class StageOneObjective(nn.Module):
         """
         config = self.config
         reconstruction = reconstruction.float()
-        weight = center_weighting(images.shape[-1], config.center_weight).to(images.device)
-        loss = reconstruction_error(images, reconstruction, config.reconstruction, weight)
+        loss = reconstruction_error(images, reconstruction, config.reconstruction, self.weight)
         diagnostics = {"reconstruction": loss, "psnr": psnr(images, reconstruction).mean()}
         if self.perceptual is not None:
             perceptual = self.perceptual(images, reconstruction).mean()
@@ -148,15 +151,20 @@ def center_weighting(size: int, excess: float) -> Tensor:
     return weight / weight.mean()
 
 
-def reconstruction_error(images: Tensor, reconstruction: Tensor, kind: str, weight: Tensor) -> Tensor:
+def reconstruction_error(images: Tensor, reconstruction: Tensor, kind: str, weight: Tensor | None = None) -> Tensor:
     """Mean over all values of the absolute (``l1``) or squared (``l2``) error, or the two added (``sum``).
 
     Args:
-        weight: of each pixel, [H, W].
+        weight: of each pixel, [H, W]; None for all alike.
     """
     difference = images - reconstruction
-    absolute, squared = (weight * difference.abs()).mean(), (weight * difference.square()).mean()
-    return {"l1": absolute, "l2": squared, "sum": absolute + squared}[kind]
+
+    def mean(error: Tensor) -> Tensor:
+        return error.mean() if weight is None else (weight * error).mean()
+
+    if kind == "sum":
+        return mean(difference.abs() + difference.square())
+    return mean(difference.abs() if kind == "l1" else difference.square())
 
 
 def hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:

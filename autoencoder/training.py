@@ -45,7 +45,8 @@ class StageOneTrainer:
         (self.rows,) = world.rows(training.batch_size, accumulation=1)
         torch.manual_seed(derive_seed(config.seed, "autoencoder weights"))
         network = Autoencoder(config.autoencoder.architecture, config.data.channels, config.data.image_size)
-        self.objective = StageOneObjective(config.autoencoder.objective, config.data.channels).to(world.device)
+        objective = StageOneObjective(config.autoencoder.objective, config.data.channels, config.data.image_size)
+        self.objective = objective.to(world.device)
         self.autoencoder = self._trainee(network, training.ema)
         discriminator = self.objective.discriminator
         self.discriminator = None if discriminator is None else self._trainee(discriminator, 0.0)

@@ -133,9 +133,14 @@ class StageOneTrainingConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """The first stage. ``run`` names an existing first-stage run to use instead of this run's own."""
+    """The first stage. ``run`` names an existing first-stage run to use instead of this run's own.
+
+    ``latents`` is what the second stage learns of a KL bottleneck's posteriors: a ``sample`` of each, as in latent
+    diffusion, or each ``mean``, without the posterior's noise, which no decoder shows.
+    """
 
     run: Path | None = None
+    latents: Literal["sample", "mean"] = "sample"
     architecture: BottleneckConfig = BottleneckConfig()
     objective: ReconstructionConfig = ReconstructionConfig()
     training: StageOneTrainingConfig | None = None

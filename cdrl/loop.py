@@ -1,15 +1,16 @@
-"""What every training loop needs beside its mathematics: stopping in order, and pictures."""
+"""What every training loop needs beside its mathematics: stopping in order, pictures, a watch."""
 
 from __future__ import annotations
 
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl.engine import World
+from cdrl.monitor import summed_over_processes
 from cdrl.runs import written_whole
 
 
@@ -68,3 +70,23 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class Stopwatch:
+    """Seconds that training has taken since it was begun, through all of its interruptions.
+
+    What a crash has lost counts once it has been done again, not before: the seconds are those behind a checkpoint.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state``, that of a checkpoint, tells."""
+        self._wall_before, self._cpu_before = (float(state.get(name, 0)) for name in ("wall_seconds", "cpu_seconds"))
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def seconds(self, world: World) -> dict[str, float]:
+        """``wall_seconds``, and ``cpu_seconds`` of all processes, each of which must ask at the same time."""
+        cpu = torch.tensor(time.process_time() - self._cpu, dtype=torch.float64, device=world.device)
+        return {
+            "wall_seconds": round(self._wall_before + time.monotonic() - self._wall, 2),
+            "cpu_seconds": round(self._cpu_before + summed_over_processes(cpu).item(), 2),
+        }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
-from cdrl.mcmc import Kernel, Position, langevin, recovery, with_gradient
+from cdrl.config import SamplingConfig
+from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, with_gradient
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
@@ -25,6 +26,30 @@ class Callback(Protocol):
     """Sees every move: step 0 is the proposal, step k the chain's k-th step; ``y`` is [N, *shape]."""
 
     def __call__(self, *, level: int, step: int, y: Tensor) -> None: ...
+
+
+class SamplerSettings(TypedDict):
+    """What `sample` wants to know beside densities and noise."""
+
+    steps: int
+    step_scale: float
+    denoise: float
+    kernel: Kernel
+
+
+def sampler_settings(sampling: SamplingConfig, trained_steps: int) -> SamplerSettings:
+    """A configuration's answers to `sample`, for a model trained with ``trained_steps`` a level.
+
+    Raises:
+        ValueError: there is no such kernel.
+    """
+    steps = trained_steps if sampling.steps is None else sampling.steps
+    return {
+        "steps": steps,
+        "step_scale": step_adjustment(trained_steps, steps) if sampling.step_adjustment else 1.0,
+        "denoise": sampling.denoise,
+        "kernel": kernel_named(sampling.kernel, sampling.leapfrog_steps),
+    }
 
 
 def refine(

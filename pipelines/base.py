@@ -5,24 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cdrl.checkpoint import load_model
-from cdrl.config import Config, parse_config
+from cdrl.config import Config, SamplingConfig, parse_config
 from cdrl.loop import progress_bar
-from cdrl.mcmc import kernel_named
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
-from cdrl.sampler import Callback, LevelLogDensity, Propose, sample, step_adjustment
+from cdrl.sampler import Callback, Constrain, LevelLogDensity, Propose, sample, sampler_settings
 from pipelines.decoding import Decoder, load_decoder, to_pil
+from pipelines.guidance import guided
 
-Ingredients = Callable[[slice], tuple[ImageNoise, Propose, LevelLogDensity]]
-"""Which of the images -> what Algorithm 2 needs to draw them."""
+Ingredients = tuple[ImageNoise, Propose, LevelLogDensity]
+"""What Algorithm 2 draws images from."""
+
+
+class SamplerOptions(TypedDict, total=False):
+    """Options that everything which samples has in common; None, or nothing, for the run's own setting.
+
+    Attributes:
+        steps: steps of the chain a level; 0 leaves the initializer alone.
+        step_adjustment: scale the step size to s sqrt(K / steps), K the steps in training (Table 2).
+        kernel: ``langevin``, ``mala`` or ``hmc``, the last with ``leapfrog_steps`` gradients a step.
+        denoise: factor c of the last denoising step.
+        batch_size: images at a time, 64 by default; changes no image.
+        callback: sees every move of every batch.
+        progress: show a progress bar; by default there is none.
+    """
+
+    steps: int | None
+    step_adjustment: bool | None
+    kernel: str | None
+    leapfrog_steps: int | None
+    denoise: float | None
+    batch_size: int
+    callback: Callback | None
+    progress: bool
 
 
 @dataclass(frozen=True)
@@ -90,78 +113,77 @@ class CDRLPipeline:
         *,
         seeds: Sequence[int] | None = None,
         label: Label = None,
-        steps: int | None = None,
-        step_adjustment: bool | None = None,
-        denoise: float | None = None,
-        kernel: str | None = None,
-        leapfrog_steps: int | None = None,
-        batch_size: int = 64,
-        callback: Callback | None = None,
-        progress: bool = False,
+        guidance: float = 0.0,
+        **options: Unpack[SamplerOptions],
     ) -> Generated:
         """Draw samples (Algorithm 2).
 
         Args:
             seeds: one an image; 0 … num_images - 1 by default. An image depends on its own seed alone.
             label: class id 0 … C-1 for all images, or one an image; None or -1 for no class.
-            steps: steps of the chain a level; 0 leaves the initializer alone.
-            step_adjustment: scale the step size to s sqrt(K / steps), K the steps in training (Table 2).
-            denoise: factor c of the last denoising step.
-            kernel: ``langevin``, ``mala`` or ``hmc``, the last with ``leapfrog_steps`` gradients a step.
-            callback: sees every move of every batch.
+            guidance: weight w of classifier-free guidance (eq. 11, 12); 0 is the plain conditional model.
+            options: see `SamplerOptions`.
 
         Raises:
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
-                nothing would move the images.
+                nothing would move the images, or there is guidance without a class.
         """
-        chosen = list(range(num_images)) if seeds is None else [int(seed) for seed in seeds]
-        if len(chosen) != num_images or num_images < 1:
-            raise ValueError(f"seeds: expected one for each of {num_images} images (at least 1), found {len(chosen)}")
+        chosen = chosen_seeds(num_images, seeds)
         labels = self.model.labels(label, num_images, self.device)
+        if guidance and bool((labels < 0).any()):
+            raise ValueError("guidance: needs a class, but some images have none")
 
-        def ingredients(rows: slice) -> tuple[ImageNoise, Propose, LevelLogDensity]:
-            conditioned = self.model.conditioned(labels[rows])
-            return ImageNoise(stream_seeds(chosen[rows]), self.device), conditioned.propose, conditioned.log_density
+        def ingredients(rows: slice) -> Ingredients:
+            part = labels[rows]
+            return ImageNoise(stream_seeds(chosen[rows]), self.device), *guided(self.model, part, guidance, len(part))
 
-        return self.draw(
-            num_images,
-            ingredients,
-            steps=steps,
-            step_adjustment=step_adjustment,
-            denoise=denoise,
-            kernel=kernel,
-            leapfrog_steps=leapfrog_steps,
-            batch_size=batch_size,
-            callback=callback,
-            progress=progress,
-        )
+        return self.draw(num_images, ingredients, **options)
 
     @torch.no_grad()
     def draw(
         self,
         num_images: int,
-        ingredients: Ingredients,
-        *,
-        steps: int | None = None,
-        step_adjustment: bool | None = None,
-        denoise: float | None = None,
-        kernel: str | None = None,
-        leapfrog_steps: int | None = None,
-        batch_size: int = 64,
-        callback: Callback | None = None,
-        progress: bool = False,
+        ingredients: Callable[[slice], Ingredients],
+        constrain: Callable[[slice, ImageNoise], Constrain] | None = None,
+        **options: Unpack[SamplerOptions],
     ) -> Generated:
-        """Algorithm 2 under noise, proposals and densities of any kind; the rest as in a call of the pipeline."""
-        options = self._options(steps, step_adjustment, denoise, kernel, leapfrog_steps)
-        bar = progress_bar(num_images, "sample", unit="image", shown=progress)
+        """Algorithm 2 under noise, proposals and densities of any kind.
+
+        Args:
+            ingredients: which of the images -> what draws them.
+            constrain: which of the images, their noise -> what puts back what is known of them after every move.
+            options: see `SamplerOptions`.
+        """
+        batch_size, callback = options.get("batch_size", 64), options.get("callback")
+        settings = sampler_settings(self.sampling(options), self.config.training.langevin_steps)
+        if not settings["steps"] and self.model.initializer is None:
+            raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
+        bar = progress_bar(num_images, "sample", unit="image", shown=options.get("progress", False))
         grids = []
         for start in range(0, num_images, batch_size):
-            noise, propose, log_density = ingredients(slice(start, start + batch_size))
-            schedule, shape = self.model.schedule, self.model.shape
-            grids.append(sample(schedule, propose, log_density, noise, shape, callback=callback, **options))
+            rows = slice(start, start + batch_size)
+            noise, propose, log_density = ingredients(rows)
+            grids.append(
+                sample(
+                    self.model.schedule,
+                    propose,
+                    log_density,
+                    noise,
+                    self.model.shape,
+                    constrain=None if constrain is None else constrain(rows, noise),
+                    callback=callback,
+                    **settings,
+                )
+            )
             bar.update(len(noise))
         bar.close()
         return Generated(torch.cat(grids), self.decoder)
+
+    def sampling(self, options: SamplerOptions) -> SamplingConfig:
+        """The run's own settings of the sampler, but for those that ``options`` give."""
+        given = {name: value for name, value in options.items() if name in SamplingConfig.model_fields}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return self.config.sampling.model_copy(update=chosen)
 
     def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
         """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].
@@ -175,28 +197,13 @@ class CDRLPipeline:
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
         return value - log_z + points[0].numel() * alpha_y.log()
 
-    def _options(
-        self,
-        steps: int | None,
-        adjust: bool | None,
-        denoise: float | None,
-        kernel: str | None,
-        leapfrog_steps: int | None,
-    ) -> dict[str, Any]:
-        sampling, trained = self.config.sampling, self.config.training.langevin_steps
-        steps = self.default_steps() if steps is None else steps
-        if not steps and self.model.initializer is None:
-            raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
-        adjust = sampling.step_adjustment if adjust is None else adjust
-        return {
-            "steps": steps,
-            "step_scale": step_adjustment(trained, steps) if adjust else 1.0,
-            "denoise": sampling.denoise if denoise is None else denoise,
-            "kernel": kernel_named(
-                sampling.kernel if kernel is None else kernel,
-                sampling.leapfrog_steps if leapfrog_steps is None else leapfrog_steps,
-            ),
-        }
+
+def chosen_seeds(num_images: int, seeds: Sequence[int] | None) -> list[int]:
+    """A seed for each image: those given, or 0 … num_images - 1."""
+    chosen = list(range(num_images)) if seeds is None else [int(seed) for seed in seeds]
+    if len(chosen) != num_images or num_images < 1:
+        raise ValueError(f"seeds: expected one for each of {num_images} images (at least 1), found {len(chosen)}")
+    return chosen
 
 
 def stream_seeds(seeds: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from cdrl.loop import save_picture
 from cdrl.runs import RunError, write_json
 from cdrl.sampler import denoised
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, SamplerOptions
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_in_turn
 
@@ -65,28 +65,29 @@ def long_chains(
     seeds: Sequence[int],
     label: Sequence[int] | int | None,
     *,
-    steps: int,
     every: int,
-    kernel: str | None = None,
-    leapfrog_steps: int | None = None,
-    batch_size: int = 64,
+    **options: Unpack[SamplerOptions],
 ) -> Chains:
-    """Run Algorithm 2 with ``steps`` at every level, of the sizes used in training, and keep every so many states."""
+    """Run Algorithm 2 with steps of the sizes used in training, and keep every so many states of every level."""
+    steps = long_steps(options)
     recorder = _Recorder(pipeline.model.schedule.num_levels, sorted({*range(0, steps + 1, every), steps}))
-    pipeline(
-        len(seeds),
-        seeds=seeds,
-        label=label,
-        steps=steps,
-        step_adjustment=False,
-        denoise=0.0,
-        kernel=kernel,
-        leapfrog_steps=leapfrog_steps,
-        batch_size=batch_size,
-        callback=recorder,
-        progress=True,
-    )
+    own: SamplerOptions = {
+        **options,
+        "steps": steps,
+        "step_adjustment": False,
+        "denoise": 0.0,
+        "callback": recorder,
+    }
+    pipeline(len(seeds), seeds=seeds, label=label, **own)
     return recorder.chains()
+
+
+def long_steps(options: SamplerOptions) -> int:
+    """Steps of the chain at every level, 1,000 unless told otherwise. Raises ValueError for none."""
+    steps = options.get("steps")
+    if steps == 0:
+        raise ValueError("steps: a chain needs at least one, found 0")
+    return 1000 if steps is None else steps
 
 
 def chain_figures(pipeline: CDRLPipeline, chains: Chains, label: Sequence[int] | int | None) -> list[dict[str, Any]]:
@@ -135,12 +136,9 @@ def run_chains(
     *,
     seed: int = 0,
     label: int | None = None,
-    steps: int = 1000,
     every: int | None = None,
     level: int = 0,
-    kernel: str | None = None,
-    leapfrog_steps: int | None = None,
-    batch_size: int = 64,
+    **options: Unpack[SamplerOptions],
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Long chains of a run: a picture of one level's states, a row an image, and the figures of all levels in JSON.
 
@@ -148,7 +146,8 @@ def run_chains(
 
     Args:
         label: class id for all images; -1 for no class; all classes in turn by default.
-        every: steps between two states that are kept; by default a tenth of ``steps``.
+        every: steps between two states that are kept; by default a tenth of all.
+        options: see `SamplerOptions`; 1,000 steps a level unless told otherwise.
 
     Raises:
         RunError: the run has no images.
@@ -160,21 +159,19 @@ def run_chains(
     num_levels = pipeline.model.schedule.num_levels
     if not 0 <= level < num_levels:
         raise ValueError(f"level: expected 0 … {num_levels - 1}, found {level}")
-    kernel = pipeline.config.sampling.kernel if kernel is None else kernel
     seeds = range(seed, seed + num_images)
     labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
+    steps = long_steps(options)
     chains = long_chains(
         pipeline,
         seeds,
         labels,
-        steps=steps,
         every=max(1, steps // 10) if every is None else every,
-        kernel=kernel,
-        leapfrog_steps=leapfrog_steps,
-        batch_size=batch_size,
+        **options,
     )
     figures = chain_figures(pipeline, chains, labels)
     images = chain_images(pipeline, chains.states[level], level, labels)
+    kernel = pipeline.sampling(options).kernel
     picture = run / "chains" / f"{kernel}_{steps}_steps_level_{level}.png"
     save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
     facts = {"kernel": kernel, "steps": steps, "seed": seed, "num_images": num_images, "labels": labels}

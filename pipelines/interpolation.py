@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from cdrl.loop import save_picture
 from cdrl.model import CDRL
-from cdrl.noise import ImageNoise, InterpolatedNoise
+from cdrl.noise import InterpolatedNoise
 from cdrl.runs import RunError
 from cdrl.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
-from pipelines.base import CDRLPipeline, Generated, stream_seeds
+from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, stream_seeds
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_in_turn
 
@@ -53,11 +54,7 @@ def interpolated(
     seeds: Sequence[int],
     num_images: int,
     labels: Sequence[int] = (-1, -1),
-    *,
-    steps: int | None = None,
-    kernel: str | None = None,
-    leapfrog_steps: int | None = None,
-    batch_size: int = 64,
+    **options: Unpack[SamplerOptions],
 ) -> Generated:
     """Images from the sample of the first seed and class to that of the second, equally far apart in their noise.
 
@@ -78,20 +75,12 @@ def interpolated(
     first, second = stream_seeds(seeds)
     shares = torch.linspace(0, 1, num_images, device=device)
 
-    def ingredients(rows: slice) -> tuple[ImageNoise, Propose, LevelLogDensity]:
+    def ingredients(rows: slice) -> Ingredients:
         share = shares[rows]
         noise = InterpolatedNoise([first] * len(share), [second] * len(share), share, device)
         return noise, *between_classes(model, labels, share)
 
-    return pipeline.draw(
-        num_images,
-        ingredients,
-        steps=steps,
-        kernel=kernel,
-        leapfrog_steps=leapfrog_steps,
-        batch_size=batch_size,
-        progress=True,
-    )
+    return pipeline.draw(num_images, ingredients, **options)
 
 
 def run_interpolation(
@@ -100,10 +89,7 @@ def run_interpolation(
     num_images: int = 8,
     *,
     label: int | None = None,
-    steps: int | None = None,
-    kernel: str | None = None,
-    leapfrog_steps: int | None = None,
-    batch_size: int = 64,
+    **options: Unpack[SamplerOptions],
 ) -> Path:
     """Interpolate between two samples of a run, in a picture RUN/interpolations/A_to_B.png; returns its path.
 
@@ -119,16 +105,7 @@ def run_interpolation(
     if pipeline.config.space == "point":
         raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")
     labels = (labels_in_turn(pipeline, seeds) or (-1, -1)) if label is None else (label, label)
-    generated = interpolated(
-        pipeline,
-        seeds,
-        num_images,
-        labels,
-        steps=steps,
-        kernel=kernel,
-        leapfrog_steps=leapfrog_steps,
-        batch_size=batch_size,
-    )
+    generated = interpolated(pipeline, seeds, num_images, labels, **options)
     picture = run / "interpolations" / f"{seeds[0]}_to_{seeds[1]}.png"
     save_picture(picture, grid_picture(generated.tensors, columns=num_images))
     return picture

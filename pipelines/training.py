@@ -70,6 +70,8 @@ def run_encoding(config: Config, run: Path) -> None:
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
+    stage_one = config.autoencoder
+    assert stage_one is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     autoencoder = load_autoencoder(model).to(device)
     if (autoencoder.image_channels, autoencoder.image_size) != (config.data.channels, config.data.image_size):
@@ -78,9 +80,15 @@ def run_encoding(config: Config, run: Path) -> None:
             f"{config.data.channels} x {config.data.image_size}^2"
         )
     for split in ("train", "test"):
-        images = training_images(config.data, split)
-        folder = run / "latents" / split
-        encode_images(autoencoder, model, images, folder, mirrors=config.data.flip and split == "train", device=device)
+        encode_images(
+            autoencoder,
+            model,
+            training_images(config.data, split),
+            run / "latents" / split,
+            kind=stage_one.latents,
+            mirrors=config.data.flip and split == "train",
+            device=device,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,9 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
-    latents = read_latents(run / "latents" / "train", model, stream=config.data.stream)
+    assert config.autoencoder is not None
+    kind = config.autoencoder.latents
+    latents = read_latents(run / "latents" / "train", model, kind, stream=config.data.stream)
     mean, std = (torch.tensor(latents.metadata[name], dtype=torch.float32) for name in ("mean", "std"))
     data = latent_training_set(latents, config.data, batch_size, seed)
     return StageTwoData(data, class_names(config.data, latents), LatentDecoder(load_autoencoder(model), mean, std))

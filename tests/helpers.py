@@ -15,7 +15,11 @@ from torch import nn
 from autoencoder.model import Autoencoder
 from cdrl.checkpoint import save_model
 from cdrl.config import BottleneckConfig, Config, parse_config
+from cdrl.data import TrainingSet
+from cdrl.engine import start
 from cdrl.model import CDRL
+from cdrl.runs import Run
+from cdrl.training import train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -95,6 +99,23 @@ def save_tiny_run(run: Path, *, latent: bool = False, config: Config | None = No
     save_model(run / "model", model, {**description, **decoder.description()})
     decoder.save(run / "model")
     return model
+
+
+def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
+    """Train on data of ten classes in a run of its own, with neither decoder nor pictures."""
+    run = Run(folder)
+    run.open(config)
+    train(
+        config,
+        run,
+        data,
+        shape=data.grid_shape,
+        num_classes=10,
+        description={"config": config.model_dump(mode="json"), "class_names": []},
+        add_files=lambda folder: None,
+        render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
+        world=start(),
+    )
 
 
 def start_command(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:

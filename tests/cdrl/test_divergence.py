@@ -18,14 +18,15 @@ from autoencoder.checkpoint import save_autoencoder
 from autoencoder.latents import encode_images
 from cdrl.config import Config
 from cdrl.data import DataError, GridSet, TrainingSet, check_batch, load_images
-from cdrl.engine import Trainee, start
+from cdrl.engine import Trainee
 from cdrl.loop import Interrupted
 from cdrl.monitor import SIGNS, DivergenceError, DivergenceWatch
 from cdrl.objective import Diagnostics, Losses
 from cdrl.runs import Run, load_tensors, read_json
-from cdrl.training import MAX_ROLLBACKS, CooperativeTrainer, train
+from cdrl.trainer import CooperativeTrainer
+from cdrl.training import MAX_ROLLBACKS
 from pipelines.training import run_stage_two
-from tests.helpers import metrics, tiny_autoencoder, tiny_config
+from tests.helpers import metrics, tiny_autoencoder, tiny_config, train_on
 
 SMALL: dict[str, Any] = {
     "schedule": {"num_levels": 6, "step_coefficient": 1.2e-3},
@@ -113,22 +114,6 @@ def digits(change: Callable[[Tensor, Tensor], None]) -> tuple[Tensor, Tensor]:
     return grids, labels
 
 
-def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
-    run = Run(folder)
-    run.open(config)
-    train(
-        config,
-        run,
-        data,
-        shape=data.grid_shape,
-        num_classes=10,
-        description={"config": config.model_dump(mode="json"), "class_names": []},
-        add_files=lambda folder: None,
-        render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        world=start(),
-    )
-
-
 def test_a_sample_that_is_not_finite_is_named_when_data_are_loaded() -> None:
     def spoil(grids: Tensor, labels: Tensor) -> None:
         grids[17, 0, 3, 3] = float("nan")
@@ -154,7 +139,9 @@ def test_an_image_whose_latent_is_not_finite_is_named_when_it_is_encoded(tmp_pat
     autoencoder.encode = spoiled  # type: ignore[method-assign]
     images = GridSet(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(DataError, match="sample 3 to be written: expected finite numbers, found NaN"):
-        encode_images(autoencoder, tmp_path / "model", images, tmp_path / "latents", mirrors=False, device=device)
+        encode_images(
+            autoencoder, tmp_path / "model", images, tmp_path / "latents", kind="sample", mirrors=False, device=device
+        )
     assert not (tmp_path / "latents" / "index.json").exists()
 
 

@@ -41,6 +41,12 @@ def wrong_initializer(data: GaussianData) -> Propose:
     return lambda x, level: torch.full_like(x, 0.5)
 
 
+def drawn_from(data: GaussianData, propose: Propose, chains: int, steps: int, kernel: Kernel) -> Tensor:
+    """Algorithm 2 with the exact density, without the last denoising."""
+    noise, shape = ManyChains(chains), data.mean.shape
+    return sample(data.schedule, propose, data.log_density, noise, shape, steps=steps, denoise=0.0, kernel=kernel)
+
+
 @pytest.mark.parametrize(
     ("initializer", "reference"), [(exact_initializer, True), (wrong_initializer, False), (wrong_initializer, True)]
 )
@@ -57,16 +63,7 @@ def test_algorithm_2_gives_back_mean_and_covariance_of_the_data(
     initializer: Callable[[GaussianData], Propose],
 ) -> None:
     data = gaussian_data(coefficient, reference=reference)
-    drawn = sample(
-        data.schedule,
-        initializer(data),
-        data.log_density,
-        ManyChains(6000),
-        (3,),
-        steps=steps,
-        denoise=0.0,
-        kernel=KERNELS[kernel],
-    )
+    drawn = drawn_from(data, initializer(data), 6000, steps, KERNELS[kernel])
     remaining = (data.schedule.sigma_bar[0] / data.schedule.alpha_bar[0]) ** 2
     assert_moments(drawn, MEAN, COVARIANCE + remaining * torch.eye(3), slack=bias)
 
@@ -74,15 +71,7 @@ def test_algorithm_2_gives_back_mean_and_covariance_of_the_data(
 def test_more_and_shorter_langevin_steps_come_closer_to_the_covariance() -> None:
     def error(coefficient: float, steps: int) -> float:
         data = gaussian_data(coefficient, dimensions=2)
-        drawn = sample(
-            data.schedule,
-            wrong_initializer(data),
-            data.log_density,
-            ManyChains(8000),
-            (2,),
-            steps=steps,
-            denoise=0.0,
-        )
+        drawn = drawn_from(data, wrong_initializer(data), 8000, steps, KERNELS["langevin"])
         return float((drawn.T.cov() - data.covariance).norm() / data.covariance.norm())
 
     errors = [error(0.8, 2), error(0.8, 12), error(0.08, 80)]

@@ -24,11 +24,11 @@ from cdrl.loop import Interrupted
 from cdrl.monitor import MONITORS, DivergenceError
 from cdrl.objective import Losses, cooperative_losses
 from cdrl.runs import Run, load_tensors
-from cdrl.training import CooperativeTrainer, train
+from cdrl.trainer import CooperativeTrainer
 from pipelines import CDRLPipeline
 from pipelines.decoding import PixelDecoder
 from pipelines.training import run_stage_two, stage_two_data
-from tests.helpers import metrics, start_command, tiny_config, tiny_values, write_config
+from tests.helpers import metrics, start_command, tiny_config, tiny_values, train_on, write_config
 
 
 def weights(run: Path) -> dict[str, Tensor]:
@@ -78,22 +78,6 @@ class Interfering(TrainingSet):
 
 def nothing(step: int, grids: Tensor) -> None:
     """No interference."""
-
-
-def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
-    run = Run(folder)
-    run.open(config)
-    train(
-        config,
-        run,
-        data,
-        shape=data.grid_shape,
-        num_classes=10,
-        description={"config": config.model_dump(mode="json"), "class_names": []},
-        add_files=lambda folder: None,
-        render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        world=start(),
-    )
 
 
 SLOW_LEARNING = {"num_steps": 10, "checkpoint_every": 10, "energy_lr": 1e-4, "initializer_lr": 1e-4, "warmup_steps": 0}
@@ -192,7 +176,7 @@ def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pyt
         seen.update(options)
         return cooperative_losses(*arguments, **options)
 
-    monkeypatch.setattr("cdrl.training.cooperative_losses", remember)
+    monkeypatch.setattr("cdrl.trainer.cooperative_losses", remember)
     initializer = {"predicts": "epsilon", "target": "data"}
     trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
     try:
@@ -335,7 +319,7 @@ def test_weights_that_are_not_finite_end_training_and_spare_the_earlier_checkpoi
         steps += torch.is_grad_enabled()
         return dataclasses.replace(losses, energy=losses.energy * float("nan")) if steps == 4 else losses
 
-    monkeypatch.setattr("cdrl.training.cooperative_losses", spoiled_at_step_4)
+    monkeypatch.setattr("cdrl.trainer.cooperative_losses", spoiled_at_step_4)
     message = r"diverged at step 4, .*: lower training\.energy_lr or .*; the checkpoint of step 2 is kept"
     with pytest.raises(DivergenceError, match=message):
         train_on(Interfering(config, nothing), config, tmp_path)

@@ -21,18 +21,6 @@ SEEDS = [4, 1, 9]
 LABELS = [4, 1, 9]
 
 
-@pytest.fixture(scope="module", params=["pixel", "latent"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    save_tiny_run(folder, latent=request.param == "latent")
-    return folder
-
-
-@pytest.fixture
-def pipeline(run: Path) -> CDRLPipeline:
-    return CDRLPipeline.from_pretrained(run)
-
-
 def test_the_states_are_those_of_algorithm_2(pipeline: CDRLPipeline) -> None:
     """The first k steps of a level's chain do not know how many are to follow, and the last state is the sample's."""
     chains = long_chains(pipeline, SEEDS, LABELS, steps=7, every=3)

@@ -17,18 +17,6 @@ from pipelines.interpolation import between_classes, interpolated, run_interpola
 from tests.helpers import save_tiny_run, tiny_config
 
 
-@pytest.fixture(scope="module", params=["pixel", "latent"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    save_tiny_run(folder, latent=request.param == "latent")
-    return folder
-
-
-@pytest.fixture
-def pipeline(run: Path) -> CDRLPipeline:
-    return CDRLPipeline.from_pretrained(run)
-
-
 @pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
 @pytest.mark.parametrize("labels", [(3, 8), (-1, -1)])
 def test_the_ends_are_the_samples_of_their_seeds(pipeline: CDRLPipeline, kernel: str, labels: tuple[int, int]) -> None:

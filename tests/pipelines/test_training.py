@@ -10,7 +10,7 @@ import torch
 
 from autoencoder.checkpoint import save_autoencoder
 from cdrl.config import ConfigError
-from cdrl.data import DataError
+from cdrl.data import DataError, load_images, read_shards
 from cdrl.runs import RunError
 from pipelines import CDRLPipeline
 from pipelines.training import run_encoding, run_stage_one, run_stage_two, stage_one_folder, stage_two_data
@@ -78,6 +78,25 @@ def test_latents_of_another_first_stage_are_refused(tmp_path: Path) -> None:
         model.post_quant_conv.weight += 0.1
     save_autoencoder(tmp_path / "autoencoder" / "model", model)
     with pytest.raises(DataError, match="made by another first stage"):
+        run_stage_two(tiny_config(**LATENT), tmp_path)
+
+
+def test_latents_are_draws_of_their_posteriors_or_their_means(tmp_path: Path) -> None:
+    autoencoder = tiny_autoencoder()
+    save_autoencoder(tmp_path / "autoencoder" / "model", autoencoder)
+    images = load_images(tiny_config().data, "train").images / 127.5 - 1
+    with torch.no_grad():
+        posterior = autoencoder.encode(images)
+    grids = {}
+    for kind in ("sample", "mean"):
+        run_encoding(tiny_config(space="latent", autoencoder={"latents": kind}), tmp_path)
+        grids[kind] = read_shards(tmp_path / "latents" / "train").grids
+    torch.testing.assert_close(grids["mean"], posterior.mean, rtol=0, atol=1e-5)
+    noise = ((grids["sample"] - posterior.mean) / torch.exp(0.5 * posterior.logvar)).flatten()
+    assert noise.mean().abs() < 5 / len(noise) ** 0.5
+    assert noise.std().item() == pytest.approx(1, abs=5 / (2 * len(noise)) ** 0.5)
+    assert (noise**4).mean().item() == pytest.approx(3, abs=0.1)
+    with pytest.raises(DataError, match=r"not made with autoencoder\.latents=sample; make them anew: python run\.py"):
         run_stage_two(tiny_config(**LATENT), tmp_path)
 
 
