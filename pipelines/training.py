@@ -17,7 +17,6 @@ from cdrl.data import (
     class_names,
     image_training_set,
     latent_training_set,
-    load_images,
     sample_checkerboard,
     training_images,
 )
@@ -62,7 +61,7 @@ def run_stage_one(config: Config, run: Path) -> None:
     batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
     kind = StreamedTrainingSet if config.data.stream else TrainingSet
     data = kind(training_images(config.data).grids, batch_size, seed, flip=config.data.flip)
-    train_autoencoder(settings, stage_one, data, load_images(config.data, "test"), world)
+    train_autoencoder(settings, stage_one, data, training_images(config.data, "test"), world)
 
 
 def run_encoding(config: Config, run: Path) -> None:

@@ -13,7 +13,7 @@ from cdrl.config import DataConfig
 from cdrl.data.folders import Split
 from cdrl.data.preparing import prepared_parts
 from cdrl.data.sets import DataError, GridSet, Source
-from cdrl.data.shard_writing import write_images_resumably
+from cdrl.data.shard_writing import discard_leftovers, write_images_resumably
 from cdrl.data.shards import Sample, has_index, read_index, read_shards
 from cdrl.data.streaming import stream_shards
 
@@ -46,10 +46,14 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
     folder = _folder(data, split)
     metadata = {"preparation": preparation(data, split)}
     # Beside the folder, so that the folder holds shards only.
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder.parent}: cannot be made to write shards there: {error.strerror}") from None
     with FileLock(folder.with_suffix(".lock")):
         if has_index(folder):
             _check_preparation(data, split)
+            discard_leftovers(folder)
             return folder
         write_images_resumably(
             folder,

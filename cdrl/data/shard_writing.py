@@ -59,7 +59,7 @@ def write_shards(
             shards that were not written here.
     """
     folder = _prepare_folder(folder)
-    _discard_leftovers(folder)
+    discard_leftovers(folder)
     layout = _Layout(folder, shard_size, label_names, attribute_names)
     _write(layout, samples, metadata, _Written([], []), _SampleCheck(layout))
 
@@ -84,7 +84,7 @@ def write_images_resumably(
     plan = json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]).encode()
     plan_file = folder / (_PLAN + PARTIAL)
     if not plan_file.is_file() or plan_file.read_bytes() != plan:
-        _discard_leftovers(folder)
+        discard_leftovers(folder)
     elif (folder / (INDEX + PARTIAL)).is_file():
         # It was cut short while the files took their names.
         _publish(folder, read_index(folder, INDEX + PARTIAL))
@@ -94,6 +94,12 @@ def write_images_resumably(
     count = sum(shard.count for shard in written.shards)
     check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), count)
     _write(layout, samples_from(count), metadata, written, check)
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Remove what an interrupted writing left in a folder."""
+    for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{_WRITING}")]:
+        leftover.unlink()
 
 
 class _Layout(NamedTuple):
@@ -153,11 +159,6 @@ def _prepare_folder(folder: str | Path) -> Path:
     if has_foreign_shards(folder):
         raise DataError(f"{folder}: holds shards without {INDEX}, which will not be overwritten")
     return folder
-
-
-def _discard_leftovers(folder: Path) -> None:
-    for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{_WRITING}")]:
-        leftover.unlink()
 
 
 def _take_up(layout: _Layout) -> _Written:
@@ -264,8 +265,12 @@ def _encode_shard(name: str, samples: list[Sample], attribute_names: tuple[str, 
 def _put(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all."""
     writing = path.with_name(path.name + _WRITING)
-    writing.write_bytes(content)
-    os.replace(writing, path)
+    try:
+        writing.write_bytes(content)
+        os.replace(writing, path)
+    except OSError as error:
+        writing.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _publish(folder: Path, index: Index) -> None:
@@ -279,7 +284,7 @@ def _publish(folder: Path, index: Index) -> None:
         partial = folder / (name + PARTIAL)
         if partial.is_file():
             os.replace(partial, folder / name)
-    _discard_leftovers(folder)
+    discard_leftovers(folder)
 
 
 def _encode_png(image: Tensor) -> bytes:

@@ -1,5 +1,6 @@
 """Preparing: the same bytes however often it is interrupted, what the metadata say, and what is refused."""
 
+import errno
 import json
 import os
 import signal
@@ -157,6 +158,29 @@ def test_shards_before_the_interruption_are_not_made_again(
     # A set that is complete is not touched, nor are its pictures read.
     write_prepared(data, "train", source.__class__(parts, source.count, source.label_names))
     assert starts == [100]
+    # Nor is anything left of the first attempt, should it have been cut short between its very last two moves.
+    leftover = tmp_path / "prepared" / "train" / "plan.json.partial"
+    leftover.write_text("[]")
+    write_prepared(data, "train", source)
+    assert not leftover.exists()
+
+
+def test_a_full_disk_is_named_and_the_next_call_goes_on(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = config(pictures, tmp_path / "prepared")
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writing.os, "replace", full)
+        with pytest.raises(DataError, match=r"plan.json.partial: cannot be written: No space left on device"):
+            prepare(data)
+    assert [file.name for file in (tmp_path / "prepared").rglob("*") if file.is_file()] == ["train.lock"]
+    prepare(data)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="file: cannot be made to write shards there"):
+        prepare(config(pictures, tmp_path / "file"))
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-700], lambda content: bytes(len(content))])
