@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, with_g
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
+Number = TypeVar("Number", int, float)
 Propose = Callable[[Tensor, int], Tensor]
 """(x_next [N, *shape], level) -> mean of the proposal of y, [N, *shape]."""
 LevelLogDensity = Callable[[Tensor, int], Tensor]
@@ -31,8 +32,8 @@ class Callback(Protocol):
 class SamplerSettings(TypedDict):
     """What `sample` wants to know beside densities and noise."""
 
-    steps: int
-    step_scale: float
+    steps: int | Sequence[int]
+    step_scale: float | Sequence[float]
     denoise: float
     kernel: Kernel
 
@@ -77,8 +78,8 @@ def sample(
     noise: ImageNoise,
     shape: tuple[int, ...],
     *,
-    steps: int,
-    step_scale: float = 1.0,
+    steps: int | Sequence[int],
+    step_scale: float | Sequence[float] = 1.0,
     denoise: float = 2.0,
     kernel: Kernel = langevin,
     constrain: Constrain | None = None,
@@ -87,12 +88,13 @@ def sample(
     """Draw one sample for each stream of ``noise`` (Algorithm 2): x_0 denoised once, [N, *shape].
 
     Args:
-        steps: steps of the chain a level, K; 0 leaves the initializer alone.
-        step_scale: factor on the step sizes, `step_adjustment` for Table 2's rule.
+        steps: steps of the chain a level, K, or of each level from 0 up; 0 leaves the initializer alone.
+        step_scale: factor on the step sizes, or on each level's; `step_adjustment` for Table 2's rule.
         denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
         kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
     """
     schedule = schedule.to(noise.device)
+    num_steps, scales = _each_level(steps, schedule.num_levels), _each_level(step_scale, schedule.num_levels)
     x = noise.normal(shape)
     for level in reversed(range(schedule.num_levels)):
 
@@ -107,9 +109,18 @@ def sample(
 
         target = recovery(with_gradient(at_level), x, schedule.precision[level])
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
-        chain = refine(Position(y, target), step_scale * schedule.step_size[level], noise, steps, kernel, after)
+        step_size = scales[level] * schedule.step_size[level]
+        chain = refine(Position(y, target), step_size, noise, num_steps[level], kernel, after)
         x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, denoise)
+
+
+def _each_level(value: Number | Sequence[Number], num_levels: int) -> Sequence[Number]:
+    if not isinstance(value, Sequence):
+        return [value] * num_levels
+    if len(value) != num_levels:
+        raise ValueError(f"expected one number for each of {num_levels} levels, found {len(value)}")
+    return value
 
 
 def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -55,19 +56,22 @@ def test_exact_densities_bring_back_the_data_whatever_the_proposal(proposal: str
     assert drawn.var().item() == pytest.approx(VARIANCE, rel=4 * math.sqrt(2 / count) + 0.01)
 
 
-def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts() -> None:
+@pytest.mark.parametrize(
+    ("steps", "scale"), [([3] * 6, [1.3] * 6), ([4, 0, 1, 3, 2, 5], [0.8, 1.0, 1.4, 1.3, 0.6, 1.1])]
+)
+def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(steps: list[int], scale: list[float]) -> None:
     """Everything is linear and Gaussian: mean and variance after each move are known in closed form."""
-    levels, steps, scale = GaussianLevels(fine_schedule(0.3)), 3, 1.3
+    levels = GaussianLevels(fine_schedule(0.3))
     schedule = levels.schedule
     mean_x, variance_x = 0.0, 1.0
     for level in reversed(range(schedule.num_levels)):
         table = {name: getattr(schedule, name)[level].item() for name in ("precision", "step_size", "alpha_y")}
         mean, variance = levels.mean[level].item(), levels.variance[level].item()
-        s2, precision = (scale * table["step_size"]) ** 2, table["precision"]
-        # y = a x + b + noise of variance r; proposed from x itself, then moved ``steps`` times.
+        s2, precision = (scale[level] * table["step_size"]) ** 2, table["precision"]
+        # y = a x + b + noise of variance r; proposed from x itself, then moved as often as its level says.
         a, b, r = 1.0, 0.0, schedule.proposal_std[level].item() ** 2
         shrink = 1 - s2 / 2 * (1 / variance + precision)
-        for _ in range(steps):
+        for _ in range(steps[level]):
             a = shrink * a + s2 / 2 * precision
             b = shrink * b + s2 / 2 * mean / variance
             r = shrink**2 * r + s2
@@ -92,6 +96,12 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts() -> N
     count = drawn.numel()
     assert drawn.mean().item() == pytest.approx(expected_mean, abs=4 * math.sqrt(expected_variance / count))
     assert drawn.var().item() == pytest.approx(expected_variance, rel=4 * math.sqrt(2 / count))
+
+
+@pytest.mark.parametrize("budget", [{"steps": [1, 2]}, {"steps": 1, "step_scale": [1.0] * 7}])
+def test_a_budget_of_other_levels_is_refused(budget: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"expected one number for each of 6 levels, found [27]"):
+        sample(fine_schedule(), lambda x, level: x, gaussian_like, ImageNoise([1]), SHAPE, **budget)
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
