@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from cdrl.data.sets import DataError, ImageSet, Part, Source
 
-_CHUNK = 256
+_CHUNK = 64  # pictures that are decoded together
+_CHUNK_PIXELS = 2**22  # pixels that are resized together, of as many pictures as that makes
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -32,9 +33,10 @@ def prepare_images(images: Tensor, size: int, channels: int) -> Tensor:
     if images.shape[1:] == (channels, size, size):
         return images
     prepared = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
-    for start in range(0, len(images), _CHUNK):
-        chunk = _resize(crop_center(images[start : start + _CHUNK]), size)
-        prepared[start : start + _CHUNK] = _convert_channels(chunk, channels)
+    rows = max(1, _CHUNK_PIXELS // (images.shape[2] * images.shape[3]))
+    for start in range(0, len(images), rows):
+        chunk = _resize(crop_center(images[start : start + rows]), size)
+        prepared[start : start + rows] = _convert_channels(chunk, channels)
     return prepared
 
 
