@@ -60,13 +60,15 @@ def read_source(source: Source, size: int, channels: int, name: str) -> ImageSet
     # Where the number is known, the pictures are never in memory twice.
     images = None if source.count is None else torch.empty(source.count, channels, size, size, dtype=torch.uint8)
     parts: list[Part] = []
+    count = 0  # not the bar's own, which stands still where it is not shown
     with bar:
         for part in prepared_parts(source, size, channels, name):
             pictures = torch.as_tensor(part.pictures)
             if images is not None:
-                images[bar.n : bar.n + len(pictures)] = pictures
+                images[count : count + len(pictures)] = pictures
                 part = part._replace(pictures=pictures[:0])
             parts.append(part)
+            count += len(pictures)
             bar.update(len(pictures))
     labels = [part.labels for part in parts if part.labels is not None]
     attributes = [part.attributes for part in parts if part.attributes is not None]

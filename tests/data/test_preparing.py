@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl.data import DataError
+from cdrl.data import DataError, preparing
 from cdrl.data.preparing import (
     crop_center,
     decode_image,
@@ -88,14 +88,19 @@ def test_pictures_of_different_shapes_keep_their_order() -> None:
     assert prepared[:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_pictures_are_read_in_order_and_upright(tmp_path: Path) -> None:
+def test_pictures_are_read_in_order_and_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "_CHUNK", 2)
     paths = [tmp_path / f"{value}.png" for value in range(5)]
     for value, path in enumerate(paths):
         path.write_bytes(png(np.full((3, 3), value, np.uint8)))
     source = picture_files(paths)
     assert read_source(source, 3, 1, "test").images[:, 0, 0, 0].tolist() == list(range(5))
-    (part,) = source.parts(3)
-    assert [picture[0, 0, 0].item() for picture in part.pictures] == [3, 4]
+    assert [picture[0, 0, 0].item() for part in source.parts(2) for picture in part.pictures] == [2, 3, 4]
+    # Large pictures are resized a few at a time.
+    many = torch.randint(256, (5, 3, 9, 9), dtype=torch.uint8)
+    together = prepare_images(many, 4, 3)
+    monkeypatch.setattr(preparing, "_CHUNK_PIXELS", 200)
+    assert torch.equal(prepare_images(many, 4, 3), together)
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by half a circle
     turned = decode_image(png(np.arange(6, dtype=np.uint8).reshape(2, 3), exif=exif), "turned.png")
