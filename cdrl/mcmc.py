@@ -46,6 +46,16 @@ def recovery(target: Target, x_next: Tensor, precision: Tensor) -> Target:
     return conditional
 
 
+def tempered(target: Target, temperature: float) -> Target:
+    """log p / temperature: with steps sqrt(temperature) times as long, Langevin moves with that much less noise."""
+
+    def colder(y: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = target(y)
+        return value / temperature, gradient / temperature
+
+    return target if temperature == 1 else colder
+
+
 class Position:
     """Where the chains stand, y [N, *shape], with what the target says of it: asked for at most once, when needed.
 

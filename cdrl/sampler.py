@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypedDict, TypeVar
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from cdrl.config import SamplingConfig
-from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, with_gradient
+from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, tempered, with_gradient
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
-Number = TypeVar("Number", int, float)
 Propose = Callable[[Tensor, int], Tensor]
 """(x_next [N, *shape], level) -> mean of the proposal of y, [N, *shape]."""
 LevelLogDensity = Callable[[Tensor, int], Tensor]
@@ -32,22 +31,39 @@ class Callback(Protocol):
 class SamplerSettings(TypedDict):
     """What `sample` wants to know beside densities and noise."""
 
-    steps: int | Sequence[int]
-    step_scale: float | Sequence[float]
+    steps: Sequence[int]
+    step_scale: float
+    temperature: float
     denoise: float
     kernel: Kernel
 
 
-def sampler_settings(sampling: SamplingConfig, trained_steps: int) -> SamplerSettings:
+AUTO_STEPS = 5
+"""Steps a level of ``steps: auto``, one fewer at the top, so that six levels cost 29 gradients and denoising one."""
+AUTO_REACH = 15
+"""So many steps of the trained size go as far as those of ``steps: auto``."""
+AUTO_TEMPERATURE = 0.72
+
+
+def sampler_settings(sampling: SamplingConfig, trained_steps: int, num_levels: int) -> SamplerSettings:
     """A configuration's answers to `sample`, for a model trained with ``trained_steps`` a level.
 
     Raises:
         ValueError: there is no such kernel.
     """
-    steps = trained_steps if sampling.steps is None else sampling.steps
+    temperature, step_scale = 1.0, 1.0
+    if sampling.steps == "auto":
+        steps = [AUTO_STEPS] * (num_levels - 1) + [AUTO_STEPS - 1]
+        temperature, step_scale = AUTO_TEMPERATURE, step_adjustment(AUTO_REACH, AUTO_STEPS)
+    else:
+        each = trained_steps if sampling.steps is None else sampling.steps
+        steps = [each] * num_levels
+        if sampling.step_adjustment:
+            step_scale = step_adjustment(trained_steps, each)
     return {
         "steps": steps,
-        "step_scale": step_adjustment(trained_steps, steps) if sampling.step_adjustment else 1.0,
+        "step_scale": step_scale,
+        "temperature": temperature if sampling.temperature is None else sampling.temperature,
         "denoise": sampling.denoise,
         "kernel": kernel_named(sampling.kernel, sampling.leapfrog_steps),
     }
@@ -79,7 +95,8 @@ def sample(
     shape: tuple[int, ...],
     *,
     steps: int | Sequence[int],
-    step_scale: float | Sequence[float] = 1.0,
+    step_scale: float = 1.0,
+    temperature: float = 1.0,
     denoise: float = 2.0,
     kernel: Kernel = langevin,
     constrain: Constrain | None = None,
@@ -89,12 +106,16 @@ def sample(
 
     Args:
         steps: steps of the chain a level, K, or of each level from 0 up; 0 leaves the initializer alone.
-        step_scale: factor on the step sizes, or on each level's; `step_adjustment` for Table 2's rule.
+        step_scale: factor on the step sizes; `step_adjustment` for Table 2's rule.
+        temperature: of the chains, which draw from p(y_t | x_{t+1})^(1 / temperature); it leaves the proposals alone.
         denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
         kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
     """
     schedule = schedule.to(noise.device)
-    num_steps, scales = _each_level(steps, schedule.num_levels), _each_level(step_scale, schedule.num_levels)
+    steps = [steps] * schedule.num_levels if isinstance(steps, int) else steps
+    if len(steps) != schedule.num_levels:
+        raise ValueError(f"steps: expected a number for each of {schedule.num_levels} levels, found {len(steps)}")
+    scale = step_scale * math.sqrt(temperature)
     x = noise.normal(shape)
     for level in reversed(range(schedule.num_levels)):
 
@@ -107,20 +128,11 @@ def sample(
         def at_level(y: Tensor, level: int = level) -> Tensor:
             return log_density(y, level)
 
-        target = recovery(with_gradient(at_level), x, schedule.precision[level])
+        target = tempered(recovery(with_gradient(at_level), x, schedule.precision[level]), temperature)
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
-        step_size = scales[level] * schedule.step_size[level]
-        chain = refine(Position(y, target), step_size, noise, num_steps[level], kernel, after)
+        chain = refine(Position(y, target), scale * schedule.step_size[level], noise, steps[level], kernel, after)
         x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, denoise)
-
-
-def _each_level(value: Number | Sequence[Number], num_levels: int) -> Sequence[Number]:
-    if not isinstance(value, Sequence):
-        return [value] * num_levels
-    if len(value) != num_levels:
-        raise ValueError(f"expected one number for each of {num_levels} levels, found {len(value)}")
-    return value
 
 
 def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:

@@ -142,7 +142,7 @@ class CooperativeTrainer:
             conditioned.log_density,
             ImageNoise([derive_seed("sample", seed) for seed in range(count)], self.world.device),
             self.averaged.shape,
-            **sampler_settings(self.config.sampling, self.config.training.langevin_steps),
+            **sampler_settings(self.config.sampling, self.config.training.langevin_steps, self.schedule.num_levels),
         )
 
     def save(self, path: Path, state: Mapping[str, float]) -> None:

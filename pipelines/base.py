@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import Literal, Self, TypedDict, Unpack
 
 import torch
 from PIL import Image
@@ -17,7 +17,7 @@ from cdrl.loop import progress_bar
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
-from cdrl.sampler import Callback, Constrain, LevelLogDensity, Propose, sample, sampler_settings
+from cdrl.sampler import Callback, Constrain, LevelLogDensity, Propose, SamplerSettings, sample, sampler_settings
 from pipelines.decoding import Decoder, load_decoder, to_pil
 from pipelines.guidance import guided
 
@@ -29,19 +29,21 @@ class SamplerOptions(TypedDict, total=False):
     """Options that everything which samples has in common; None, or nothing, for the run's own setting.
 
     Attributes:
-        steps: steps of the chain a level; 0 leaves the initializer alone.
+        steps: steps of the chain a level; 0 leaves the initializer alone; ``auto`` is fast, see `SamplingConfig`.
         step_adjustment: scale the step size to s sqrt(K / steps), K the steps in training (Table 2).
         kernel: ``langevin``, ``mala`` or ``hmc``, the last with ``leapfrog_steps`` gradients a step.
+        temperature: of the chains; below 1 they draw from a sharpened density.
         denoise: factor c of the last denoising step.
         batch_size: images at a time, 64 by default; changes no image.
         callback: sees every move of every batch.
         progress: show a progress bar; by default there is none.
     """
 
-    steps: int | None
+    steps: int | Literal["auto"] | None
     step_adjustment: bool | None
     kernel: str | None
     leapfrog_steps: int | None
+    temperature: float | None
     denoise: float | None
     batch_size: int
     callback: Callback | None
@@ -101,11 +103,6 @@ class CDRLPipeline:
         """Where the model lies."""
         return next(self.model.parameters()).device
 
-    def default_steps(self) -> int:
-        """Steps of the chain a level unless told otherwise."""
-        steps = self.config.sampling.steps
-        return self.config.training.langevin_steps if steps is None else steps
-
     @torch.no_grad()
     def __call__(
         self,
@@ -155,8 +152,8 @@ class CDRLPipeline:
             options: see `SamplerOptions`.
         """
         batch_size, callback = options.get("batch_size", 64), options.get("callback")
-        settings = sampler_settings(self.sampling(options), self.config.training.langevin_steps)
-        if not settings["steps"] and self.model.initializer is None:
+        settings = self.settings(options)
+        if not any(settings["steps"]) and self.model.initializer is None:
             raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
         bar = progress_bar(num_images, "sample", unit="image", shown=options.get("progress", False))
         grids = []
@@ -184,6 +181,11 @@ class CDRLPipeline:
         given = {name: value for name, value in options.items() if name in SamplingConfig.model_fields}
         chosen = {name: value for name, value in given.items() if value is not None}
         return self.config.sampling.model_copy(update=chosen)
+
+    def settings(self, options: SamplerOptions) -> SamplerSettings:
+        """What the sampler is told under ``options``."""
+        trained_steps, num_levels = self.config.training.langevin_steps, self.model.schedule.num_levels
+        return sampler_settings(self.sampling(options), trained_steps, num_levels)
 
     def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
         """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].

@@ -85,8 +85,8 @@ def long_chains(
 def long_steps(options: SamplerOptions) -> int:
     """Steps of the chain at every level, 1,000 unless told otherwise. Raises ValueError for none."""
     steps = options.get("steps")
-    if steps == 0:
-        raise ValueError("steps: a chain needs at least one, found 0")
+    if steps == 0 or steps == "auto":
+        raise ValueError(f"steps: expected a number of at least 1 for long chains, found {steps}")
     return 1000 if steps is None else steps
 
 

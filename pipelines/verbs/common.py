@@ -51,10 +51,24 @@ def _option(name: str, annotation: Any, default: Any = None) -> inspect.Paramete
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
+def _steps(value: str) -> int | str:
+    if value != "auto" and not value.isdecimal():
+        raise typer.BadParameter(f"expected a number of steps or auto, found '{value}'")
+    return value if value == "auto" else int(value)
+
+
 _SAMPLER_OPTIONS = {
     parameter.name: parameter
     for parameter in (
-        _option("steps", Annotated[int | None, typer.Option(min=0, help="steps a level; 0: initializer alone")]),
+        _option(
+            "steps",
+            Annotated[
+                str | None,
+                typer.Option(
+                    parser=_steps, metavar="<int|auto>", help="steps a level; 0: initializer alone; auto: few and long"
+                ),
+            ],
+        ),
         _option(
             "step_adjustment",
             Annotated[bool | None, typer.Option(help="scale step sizes by sqrt(K / steps), as in the paper's Table 2")],
@@ -67,6 +81,12 @@ _SAMPLER_OPTIONS = {
             ],
         ),
         _option("leapfrog_steps", Annotated[int | None, typer.Option(min=1, help="gradients in a step of hmc")]),
+        _option(
+            "temperature",
+            Annotated[
+                float | None, typer.Option(min=0.01, help="of the chains; below 1: less noise, fewer rare images")
+            ],
+        ),
         _option("denoise", Annotated[float | None, typer.Option(min=0, help="factor c of the last denoising step")]),
         _option("batch_size", Annotated[int, typer.Option(min=1, help="images at a time; changes no image")], 64),
     )

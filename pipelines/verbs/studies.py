@@ -70,3 +70,39 @@ def density(
 
         typer.echo(density_table(density_report(run, num_samples, seed)))
         typer.echo(f"picture and figures in {run / 'density.png'} and {run / 'density.json'}")
+
+
+@app.command("detect")
+def detect(
+    run: RunFolder,
+    out: Annotated[
+        list[str],
+        typer.Option(
+            help="set to be told from the in-distribution images, given once for each set: noise, "
+            "constant, inverted, shuffled, interpolation or rotated are made of these images, train is the run's own "
+            "training split, and a data set's NAME or NAME:PATH is its test split"
+        ),
+    ],
+    in_distribution: Annotated[
+        str, typer.Option(help="test, train, or another data set as NAME or NAME:PATH")
+    ] = "test",
+    num_images: Annotated[int, typer.Option(min=2, help="images of each set at most, chosen at random")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="of that choice, and of the sets that are made")] = 0,
+) -> None:
+    """Tell out-of-distribution images by the run's densities: AUROC, AUPR, FPR95, and histograms.
+
+    Examples:
+
+    python run.py detect runs/digits_unconditional --out noise --out inverted --out shuffled --out interpolation
+
+    python run.py detect runs/digits_unconditional --out train --out fashion_mnist --out folder:photos
+
+    The paper's Table 8: python run.py detect runs/cifar10 --num-images 10000 --out interpolation
+    --out cifar100:cifar-100-python --out celeba:celeba --out svhn:svhn --out dtd:dtd
+    """
+    with clear_errors():
+        from pipelines.detection import in_words, run_detection
+
+        detection = run_detection(run, out, in_distribution=in_distribution, num_images=num_images, seed=seed)
+        typer.echo(in_words(detection.report))
+        typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")

@@ -20,6 +20,7 @@ from cdrl.mcmc import (
     mala,
     metropolis,
     recovery,
+    tempered,
     with_gradient,
 )
 from cdrl.noise import ImageNoise
@@ -109,6 +110,16 @@ def test_the_recovery_target_is_the_conditional_density() -> None:
     torch.testing.assert_close(value + normalizer, log_joint(y).detach())
     (expected,) = torch.autograd.grad(log_joint(y).sum(), y)
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kernel", [mala, hmc(3)])
+def test_at_a_temperature_the_variance_is_that_of_the_density_to_its_power(kernel: Kernel) -> None:
+    """N(mu, v)^(1 / T) is N(mu, T v) but for its normalizer."""
+    temperature, variance, count = 0.4, 0.5, 8000
+    target = tempered(with_gradient(lambda y: gaussian(1.5, variance).log_prob(y).sum(dim=1)), temperature)
+    y = refine(Position(torch.zeros(count, 1), target), torch.tensor(0.25), ManyChains(count), 60, kernel).y
+    assert y.mean().item() == pytest.approx(1.5, abs=4 * (temperature * variance / count) ** 0.5)
+    assert y.var().item() == pytest.approx(temperature * variance, rel=4 * (2 / count) ** 0.5)
 
 
 def test_precision_zero_leaves_the_marginal() -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cdrl.config import ScheduleConfig
+from cdrl.config import SamplingConfig, ScheduleConfig
 from cdrl.mcmc import Kernel, Position, hmc, langevin, mala
 from cdrl.noise import ImageNoise
-from cdrl.sampler import denoised, refine, sample, step_adjustment
+from cdrl.sampler import denoised, refine, sample, sampler_settings, step_adjustment
 from cdrl.schedule import NoiseSchedule
 
 MEAN, VARIANCE = 0.7, 0.2
@@ -57,9 +56,11 @@ def test_exact_densities_bring_back_the_data_whatever_the_proposal(proposal: str
 
 
 @pytest.mark.parametrize(
-    ("steps", "scale"), [([3] * 6, [1.3] * 6), ([4, 0, 1, 3, 2, 5], [0.8, 1.0, 1.4, 1.3, 0.6, 1.1])]
+    ("steps", "scale", "temperature"), [([3] * 6, 1.3, 1.0), ([4, 0, 1, 3, 2, 5], 0.8, 1.0), ([3] * 6, 1.3, 0.5)]
 )
-def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(steps: list[int], scale: list[float]) -> None:
+def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(
+    steps: list[int], scale: float, temperature: float
+) -> None:
     """Everything is linear and Gaussian: mean and variance after each move are known in closed form."""
     levels = GaussianLevels(fine_schedule(0.3))
     schedule = levels.schedule
@@ -67,14 +68,14 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(steps:
     for level in reversed(range(schedule.num_levels)):
         table = {name: getattr(schedule, name)[level].item() for name in ("precision", "step_size", "alpha_y")}
         mean, variance = levels.mean[level].item(), levels.variance[level].item()
-        s2, precision = (scale[level] * table["step_size"]) ** 2, table["precision"]
+        s2, precision = (scale * table["step_size"]) ** 2, table["precision"]
         # y = a x + b + noise of variance r; proposed from x itself, then moved as often as its level says.
         a, b, r = 1.0, 0.0, schedule.proposal_std[level].item() ** 2
         shrink = 1 - s2 / 2 * (1 / variance + precision)
         for _ in range(steps[level]):
             a = shrink * a + s2 / 2 * precision
             b = shrink * b + s2 / 2 * mean / variance
-            r = shrink**2 * r + s2
+            r = shrink**2 * r + temperature * s2
         mean_x = (a * mean_x + b) / table["alpha_y"]
         variance_x = (a**2 * variance_x + r) / table["alpha_y"] ** 2
     alpha, sigma = schedule.alpha_bar[0].item(), schedule.sigma_bar[0].item()
@@ -91,6 +92,7 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(steps:
         SHAPE,
         steps=steps,
         step_scale=scale,
+        temperature=temperature,
         denoise=2.0,
     )
     count = drawn.numel()
@@ -98,10 +100,20 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(steps:
     assert drawn.var().item() == pytest.approx(expected_variance, rel=4 * math.sqrt(2 / count))
 
 
-@pytest.mark.parametrize("budget", [{"steps": [1, 2]}, {"steps": 1, "step_scale": [1.0] * 7}])
-def test_a_budget_of_other_levels_is_refused(budget: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected one number for each of 6 levels, found [27]"):
-        sample(fine_schedule(), lambda x, level: x, gaussian_like, ImageNoise([1]), SHAPE, **budget)
+def test_a_budget_of_other_levels_is_refused() -> None:
+    with pytest.raises(ValueError, match="steps: expected a number for each of 6 levels, found 2"):
+        sample(fine_schedule(), lambda x, level: x, gaussian_like, ImageNoise([1]), SHAPE, steps=[1, 2])
+
+
+def test_auto_costs_29_gradients_of_six_levels_and_goes_as_far_as_15_steps_a_level() -> None:
+    settings = sampler_settings(SamplingConfig(steps="auto"), trained_steps=8, num_levels=6)
+    assert settings["steps"] == [5, 5, 5, 5, 5, 4]
+    # Steps of size s spread a chain by s^2 each.
+    assert 5 * settings["step_scale"] ** 2 == pytest.approx(15)
+    assert settings["temperature"] == 0.72
+    assert sampler_settings(SamplingConfig(steps="auto", temperature=0.9), 8, 6)["temperature"] == 0.9
+    by_default = sampler_settings(SamplingConfig(), trained_steps=8, num_levels=4)
+    assert (by_default["steps"], by_default["step_scale"], by_default["temperature"]) == ([8] * 4, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
