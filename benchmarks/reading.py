@@ -57,7 +57,7 @@ def megabytes() -> tuple[float, float]:
 
 def _private(process: int) -> float:
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_", "Pss_Anon"))) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def cpu_seconds() -> float:
