@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
-from cdrl.data import DataError, GridSet, ImageSet, Sample, read_shards, write_shards
+from cdrl.data import DataError, GridSet, Sample, read_shards, stream_shards, write_shards
 from cdrl.loop import progress_bar
 from cdrl.noise import ImageNoise, derive_seed
 
@@ -42,7 +42,7 @@ def fingerprint(model: Path) -> str:
 def encode_images(
     autoencoder: Autoencoder,
     model: Path,
-    images: ImageSet,
+    images: GridSet,
     folder: Path,
     *,
     kind: str,
@@ -63,7 +63,7 @@ def encode_images(
         nonlocal count
         progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
         for start in range(0, len(images), BATCH):
-            part = images.images[start : start + BATCH].to(device) / 127.5 - 1
+            part = images.grids[start : start + BATCH].to(device) / 127.5 - 1
             noise = None
             if kind == "sample":
                 noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
@@ -87,15 +87,17 @@ def encode_images(
     write_shards(folder, samples(), metadata, label_names=images.label_names, attribute_names=images.attribute_names)
 
 
-def read_latents(folder: Path, model: Path, kind: str) -> GridSet:
+def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) -> GridSet:
     """The latents in ``folder``, of the wanted ``kind`` and made by the first stage in ``model``.
+
+    With ``stream`` they are left on disk.
 
     Raises:
         DataError: there are none, they are damaged, or another first stage made them, or they are of another kind.
     """
     if not (folder / "index.json").exists():
         raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
-    latents = read_shards(folder)
+    latents = stream_shards(folder) if stream else read_shards(folder)
     if latents.metadata.get("autoencoder") != fingerprint(model):
         raise DataError(
             f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"

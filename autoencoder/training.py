@@ -15,7 +15,7 @@ from autoencoder.checkpoint import save_autoencoder
 from autoencoder.model import Autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
-from cdrl.data import ImageSet, TrainingSet
+from cdrl.data import GridSet, TrainingSet
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
 from cdrl.monitor import DivergenceError, summed_over_processes
@@ -118,7 +118,7 @@ def autocast(training: StageOneTrainingConfig, device: torch.device) -> contextl
     return contextlib.nullcontext()
 
 
-def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_out: ImageSet, world: World) -> None:
+def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_out: GridSet, world: World) -> None:
     """Train the first stage, or go on from the run's last checkpoint; leaves the averaged network in ``run.model``.
 
     Raises:
@@ -131,7 +131,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
     last = run.last_checkpoint()
     step = trainer.load(last[1]) if last else 0
     log = MetricsLog(run.folder, from_step=step) if world.is_main else None
-    test = held_out.images[:HELD_OUT].to(world.device) / 127.5 - 1
+    test = held_out.grids[:HELD_OUT].to(world.device) / 127.5 - 1
     sums: dict[str, Tensor] = {}
     progress = progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main)
     started, since = time.monotonic(), step

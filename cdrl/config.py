@@ -27,16 +27,23 @@ class DataConfig(Section):
     """Which images (or points) are learned, and how they are prepared.
 
     ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
+    ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
+    ``stream`` training reads each batch from them, and the set need not fit into memory. ``crop`` is the side of the
+    central square of CelebA's pictures.
     ``labels`` chooses the condition: ``none``; ``class``, the data set's own classes; or ``attributes``, where
     every value of every attribute in ``attributes`` is a class of its own (class 2i: the i-th attribute is
     false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.
     """
 
     name: Literal[
-        "faces", "digits", "fashion_mnist", "cifar10", "imagenet32", "celeba", "celebahq", "folder", "shards",
-        "checkerboard",
+        "faces", "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "dtd", "imagenet32", "celeba", "celebahq",
+        "folder", "shards", "checkerboard",
     ]  # fmt: skip
     path: Path | None = None
+    check_sums: bool = Field(default=True, description="refuse files whose MD5 differs from the published one")
+    crop: Literal[140, 178] = 140
+    prepared: Path | None = None
+    stream: bool = False
     image_size: int = Field(default=32, ge=2)
     channels: Literal[1, 3] = 3
     flip: bool = False
@@ -52,6 +59,10 @@ class DataConfig(Section):
         needs_path = self.name not in ("faces", "digits", "checkerboard", "fashion_mnist")
         if needs_path and self.path is None:
             raise ValueError(f"data.path is required for data.name={self.name}: the folder that holds the data set")
+        if self.crop != 140 and self.name != "celeba":
+            raise ValueError("data.crop is for data.name=celeba; of other pictures the largest square is taken")
+        if self.stream and self.prepared is None:
+            raise ValueError("data.stream needs data.prepared, a folder for shards; run.py prepare fills it")
         if (self.labels == "attributes") != bool(self.attributes):
             raise ValueError("data.attributes must name attributes if, and only if, data.labels is 'attributes'")
         return self

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cdrl.config import ConfigError
 from cdrl.optimizer import Muon
-from cdrl.runs import load_tensors, save_tensors, written_whole
+from cdrl.runs import RunError, load_tensors, save_tensors, written_whole
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,22 @@ class Trainee:
         barrier()
 
     def load(self, folder: Path, name: str) -> None:
-        """Take up what `save` wrote, bit for bit; every process calls it."""
-        with _safe_unpickling():
-            self.engine.load_checkpoint(str(folder), tag=name)
-        self.average.load_state_dict(load_tensors(folder / f"{name}_average.safetensors"))
+        """Take up what `save` wrote, bit for bit; every process calls it.
+
+        Raises:
+            RunError: something of it is missing, damaged, or of another network.
+        """
+        average = load_tensors(folder / f"{name}_average.safetensors")
+        try:
+            with _safe_unpickling():
+                found, _ = self.engine.load_checkpoint(str(folder), tag=name)
+            self.average.load_state_dict(average)
+        except Exception as error:
+            # What is damaged may fail in any way at all.
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{folder / name}: not a whole checkpoint of this network ({reason})") from None
+        if found is None:
+            raise RunError(f"{folder / name}: not a whole checkpoint: its files are missing")
         self.average.to(self.world.device)
 
     def refresh_learning_rate(self) -> None:

@@ -123,11 +123,11 @@ class Run:
         """Create the folder, or check that it was made with the same configuration.
 
         Raises:
-            RunError: the folder holds a run with other settings; the message names them.
+            RunError: the folder holds a run with other settings; the message names them. Or its config.yaml is damaged.
         """
         path = self.folder / "config.yaml"
         if path.exists():
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+            stored = _read_yaml(path)
             changed = _differences(stored, yaml.safe_load(dump_config(config)))
             if changed:
                 raise RunError(
@@ -186,6 +186,16 @@ class MetricsLog:
     def close(self) -> None:
         """Write out what is buffered."""
         self._board.close()
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged: expected the settings of a run")
+    return values
 
 
 def _step_of(line: str) -> float:

@@ -12,12 +12,13 @@ from autoencoder.latents import encode_images, read_latents
 from autoencoder.training import StageOneConfig, train_autoencoder
 from cdrl.config import Config, ConfigError
 from cdrl.data import (
+    StreamedTrainingSet,
     TrainingSet,
     class_names,
     image_training_set,
     latent_training_set,
-    load_images,
     sample_checkerboard,
+    training_images,
 )
 from cdrl.engine import World, barrier, start
 from cdrl.noise import derive_seed
@@ -57,11 +58,10 @@ def run_stage_one(config: Config, run: Path) -> None:
     )
     stage_one, world = Run(folder), start()
     open_run(stage_one, settings, world)
-    images = load_images(config.data, "train")
-    data = TrainingSet(
-        images.images, config.autoencoder.training.batch_size, derive_seed(config.seed, "images"), flip=config.data.flip
-    )
-    train_autoencoder(settings, stage_one, data, load_images(config.data, "test"), world)
+    batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
+    kind = StreamedTrainingSet if config.data.stream else TrainingSet
+    data = kind(training_images(config.data).grids, batch_size, seed, flip=config.data.flip)
+    train_autoencoder(settings, stage_one, data, training_images(config.data, "test"), world)
 
 
 def run_encoding(config: Config, run: Path) -> None:
@@ -79,11 +79,10 @@ def run_encoding(config: Config, run: Path) -> None:
             f"{config.data.channels} x {config.data.image_size}^2"
         )
     for split in ("train", "test"):
-        images = load_images(config.data, split)
         encode_images(
             autoencoder,
             model,
-            images,
+            training_images(config.data, split),
             run / "latents" / split,
             kind=stage_one.latents,
             mirrors=config.data.flip and split == "train",
@@ -108,14 +107,15 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
         points = sample_checkerboard(NUM_POINTS, generator)
         return StageTwoData(TrainingSet(points, batch_size, seed), (), PointDecoder())
     if config.space == "pixel":
-        images = load_images(config.data, "train")
+        images = training_images(config.data)
         data = image_training_set(images, config.data, batch_size, seed)
         return StageTwoData(data, class_names(config.data, images), PixelDecoder())
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
     assert config.autoencoder is not None
-    latents = read_latents(run / "latents" / "train", model, config.autoencoder.latents)
+    kind = config.autoencoder.latents
+    latents = read_latents(run / "latents" / "train", model, kind, stream=config.data.stream)
     mean, std = (torch.tensor(latents.metadata[name], dtype=torch.float32) for name in ("mean", "std"))
     data = latent_training_set(latents, config.data, batch_size, seed)
     return StageTwoData(data, class_names(config.data, latents), LatentDecoder(load_autoencoder(model), mean, std))

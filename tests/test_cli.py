@@ -18,6 +18,7 @@ from cdrl.data import read_shards
 from cdrl.runs import Run
 from tests.helpers import (
     FIXTURES,
+    metrics,
     save_tiny_run,
     start_command,
     tiny_autoencoder,
@@ -89,7 +90,7 @@ def test_a_missing_run_is_one_line(verb: str, tmp_path: Path) -> None:
     assert "nowhere: no trained model there; train it with: python run.py train" in line
 
 
-@pytest.mark.parametrize("verb", ["train", "encode", "train-autoencoder", "compare"])
+@pytest.mark.parametrize("verb", ["prepare", "train", "encode", "train-autoencoder", "compare"])
 def test_a_missing_config_is_one_line(verb: str, tmp_path: Path) -> None:
     assert mistake(verb, tmp_path / "nowhere.yaml").endswith("nowhere.yaml: no such config file")
 
@@ -114,6 +115,20 @@ def test_missing_latents_are_one_line_that_says_how_to_make_them(config: Path, t
     save_autoencoder(run / "autoencoder" / "model", tiny_autoencoder())
     line = mistake("train", config, "space=latent", "autoencoder={}", "--run", run)
     assert line.endswith("latents/train: no latents there; make them with: python run.py encode CONFIG")
+
+
+def test_prepared_digits_train_like_the_published_ones(config: Path, tmp_path: Path) -> None:
+    prepared = f"data.prepared={tmp_path / 'prepared'}"
+    assert "data.prepared must name the folder" in mistake("prepare", config)
+    line = mistake("train", config, prepared, "--run", tmp_path / "run")
+    assert line.endswith("prepared/train: no prepared shards there; make them with: python run.py prepare CONFIG")
+    for _ in range(2):
+        result = call("prepare", config, prepared)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count("split in") == 2
+    for name, overrides in {"published": [], "streamed": [prepared, "data.stream=true"]}.items():
+        assert call("train", config, *overrides, "--run", tmp_path / name).exit_code == 0
+    assert metrics(tmp_path / "streamed") == metrics(tmp_path / "published")
 
 
 def test_a_run_of_other_settings_is_one_line_with_the_key(config: Path, tmp_path: Path) -> None:

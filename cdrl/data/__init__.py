@@ -3,6 +3,7 @@
 from cdrl.data.faces import FACE_STYLES, render_face
 from cdrl.data.folders import Split
 from cdrl.data.loading import (
+    StreamedTrainingSet,
     TrainingSet,
     check_batch,
     class_names,
@@ -12,19 +13,25 @@ from cdrl.data.loading import (
     possible_labels,
 )
 from cdrl.data.points import NUM_SQUARES, checkerboard_density, inside_squares, sample_checkerboard, square_index
+from cdrl.data.prepared import read_prepared, write_prepared
 from cdrl.data.preparing import prepare_images, read_picture
-from cdrl.data.sets import DataError, GridSet, ImageSet
-from cdrl.data.shards import Sample, read_shards, write_shards
-from cdrl.data.sources import load_images
+from cdrl.data.sets import DataError, Grids, GridSet, ImageSet, Source
+from cdrl.data.shard_writing import write_shards
+from cdrl.data.shards import Sample, read_shards
+from cdrl.data.sources import load_images, open_source, training_images
+from cdrl.data.streaming import stream_shards
 
 __all__ = [
     "FACE_STYLES",
     "NUM_SQUARES",
     "DataError",
     "GridSet",
+    "Grids",
     "ImageSet",
     "Sample",
+    "Source",
     "Split",
+    "StreamedTrainingSet",
     "TrainingSet",
     "check_batch",
     "checkerboard_density",
@@ -34,12 +41,17 @@ __all__ = [
     "latent_training_set",
     "load_images",
     "num_classes",
+    "open_source",
     "possible_labels",
     "prepare_images",
     "read_picture",
+    "read_prepared",
     "read_shards",
     "render_face",
     "sample_checkerboard",
     "square_index",
+    "stream_shards",
+    "training_images",
+    "write_prepared",
     "write_shards",
 ]

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cdrl.data.folders import Split, load_folder
-from cdrl.data.preparing import crop_center, load_array, read_bytes, read_lines, read_picture, read_pictures
-from cdrl.data.sets import DataError, ImageSet
+from cdrl.data.checksums import check_published
+from cdrl.data.folders import Split, open_folder
+from cdrl.data.preparing import crop_center, load_array, picture_files, read_bytes, read_lines, read_picture
+from cdrl.data.sets import DataError, Source
 
+_ATTRIBUTES = "list_attr_celeba.txt"
 _PARTITION_FILE = "list_eval_partition.txt"
 _PARTITIONS = {"train": 0, "test": 2}  # 1 is the validation set, which is not used
 _CELEBA_SHAPE = (3, 218, 178)
-_CELEBA_CROP = 140
 _MASK_HQ_ATTRIBUTES = "CelebAMask-HQ-attribute-anno.txt"
 _MASK_HQ_MAPPING = "CelebA-HQ-to-CelebA-mapping.txt"
 # The lists of latent-diffusion beside its `.npy` files.
 _ARRAY_LISTS = {"train": "celebahqtrain.txt", "test": "celebahqvalidation.txt"}
 
 
-def load_celeba(path: Path, split: Split, size: int, channels: int) -> ImageSet:
-    """CelebA's aligned faces with 40 attributes: the central 140 by 140 pixels, resized.
+def open_celeba(path: Path, split: Split, crop: int, check_sums: bool) -> Source:
+    """CelebA's aligned faces with 40 attributes: the central ``crop`` by ``crop`` pixels of each.
 
     Raises:
         DataError: a file is missing, damaged, or says something else than published.
     """
-    partition = _read_partition(path / _PARTITION_FILE)
+    partition = _read_partition(path, check_sums)
     names = [name for name, part in partition.items() if part == _PARTITIONS[split]]
-    attribute_names, attributes = _read_attributes(path / "list_attr_celeba.txt")
-    chosen = _attributes_of(names, attributes, path / "list_attr_celeba.txt")
+    if check_sums:
+        check_published(read_bytes(path / _ATTRIBUTES), f"celeba/{_ATTRIBUTES}", str(path / _ATTRIBUTES))
+    attribute_names, attributes = _read_attributes(path / _ATTRIBUTES)
+    chosen = _attributes_of(names, attributes, path / _ATTRIBUTES)
     if not names:
         raise DataError(f"{path / _PARTITION_FILE}: expected images of partition {_PARTITIONS[split]}, found none")
     files = [path / "img_align_celeba" / name for name in names]
-    images = read_pictures(files, size, channels, "celeba", _read_aligned)
-    return ImageSet(images, attributes=chosen, attribute_names=attribute_names)
+    read = partial(_read_aligned, crop=crop)
+    return picture_files(files, read, attributes=chosen, attribute_names=attribute_names)
 
 
-def load_celebahq(path: Path, split: Split, size: int, channels: int) -> ImageSet:
+def open_celebahq(path: Path, split: Split, check_sums: bool) -> Source:
     """CelebA-HQ in one of three layouts, told apart by their text files.
 
     CelebAMask-HQ (with 40 attributes, and CelebA's `list_eval_partition.txt` put beside them for the official
@@ -48,19 +52,19 @@ def load_celebahq(path: Path, split: Split, size: int, channels: int) -> ImageSe
         DataError: a file is missing, damaged, or says something else than published.
     """
     if (path / _MASK_HQ_ATTRIBUTES).is_file():
-        return _load_mask_hq(path, split, size, channels)
+        return _open_mask_hq(path, split, check_sums)
     if (path / _ARRAY_LISTS["train"]).is_file():
         names = [line for line in read_lines(path / _ARRAY_LISTS[split]) if line.strip()]
         files = [path / name.strip() for name in names]
         if not files:
             raise DataError(f"{path / _ARRAY_LISTS[split]}: expected paths of .npy files, one a line")
-        return ImageSet(read_pictures(files, size, channels, "celebahq", _read_array))
-    return load_folder(path, split, size, channels)
+        return picture_files(files, _read_array)
+    return open_folder(path, split)
 
 
-def _load_mask_hq(path: Path, split: Split, size: int, channels: int) -> ImageSet:
+def _open_mask_hq(path: Path, split: Split, check_sums: bool) -> Source:
     attribute_names, attributes = _read_attributes(path / _MASK_HQ_ATTRIBUTES)
-    partition = _read_partition(path / _PARTITION_FILE)
+    partition = _read_partition(path, check_sums)
     numbers = []
     for number, original in _read_mapping(path / _MASK_HQ_MAPPING):
         if original not in partition:
@@ -71,15 +75,15 @@ def _load_mask_hq(path: Path, split: Split, size: int, channels: int) -> ImageSe
         raise DataError(f"{path / _MASK_HQ_MAPPING}: expected images of the {split} split, found none")
     names = [f"{number}.jpg" for number in numbers]
     chosen = _attributes_of(names, attributes, path / _MASK_HQ_ATTRIBUTES)
-    images = read_pictures([path / "CelebA-HQ-img" / name for name in names], size, channels, "celebahq")
-    return ImageSet(images, attributes=chosen, attribute_names=attribute_names)
+    files = [path / "CelebA-HQ-img" / name for name in names]
+    return picture_files(files, attributes=chosen, attribute_names=attribute_names)
 
 
-def _read_aligned(path: Path) -> Tensor:
+def _read_aligned(path: Path, crop: int) -> Tensor:
     picture = read_picture(path)
     if tuple(picture.shape) != _CELEBA_SHAPE:
         raise DataError(f"{path}: expected a picture {list(_CELEBA_SHAPE)}, found {list(picture.shape)}")
-    return crop_center(picture, _CELEBA_CROP)
+    return crop_center(picture, crop)
 
 
 def _read_array(path: Path) -> Tensor:
@@ -113,8 +117,11 @@ def _attributes_of(names: list[str], attributes: dict[str, list[bool]], path: Pa
     return torch.tensor([attributes[name] for name in names], dtype=torch.bool)
 
 
-def _read_partition(path: Path) -> dict[str, int]:
+def _read_partition(folder: Path, check_sums: bool) -> dict[str, int]:
     """For each file its part: lines `file 0`, 0 for training, 1 for validation, 2 for test."""
+    path = folder / _PARTITION_FILE
+    if check_sums:
+        check_published(read_bytes(path), f"celeba/{_PARTITION_FILE}", str(path))
     partition: dict[str, int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         words = line.split()

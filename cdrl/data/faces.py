@@ -26,9 +26,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cdrl.data.folders import Split
-from cdrl.data.preparing import decode_image, prepare_images
-from cdrl.data.sets import DataError, ImageSet
-from cdrl.data.shards import Sample, has_index, read_shards, write_shards
+from cdrl.data.preparing import decode_image
+from cdrl.data.sets import DataError, Source, source_in_memory
+from cdrl.data.shard_writing import write_shards
+from cdrl.data.shards import Sample, has_index, read_shards
 
 _CACHE_VERSION = "v1"
 _FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
@@ -96,7 +97,7 @@ FACE_STYLES = {
 }
 
 
-def load_faces(style: str, split: Split, num: int, size: int, channels: int, cache_folder: Path) -> ImageSet:
+def open_faces(style: str, split: Split, num: int, size: int, cache_folder: Path) -> Source:
     """The first ``num`` faces of a split, from the cache, or drawn and put there.
 
     A face depends on style, split and its number only. Processes that ask at the same time wait for the first.
@@ -114,12 +115,7 @@ def load_faces(style: str, split: Split, num: int, size: int, channels: int, cac
         if faces is None or len(faces) < num:
             _render_to_cache(folder, style, split, num, size)
             faces = read_shards(folder)
-    images = faces.to_images().select(range(num))
-    return ImageSet(
-        prepare_images(images.images, size, channels),
-        attributes=images.attributes,
-        attribute_names=images.attribute_names,
-    )
+    return source_in_memory(faces.to_images().select(range(num)))
 
 
 def render_face(style: str, seed: str, size: int) -> tuple[Tensor, dict[str, bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl.data.preparing import prepare_images, prepare_mixed, read_pictures
-from cdrl.data.sets import DataError, ImageSet
+from cdrl.data.preparing import picture_files
+from cdrl.data.sets import DataError, Part, Source, source_in_memory
 from cdrl.data.shards import has_foreign_shards, read_shards
-from cdrl.data.tars import ForeignSample, read_foreign_shard
+from cdrl.data.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.noise import derive_seed
 
 Split = Literal["train", "test"]
@@ -23,7 +23,7 @@ _TEST_NAMES = ("test", "val", "valid")
 _HELD_OUT = 10  # without splits of its own, one in this many of a set is held out
 
 
-def load_folder(path: Path, split: Split, size: int, channels: int) -> ImageSet:
+def open_folder(path: Path, split: Split) -> Source:
     """Pictures below ``path``; each sub-folder is a class, unless the pictures lie directly in the folder.
 
     Sub-folders `train` and `test` (or `val`, `valid`) are the splits; otherwise a tenth, chosen by a hash of
@@ -48,16 +48,16 @@ def load_folder(path: Path, split: Split, size: int, channels: int) -> ImageSet:
         files = [file for file, name in zip(files, names, strict=True) if belongs_to(split, name)]
     if not files:
         raise DataError(f"{root}: expected pictures ({', '.join(_EXTENSIONS)}) of the {split} split, found none")
-    images = read_pictures(files, size, channels, path.name)
     if not classes:
-        return ImageSet(images)
-    return ImageSet(images, torch.tensor([classes.index(file.relative_to(root).parts[0]) for file in files]), classes)
+        return picture_files(files)
+    labels = torch.tensor([classes.index(file.relative_to(root).parts[0]) for file in files])
+    return picture_files(files, labels=labels, label_names=classes)
 
 
-def load_shards(path: Path, split: Split, size: int, channels: int) -> ImageSet:
+def open_shard_folder(path: Path, split: Split) -> Source:
     """Images in webdataset shards, written by `write_shards` or by others.
 
-    The splits are sub-folders, or shards named `train…` and `test…` (or `val…`), or as in `load_folder`.
+    The splits are sub-folders, or shards named `train…` and `test…` (or `val…`), or as in `open_folder`.
 
     Raises:
         DataError: the folder holds no shards, or shards of latents, or a damaged one.
@@ -69,13 +69,13 @@ def load_shards(path: Path, split: Split, size: int, channels: int) -> ImageSet:
         root, held_out = (path / "train" if split == "train" else _find_test_folder(path)), False
     if not has_foreign_shards(root):
         # Half-written and empty folders go this way too: the reader says what is missing.
-        return _load_own_shards(root, split, held_out, size, channels)
+        return _open_own_shards(root, split, held_out)
     shards = sorted(root.glob("*.tar"))
     test_shards = [shard for shard in shards if shard.name.startswith(_TEST_NAMES)]
     if held_out and test_shards:
         shards = test_shards if split == "test" else [shard for shard in shards if shard not in test_shards]
         held_out = False
-    return _load_foreign_shards(root, shards, split, held_out, size, channels)
+    return _open_foreign_shards(root, shards, split, held_out)
 
 
 def belongs_to(split: Split, name: str) -> bool:
@@ -115,7 +115,7 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
-def _load_own_shards(root: Path, split: Split, held_out: bool, size: int, channels: int) -> ImageSet:
+def _open_own_shards(root: Path, split: Split, held_out: bool) -> Source:
     grids = read_shards(root)
     if grids.grids.dtype != torch.uint8:
         raise DataError(f"{root}: expected shards of images, found float32 grids (latents)")
@@ -124,37 +124,37 @@ def _load_own_shards(root: Path, split: Split, held_out: bool, size: int, channe
         raise DataError(
             f"{root}: none of its {len(grids)} images falls into the {split} split; make train/ and test/ folders"
         )
-    images = grids.to_images().select(rows)
-    return ImageSet(
-        prepare_images(images.images, size, channels),
-        images.labels,
-        images.label_names,
-        images.attributes,
-        images.attribute_names,
-    )
+    images = grids.to_images()
+    return source_in_memory(images if len(rows) == len(images) else images.select(rows))
 
 
-def _load_foreign_shards(
-    root: Path, shards: Sequence[Path], split: Split, held_out: bool, size: int, channels: int
-) -> ImageSet:
-    pixels: list[Tensor] = []
-    notes: list[ForeignSample] = []
+def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_out: bool) -> Source:
+    """Shards are read twice: for what is known about their samples, and for the images."""
+    chosen: list[list[ForeignSample]] = []
     num_classes = 0
-    for shard in tqdm(shards, desc=f"reading {root.name}", unit="shard", disable=None):
-        samples = list(read_foreign_shard(shard))
+    for shard in tqdm(shards, desc=f"listing {root.name}", unit="shard", disable=None):
+        samples = list(list_foreign_shard(shard))
         num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
-        samples = [sample for sample in samples if not held_out or belongs_to(split, sample.key)]
-        pixels.append(prepare_mixed([sample.image for sample in samples], size, channels))
-        # The pictures at their own size are not kept.
-        notes += [sample._replace(image=torch.empty(0)) for sample in samples]
-    if not notes:
+        chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
+    everything = [sample for samples in chosen for sample in samples]
+    if not everything:
         raise DataError(f"{root}: none of its images falls into the {split} split; make train/ and test/ folders")
-    return ImageSet(
-        torch.cat(pixels),
-        _join_labels(notes, root),
-        tuple(map(str, range(num_classes))),
-        *_join_attributes(notes, root),
-    )
+    labels = _join_labels(everything, root)
+    attributes, attribute_names = _join_attributes(everything, root)
+
+    def parts(start: int) -> Iterator[Part]:
+        first = 0
+        for shard, samples in zip(shards, chosen, strict=True):
+            rows = slice(max(start, first), first + len(samples))
+            if rows.start < rows.stop:
+                yield Part(
+                    read_foreign_images(shard, [sample.key for sample in samples[rows.start - first :]]),
+                    None if labels is None else labels[rows],
+                    None if attributes is None else attributes[rows],
+                )
+            first = rows.stop
+
+    return Source(parts, len(everything), tuple(map(str, range(num_classes))), attribute_names)
 
 
 def _join_labels(samples: Sequence[ForeignSample], root: Path) -> Tensor | None:

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cdrl.data.checksums import check_published
 from cdrl.data.folders import Split
-from cdrl.data.preparing import prepare_fixed, prepare_images, read_bytes
-from cdrl.data.sets import DataError, ImageSet
+from cdrl.data.preparing import read_bytes
+from cdrl.data.sets import DataError, ImageSet, Source, source_in_memory
 
 # Where Debian's package dataset-fashion-mnist puts the files.
 _SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -23,10 +24,11 @@ _CLASSES = (
 )  # fmt: skip
 
 
-def load_fashion_mnist(path: Path | None, split: Split, size: int, channels: int) -> ImageSet:
-    """Fashion-MNIST from ``path``, or from where the system's package keeps it.
+def open_fashion_mnist(path: Path | None, split: Split, size: int, check_sums: bool) -> Source:
+    """Fashion-MNIST from ``path``, or from where the system's package keeps it, which has compressed it anew.
 
     The images of 28 pixels are padded by two rows of zeros on each side for size 32, and resized for other sizes.
+    MD5 sums are published of the compressed files, so only these are compared.
 
     Raises:
         DataError: a file is missing, damaged, or holds something else.
@@ -38,19 +40,19 @@ def load_fashion_mnist(path: Path | None, split: Split, size: int, channels: int
         )
     folder = path or _SYSTEM_FOLDER
     prefix = "train" if split == "train" else "t10k"
-    images = _read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), _IMAGES_MAGIC, dims=3)
+    check_sums = check_sums and path is not None
+    images = _read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), _IMAGES_MAGIC, dims=3, check_sums=check_sums)
     labels_file = _find(folder, f"{prefix}-labels-idx1-ubyte")
-    labels = _read_idx(labels_file, _LABELS_MAGIC, dims=1)
+    labels = _read_idx(labels_file, _LABELS_MAGIC, dims=1, check_sums=check_sums)
     if len(labels) != len(images):
         raise DataError(f"{labels_file}: expected {len(images)} labels, one an image, found {len(labels)}")
     if labels.max(initial=0) >= len(_CLASSES):
         raise DataError(f"{labels_file}: expected labels 0 … {len(_CLASSES) - 1}, found {labels.max()}")
     pixels = torch.from_numpy(images)[:, None]
     if size == 32:
-        pixels = prepare_images(F.pad(pixels, (2, 2, 2, 2)), size, channels)
-    else:
-        pixels = prepare_fixed(pixels, size, channels, "fashion_mnist")
-    return ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
+        pixels = F.pad(pixels, (2, 2, 2, 2))
+    images_set = ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
+    return source_in_memory(images_set, published_size=pixels.shape[-1])
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -60,10 +62,12 @@ def _find(folder: Path, name: str) -> Path:
     raise DataError(f"{folder / name}: not there, nor with .gz at its end")
 
 
-def _read_idx(path: Path, magic: int, dims: int) -> np.ndarray:
+def _read_idx(path: Path, magic: int, dims: int, check_sums: bool) -> np.ndarray:
     """The uint8 array of an idx file: magic number and sizes as big-endian 32-bit numbers, then the values."""
     content = read_bytes(path)
     if path.suffix == ".gz":
+        if check_sums:
+            check_published(content, f"fashion_mnist/{path.name}", str(path))
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:

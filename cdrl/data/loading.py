@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data.sets import DataError, GridSet, ImageSet, first_not_finite
+from cdrl.data.sets import DataError, Grids, GridSet, ImageSet, first_not_finite
 from cdrl.noise import derive_seed
 
 _ALL = slice(None)
@@ -14,14 +17,15 @@ _MAX_CACHED_EPOCHS = 2  # a batch may end one epoch and begin the next
 
 
 class TrainingSet:
-    """Training data in memory, served in an endless, exactly resumable order.
+    """Training data, served in an endless, exactly resumable order.
 
     Epoch e is a permutation drawn from (seed, e); row r of step k is element k * batch_size + r of the endless
     chain of permutations. Flips, mirrors and the choice among labels are drawn from (seed, step, row). Nothing
     else is remembered, so resuming needs the step only.
 
     Args:
-        grids: uint8 [N, C, H, W], served as float32 in [-1, 1]; or float32 [N, *shape], served as they are.
+        grids: uint8 [N, C, H, W], served as float32 in [-1, 1]; or float32 [N, *shape], served as they are. In memory
+            or on disk: the same are served.
         batch_size: rows of a whole step, over all processes.
         seed: of the order and of every draw.
         labels: int64 [N, L], the class ids that each grid may be served with, one drawn at random; None for -1,
@@ -36,7 +40,7 @@ class TrainingSet:
 
     def __init__(
         self,
-        grids: Tensor,
+        grids: Grids,
         batch_size: int,
         seed: int,
         labels: Tensor | None = None,
@@ -53,7 +57,7 @@ class TrainingSet:
             raise DataError(f"training data: sample {broken}: expected finite numbers, found NaN or infinity")
         if labels is not None and (labels.ndim != 2 or len(labels) != len(grids) or not labels.shape[1]):
             raise DataError(f"training data: expected labels [{len(grids)}, L], found {list(labels.shape)}")
-        if mirrors and (flip or grids.ndim < 3 or grids.shape[1] != 2):
+        if mirrors and (flip or len(grids.shape) < 3 or grids.shape[1] != 2):
             raise DataError(
                 f"training data: expected grids [N, 2, …] and no flip with mirrors, found {list(grids.shape)}"
             )
@@ -97,9 +101,7 @@ class TrainingSet:
         Raises:
             IndexError: a row is outside 0 … batch_size - 1.
         """
-        chosen = rows if isinstance(rows, range) else range(self.batch_size)[rows]
-        if any(not 0 <= row < self.batch_size for row in chosen):
-            raise IndexError(f"{chosen}: a step has rows 0 … {self.batch_size - 1}")
+        chosen = self._rows(rows)
         elements = self.elements(step, chosen)
         return self._serve(elements, step, chosen), self._choose_labels(elements, step, chosen)
 
@@ -113,20 +115,30 @@ class TrainingSet:
             elements[inside] = self._permutation(epoch)[places[inside]]
         return elements
 
+    def _rows(self, rows: slice | range) -> range:
+        chosen = rows if isinstance(rows, range) else range(self.batch_size)[rows]
+        if any(not 0 <= row < self.batch_size for row in chosen):
+            raise IndexError(f"{chosen}: a step has rows 0 … {self.batch_size - 1}")
+        return chosen
+
     def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._permutations:
-            while len(self._permutations) >= _MAX_CACHED_EPOCHS:
-                del self._permutations[min(self._permutations)]
+        permutation = self._permutations.get(epoch)
+        if permutation is None:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, "epoch", epoch))
-            self._permutations[epoch] = torch.randperm(len(self), generator=generator)
-        return self._permutations[epoch]
+            permutation = torch.randperm(len(self), generator=generator)
+            kept = sorted(self._permutations.items())[1 - _MAX_CACHED_EPOCHS :]
+            # Another dictionary, because a thread that reads ahead may be reading this one.
+            self._permutations = {**dict(kept), epoch: permutation}
+        return permutation
 
     def _draw(self, what: str, num: int, step: int, rows: range) -> Tensor:
         """A number in 0 … num - 1 for each row, whichever rows are asked for together: int64 [n]."""
         return torch.tensor([derive_seed(self._seed, what, step, row) % num for row in rows], dtype=torch.int64)
 
     def _serve(self, elements: Tensor, step: int, rows: range) -> Tensor:
-        grids = self._grids[elements, self._draw("mirror", 2, step, rows)] if self._mirrors else self._grids[elements]
+        grids = self._grids[elements]
+        if self._mirrors:
+            grids = grids[torch.arange(len(grids)), self._draw("mirror", 2, step, rows)]
         if grids.dtype == torch.uint8:
             grids = grids / 127.5 - 1
         if self._flip:
@@ -141,6 +153,25 @@ class TrainingSet:
         if self._labels is None:
             return torch.full_like(elements, -1)
         return self._labels[elements, self._draw("label", self._labels.shape[1], step, rows)]
+
+
+class StreamedTrainingSet(TrainingSet):
+    """A `TrainingSet` of grids on disk: a thread reads the same rows of the next step while a step is learned."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead: dict[tuple[int, range], Future[tuple[Tensor, Tensor]]] = {}
+
+    def batch(self, step: int, rows: slice | range = _ALL) -> tuple[Tensor, Tensor]:
+        """As `TrainingSet.batch`."""
+        chosen = self._rows(rows)
+        # Steps that nobody has asked for after all (training was rolled back) are forgotten.
+        self._ahead = {key: batch for key, batch in self._ahead.items() if key[0] in (step, step + 1)}
+        read = self._ahead.pop((step, chosen), None)
+        if (step + 1, chosen) not in self._ahead:
+            self._ahead[step + 1, chosen] = self._thread.submit(super().batch, step + 1, chosen)
+        return super().batch(step, chosen) if read is None else read.result()
 
 
 def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor) -> None:
@@ -165,13 +196,14 @@ def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor
         )
 
 
-def image_training_set(images: ImageSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:
+def image_training_set(images: GridSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:
     """Images as training data: pixels in [-1, 1], flipped at random where ``data.flip`` is on.
 
     Raises:
         DataError: the images lack the labels that ``data.labels`` asks for.
     """
-    return TrainingSet(images.images, batch_size, seed, possible_labels(data, images), flip=data.flip)
+    kind = StreamedTrainingSet if data.stream else TrainingSet
+    return kind(images.grids, batch_size, seed, possible_labels(data, images), flip=data.flip)
 
 
 def latent_training_set(latents: GridSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:
@@ -188,7 +220,8 @@ def latent_training_set(latents: GridSet, data: DataConfig, batch_size: int, see
         raise DataError(f"latents: expected '{missing[0]}' in their metadata")
     if bool(metadata["mirrors"]) != data.flip:
         raise DataError(f"latents: written with mirrors={metadata['mirrors']}, but data.flip={data.flip}: encode again")
-    return TrainingSet(
+    kind = StreamedTrainingSet if data.stream else TrainingSet
+    return kind(
         latents.grids,
         batch_size,
         seed,

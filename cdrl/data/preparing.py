@@ -5,43 +5,80 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kornia
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from cdrl.data.sets import DataError
+from cdrl.data.sets import DataError, ImageSet, Part, Source
 
-_CHUNK = 256
+_CHUNK = 64  # pictures that are decoded together
+_CHUNK_PIXELS = 2**22  # pixels that are resized together, of as many pictures as that makes
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def prepare_images(images: Tensor, size: int, channels: int) -> Tensor:
     """uint8 [N, C, H, W] -> uint8 [N, channels, size, size]: centre-cropped to a square, resized where needed.
 
-    Images that have the wanted shape already come back untouched.
+    Resizing is bilinear and antialiased: a pixel is the mean under a triangle two of the new pixels wide. Images that
+    have the wanted shape already come back untouched.
     """
     if images.shape[1:] == (channels, size, size):
         return images
     prepared = torch.empty(len(images), channels, size, size, dtype=torch.uint8)
-    for start in range(0, len(images), _CHUNK):
-        chunk = _resize(crop_center(images[start : start + _CHUNK]), size)
-        prepared[start : start + _CHUNK] = _convert_channels(chunk, channels)
+    rows = max(1, _CHUNK_PIXELS // (images.shape[2] * images.shape[3]))
+    for start in range(0, len(images), rows):
+        chunk = _resize(crop_center(images[start : start + rows]), size)
+        prepared[start : start + rows] = _convert_channels(chunk, channels)
     return prepared
 
 
-def prepare_fixed(images: Tensor, size: int, channels: int, name: str) -> Tensor:
-    """As `prepare_images`, for sets published at one size: a warning tells that ``name`` had to be resized."""
-    published = images.shape[-1]
-    if published != size:
-        warnings.warn(f"{name}: images of {published} pixels are resized to {size}", stacklevel=2)
-    return prepare_images(images, size, channels)
+def prepared_parts(source: Source, size: int, channels: int, name: str, start: int = 0) -> Iterator[Part]:
+    """The pictures of a source from number ``start`` on, as uint8 [n, channels, size, size], part by part.
+
+    A set that is published at another size is resized, but not silently: a warning tells that ``name`` was.
+    """
+    if source.published_size not in (None, size):
+        warnings.warn(f"{name}: images of {source.published_size} pixels are resized to {size}", stacklevel=2)
+    for part in source.parts(start):
+        if isinstance(part.pictures, Tensor):
+            yield part._replace(pictures=prepare_images(part.pictures, size, channels))
+        else:
+            yield part._replace(pictures=prepare_mixed(part.pictures, size, channels))
+
+
+def read_source(source: Source, size: int, channels: int, name: str) -> ImageSet:
+    """All pictures of a source in memory, as `prepared_parts` makes them; a progress bar shows on a terminal."""
+    bar = tqdm(total=source.count, desc=f"reading {name}", unit="image", disable=None)
+    # Where the number is known, the pictures are never in memory twice.
+    images = None if source.count is None else torch.empty(source.count, channels, size, size, dtype=torch.uint8)
+    parts: list[Part] = []
+    count = 0  # not the bar's own, which stands still where it is not shown
+    with bar:
+        for part in prepared_parts(source, size, channels, name):
+            pictures = torch.as_tensor(part.pictures)
+            if images is not None:
+                images[count : count + len(pictures)] = pictures
+                part = part._replace(pictures=pictures[:0])
+            parts.append(part)
+            count += len(pictures)
+            bar.update(len(pictures))
+    labels = [part.labels for part in parts if part.labels is not None]
+    attributes = [part.attributes for part in parts if part.attributes is not None]
+    return ImageSet(
+        torch.cat([torch.as_tensor(part.pictures) for part in parts]) if images is None else images,
+        torch.cat(labels) if labels else None,
+        source.label_names,
+        torch.cat(attributes) if attributes else None,
+        source.attribute_names,
+    )
 
 
 def crop_center(images: Tensor, side: int | None = None) -> Tensor:
@@ -104,29 +141,31 @@ def read_picture(path: Path) -> Tensor:
     return decode_image(read_bytes(path), str(path))
 
 
-def read_pictures(
+def picture_files(
     paths: Sequence[Path],
-    size: int,
-    channels: int,
-    name: str,
     read: Callable[[Path], Tensor] = read_picture,
-) -> Tensor:
-    """Picture files of any sizes -> uint8 [N, channels, size, size], decoded by threads, in the order of ``paths``.
+    labels: Tensor | None = None,
+    label_names: tuple[str, ...] = (),
+    attributes: Tensor | None = None,
+    attribute_names: tuple[str, ...] = (),
+) -> Source:
+    """A source of picture files of any sizes, decoded by threads, in the order of ``paths``.
 
-    ``read`` turns a path into uint8 [C, H, W]. A progress bar called ``name`` shows on a terminal.
+    ``read`` turns a path into uint8 [C, H, W].
     """
-    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-    threads = os.cpu_count() or 1
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=len(paths), desc=f"reading {name}", unit="image", disable=None) as progress,
-    ):
-        # A chunk at a time: decoded pictures may be far larger than the prepared ones.
-        for start in range(0, len(paths), _CHUNK):
-            pictures = list(pool.map(read, paths[start : start + _CHUNK]))
-            images[start : start + len(pictures)] = prepare_mixed(pictures, size, channels)
-            progress.update(len(pictures))
-    return images
+
+    def parts(start: int) -> Iterator[Part]:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            # A chunk at a time: decoded pictures may be far larger than the prepared ones.
+            for first in range(start, len(paths), _CHUNK):
+                rows = slice(first, first + _CHUNK)
+                yield Part(
+                    list(pool.map(read, paths[rows])),
+                    None if labels is None else labels[rows],
+                    None if attributes is None else attributes[rows],
+                )
+
+    return Source(parts, len(paths), label_names, attribute_names)
 
 
 def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tensor:
@@ -141,7 +180,8 @@ def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tenso
 def _resize(squares: Tensor, size: int) -> Tensor:
     if squares.shape[-1] == size:
         return squares
-    resized = kornia.geometry.transform.resize(squares.float(), (size, size), antialias=True)
+    # kornia's resize takes a hundred times as long where it antialiases.
+    resized = F.interpolate(squares.float(), (size, size), mode="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 

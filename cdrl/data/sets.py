@@ -1,10 +1,10 @@
-"""What every reader returns: images or grids in memory, with what is known about each of them."""
+"""What readers return: images or grids, or how to get at them, with what is known about each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,23 @@ class ImageSet:
         )
 
 
+class Grids(Protocol):
+    """Grids [N, *shape] that are asked for by their numbers: a tensor, or what `open_shards` finds on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N and the shape of one grid."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        """The grids of a slice, or of numbers int64 [n]."""
+
+
 @dataclass(frozen=True)
 class GridSet:
     """Grids of any shape, as shards hold them; labels and attributes as in `ImageSet`.
@@ -64,7 +81,7 @@ class GridSet:
         metadata: what the writer wanted to be remembered, as JSON holds it.
     """
 
-    grids: Tensor
+    grids: Grids
     labels: Tensor | None = None
     label_names: tuple[str, ...] = ()
     attributes: Tensor | None = None
@@ -72,7 +89,7 @@ class GridSet:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.grids.dtype not in (torch.uint8, torch.float32) or self.grids.ndim < 2:
+        if self.grids.dtype not in (torch.uint8, torch.float32) or len(self.grids.shape) < 2:
             raise DataError(f"grids: expected uint8 or float32 [N, …], found {_describe(self.grids)}")
         broken = first_not_finite(self.grids)
         if broken is not None:
@@ -83,13 +100,54 @@ class GridSet:
         return len(self.grids)
 
     def to_images(self) -> ImageSet:
-        """The same set as images. Raises DataError when the grids are not uint8 [N, 1 or 3, H, W]."""
-        return ImageSet(self.grids, self.labels, self.label_names, self.attributes, self.attribute_names)
+        """The same set as images in memory. Raises DataError when the grids are not uint8 [N, 1 or 3, H, W]."""
+        return ImageSet(self.grids[:], self.labels, self.label_names, self.attributes, self.attribute_names)
 
 
-def first_not_finite(grids: Tensor) -> int | None:
-    """The first of grids [N, …] that holds NaN or infinity, if there is one."""
-    if not grids.is_floating_point() or bool(torch.isfinite(grids).all()):
+class Part(NamedTuple):
+    """Some consecutive pictures of a source, and what is known about them.
+
+    ``pictures`` are uint8 [n, C, H, W], or n of [C, H, W] where they differ in shape; ``labels`` int64 [n] and
+    ``attributes`` bool [n, A], or None.
+    """
+
+    pictures: Tensor | Sequence[Tensor]
+    labels: Tensor | None = None
+    attributes: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a published data set, whose pictures are read when they are asked for.
+
+    Attributes:
+        parts: the pictures in a fixed order, from the one of the given number on.
+        count: how many there are; None where only reading tells.
+        label_names, attribute_names: as in `ImageSet`.
+        published_size: the side of the pictures, where all were published at one size.
+    """
+
+    parts: Callable[[int], Iterator[Part]]
+    count: int | None = None
+    label_names: tuple[str, ...] = ()
+    attribute_names: tuple[str, ...] = ()
+    published_size: int | None = None
+
+
+def source_in_memory(images: ImageSet, published_size: int | None = None) -> Source:
+    """A source of images that have been read already."""
+
+    def parts(start: int) -> Iterator[Part]:
+        labels = None if images.labels is None else images.labels[start:]
+        yield Part(images.images[start:], labels, None if images.attributes is None else images.attributes[start:])
+
+    return Source(parts, len(images), images.label_names, images.attribute_names, published_size)
+
+
+def first_not_finite(grids: Grids) -> int | None:
+    """The first of grids [N, …] in memory that holds NaN or infinity, if there is one."""
+    # Grids on disk are looked at when they are read.
+    if not isinstance(grids, Tensor) or not grids.is_floating_point() or bool(torch.isfinite(grids).all()):
         return None
     return int((~torch.isfinite(grids.flatten(1)).all(dim=1)).nonzero()[0])
 
@@ -115,5 +173,5 @@ def _check_annotations(
         raise DataError(f"attributes: expected bool [{count}, {len(attribute_names)}], found {_describe(attributes)}")
 
 
-def _describe(tensor: Tensor) -> str:
+def _describe(tensor: Grids) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from cdrl.config import DataConfig
-from cdrl.data.celeba import load_celeba, load_celebahq
-from cdrl.data.faces import load_faces
-from cdrl.data.folders import Split, load_folder, load_shards
-from cdrl.data.idx import load_fashion_mnist
-from cdrl.data.pickles import load_cifar10, load_imagenet32
-from cdrl.data.preparing import prepare_fixed
-from cdrl.data.sets import DataError, ImageSet
+from cdrl.data.celeba import open_celeba, open_celebahq
+from cdrl.data.dtd import open_dtd
+from cdrl.data.faces import open_faces
+from cdrl.data.folders import Split, open_folder, open_shard_folder
+from cdrl.data.idx import open_fashion_mnist
+from cdrl.data.pickles import open_cifar10, open_cifar100, open_imagenet32
+from cdrl.data.prepared import read_prepared
+from cdrl.data.preparing import read_source
+from cdrl.data.sets import DataError, GridSet, ImageSet, Source, source_in_memory
+from cdrl.data.svhn import open_svhn
 
 _DIGITS_TEST = 500
 
-_READERS = {
-    "imagenet32": load_imagenet32,
-    "cifar10": load_cifar10,
-    "celeba": load_celeba,
-    "celebahq": load_celebahq,
-    "folder": load_folder,
-    "shards": load_shards,
+_READERS: dict[str, Callable[[Path, Split, DataConfig], Source]] = {
+    "cifar10": lambda path, split, data: open_cifar10(path, split, data.check_sums),
+    "cifar100": lambda path, split, data: open_cifar100(path, split, data.check_sums),
+    "svhn": lambda path, split, data: open_svhn(path, split, data.check_sums),
+    "dtd": lambda path, split, data: open_dtd(path, split),
+    "imagenet32": lambda path, split, data: open_imagenet32(path, split),
+    "celeba": lambda path, split, data: open_celeba(path, split, data.crop, data.check_sums),
+    "celebahq": lambda path, split, data: open_celebahq(path, split, data.check_sums),
+    "folder": lambda path, split, data: open_folder(path, split),
+    "shards": lambda path, split, data: open_shard_folder(path, split),
 }
 
 
@@ -33,20 +40,42 @@ def load_images(data: DataConfig, split: Split) -> ImageSet:
     Raises:
         DataError: the data set is missing, damaged or differs from the published layout; the message names the file.
     """
-    size, channels = data.image_size, data.channels
+    if data.prepared is not None:
+        return read_prepared(data, split, stream=False).to_images()
+    return read_source(open_source(data, split), data.image_size, data.channels, data.name)
+
+
+def training_images(data: DataConfig, split: Split = "train") -> GridSet:
+    """The images of one split as grids: on disk with ``data.stream``, otherwise in memory as `load_images` has them.
+
+    Raises:
+        DataError: as `load_images`; or, of images on disk, when a damaged one is asked for.
+    """
+    if data.stream:
+        return read_prepared(data, split, stream=True)
+    images = load_images(data, split)
+    return GridSet(images.images, images.labels, images.label_names, images.attributes, images.attribute_names)
+
+
+def open_source(data: DataConfig, split: Split) -> Source:
+    """One split as it was published, before any preparation.
+
+    Raises:
+        DataError: the data set is missing or differs from the published layout; the message names the file.
+    """
     if data.name == "faces":
         num = data.num_train if split == "train" else data.num_test
-        return load_faces(data.style, split, num, size, channels, data.cache)
+        return open_faces(data.style, split, num, data.image_size, data.cache)
     if data.name == "digits":
-        return load_digits(split, size, channels)
+        return _open_digits(split)
     if data.name == "fashion_mnist":
-        return load_fashion_mnist(data.path, split, size, channels)
+        return open_fashion_mnist(data.path, split, data.image_size, data.check_sums)
     if data.name not in _READERS or data.path is None:
         raise DataError(f"data.name={data.name}: holds no images to be read")
-    return _READERS[data.name](Path(data.path), split, size, channels)
+    return _READERS[data.name](data.path, split, data)
 
 
-def load_digits(split: Split, size: int, channels: int) -> ImageSet:
+def _open_digits(split: Split) -> Source:
     """scikit-learn's 1,797 handwritten digits of 8 pixels: 1,297 for training, 500 held out, classes in proportion."""
     # Imported here, since this alone would double the time that it takes to import this package.
     from sklearn.datasets import load_digits as load_sklearn_digits
@@ -60,4 +89,4 @@ def load_digits(split: Split, size: int, channels: int) -> ImageSet:
     # The published values are 0 … 16.
     pixels = (torch.from_numpy(digits.images[rows]) * (255 / 16)).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(digits.target[rows]).long()
-    return ImageSet(prepare_fixed(pixels, size, channels, "digits"), labels, tuple(map(str, range(10))))
+    return source_in_memory(ImageSet(pixels, labels, tuple(map(str, range(10)))), published_size=8)

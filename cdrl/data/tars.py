@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +19,20 @@ from cdrl.data.sets import DataError
 
 
 class ForeignSample(NamedTuple):
-    """A sample of a shard that was not written here; ``attributes`` is empty where the shard has none."""
+    """What a shard that was not written here says of a sample; ``attributes`` is empty where it names none."""
 
     key: str
-    image: Tensor
     label: int | None
     attributes: dict[str, bool]
 
 
-def read_foreign_shard(path: Path) -> Iterator[ForeignSample]:
-    """The images of one shard: `key.png`, `.jpg` or `.npy` (uint8) with `key.cls` or `key.json`, if there is any.
+def list_foreign_shard(path: Path) -> Iterator[ForeignSample]:
+    """The samples of one shard: an image with `key.cls` or `key.json`, if there is any.
 
     A json file may hold ``label`` (a class id) and ``attributes`` (a mapping of names to true or false).
 
     Raises:
-        DataError: the shard is cut or damaged, or a sample holds no image; the message names it.
+        DataError: the shard is cut or damaged; the message names it.
     """
     for files in iterate_tar(read_bytes(path), path):
         key, where = files["__key__"], f"{path}: sample {files['__key__']}"
@@ -44,7 +43,21 @@ def read_foreign_shard(path: Path) -> Iterator[ForeignSample]:
             raise DataError(f"{where}: expected a class id as label, found {label!r}")
         if not isinstance(attributes, dict) or not all(isinstance(value, bool) for value in attributes.values()):
             raise DataError(f"{where}: expected attributes as a mapping of names to true or false")
-        yield ForeignSample(key, _parse_foreign_image(files, where), label, attributes)
+        yield ForeignSample(key, label, attributes)
+
+
+def read_foreign_images(path: Path, keys: Sequence[str]) -> list[Tensor]:
+    """The images of some samples of one shard, in its order: `key.png`, `.jpg` or `.npy` (uint8).
+
+    Raises:
+        DataError: the shard is cut or damaged, or a sample holds no image; the message names it.
+    """
+    wanted = set(keys)
+    return [
+        _parse_foreign_image(files, f"{path}: sample {files['__key__']}")
+        for files in iterate_tar(read_bytes(path), path)
+        if files["__key__"] in wanted
+    ]
 
 
 def iterate_tar(content: bytes, path: Path) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from autoencoder.checkpoint import save_autoencoder
 from autoencoder.latents import encode_images
 from cdrl.config import Config
-from cdrl.data import DataError, GridSet, ImageSet, TrainingSet, check_batch, load_images
+from cdrl.data import DataError, GridSet, TrainingSet, check_batch, load_images
 from cdrl.engine import Trainee
 from cdrl.loop import Interrupted
 from cdrl.monitor import SIGNS, DivergenceError, DivergenceWatch
@@ -137,7 +137,7 @@ def test_an_image_whose_latent_is_not_finite_is_named_when_it_is_encoded(tmp_pat
         return latent
 
     autoencoder.encode = spoiled  # type: ignore[method-assign]
-    images = ImageSet(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
+    images = GridSet(torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(DataError, match="sample 3 to be written: expected finite numbers, found NaN"):
         encode_images(
             autoencoder, tmp_path / "model", images, tmp_path / "latents", kind="sample", mirrors=False, device=device

@@ -10,7 +10,6 @@ from cdrl.config import DataConfig
 from cdrl.data import (
     DataError,
     GridSet,
-    ImageSet,
     TrainingSet,
     class_names,
     image_training_set,
@@ -94,7 +93,7 @@ def test_mirrors_are_drawn_and_standardized() -> None:
 
 
 ATTRIBUTES = torch.tensor([[True, False, True], [False, False, True]])
-FACES = ImageSet(
+FACES = GridSet(
     torch.zeros(2, 1, 2, 2, dtype=torch.uint8),
     torch.tensor([1, 0]),
     ("cat", "dog"),
@@ -112,7 +111,7 @@ def test_one_attribute_of_each_image_is_drawn() -> None:
     assert class_names(data, FACES) == ("not Wearing_Hat", "Wearing_Hat", "not Smiling", "Smiling")
     assert num_classes(data, FACES) == 4
     # Pixels tell the two images apart: image 0 smiles, image 1 does not, both wear hats.
-    images = ImageSet(
+    images = GridSet(
         torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None, (), ATTRIBUTES, FACES.attribute_names
     )
     grids, labels = image_training_set(images, data, batch_size=400, seed=0).batch(0)
@@ -133,12 +132,12 @@ def test_classes_and_no_classes() -> None:
 @pytest.mark.parametrize(
     ("fields", "images", "message"),
     [
-        ({"labels": "class"}, ImageSet(FACES.images), "data.name=faces: has no classes"),
-        ({"labels": "attributes", "attributes": ("Smiling",)}, ImageSet(FACES.images), "has no attributes"),
+        ({"labels": "class"}, GridSet(FACES.grids), "data.name=faces: has no classes"),
+        ({"labels": "attributes", "attributes": ("Smiling",)}, GridSet(FACES.grids), "has no attributes"),
         ({"labels": "attributes", "attributes": ("Age",)}, FACES, "has no attribute Age; it has Smiling, Beard"),
     ],
 )
-def test_missing_labels_are_named(fields: dict[str, Any], images: ImageSet, message: str) -> None:
+def test_missing_labels_are_named(fields: dict[str, Any], images: GridSet, message: str) -> None:
     with pytest.raises(DataError, match=message):
         image_training_set(images, config(**fields), 2, 0)
 

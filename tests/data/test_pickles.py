@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, ImageSet, Split, load_images, pickles
+from cdrl.data import DataError, ImageSet, Split, load_images
+from cdrl.data.checksums import PUBLISHED_MD5
 
+CIFAR10 = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -50,7 +52,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of seven files in the published layout, three images a batch, with checksums that fit."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
-    for seed, name in enumerate(pickles.CIFAR10_MD5):
+    for seed, name in enumerate(CIFAR10):
         batch = {
             "batch_label": name,
             "labels": [seed, 9, 0],
@@ -65,7 +67,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trust_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in folder.iterdir():
-        monkeypatch.setitem(pickles.CIFAR10_MD5, file.name, hashlib.md5(file.read_bytes()).hexdigest())
+        monkeypatch.setitem(PUBLISHED_MD5, f"{folder.name}/{file.name}", hashlib.md5(file.read_bytes()).hexdigest())
 
 
 def load(path: Path, split: Split = "train", name: str = "cifar10") -> ImageSet:
@@ -115,7 +117,8 @@ class RunsNumpy:
         return np.save, ("harm.npy", [1])
 
 
-BATCH = {"data": make_pixels(3, 2), "labels": [1, 2, 3]}
+BATCH_PIXELS = make_pixels(3, 2)
+BATCH = {"data": BATCH_PIXELS, "labels": [1, 2, 3]}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ BATCH = {"data": make_pixels(3, 2), "labels": [1, 2, 3]}
         (pickle.dumps({**BATCH, "data": make_pixels(3, 0).astype(np.int64)}), "expected 'data' as uint8"),
         (pickle.dumps({**BATCH, "labels": [1]}), "expected 3 whole numbers as 'labels'"),
         (pickle.dumps({**BATCH, "labels": ["1", "2", "3"]}), "expected 3 whole numbers as 'labels'"),
-        (pickle.dumps({**BATCH, "labels": [1, 2, 10]}), "labels: expected ids 0 … 9, found 10"),
+        (pickle.dumps({**BATCH, "labels": [1, 2, 10]}), "data_batch_2: expected labels 0 … 9, found 1 … 10"),
     ],
 )
 def test_wrong_batches_are_refused_and_run_nothing(
@@ -149,8 +152,11 @@ def test_wrong_batches_are_refused_and_run_nothing(
 
 def test_files_that_differ_from_the_published_ones_are_named(cifar10: Path) -> None:
     (cifar10 / "cifar-10-batches-py" / "data_batch_4").write_bytes(pickle.dumps(BATCH))
-    with pytest.raises(DataError, match="data_batch_4: damaged: expected the MD5"):
+    with pytest.raises(DataError, match="data_batch_4: damaged: expected the published MD5"):
         load(cifar10)
+    # A copy that somebody packed anew is read when it is asked for.
+    data = DataConfig(name="cifar10", path=cifar10, check_sums=False)
+    assert np.array_equal(load_images(data, "train").images[9:12].numpy(), BATCH_PIXELS.reshape(-1, 3, 32, 32))
     (cifar10 / "cifar-10-batches-py" / "data_batch_4").unlink()
     with pytest.raises(DataError, match="data_batch_4: cannot be read"):
         load(cifar10)
@@ -163,6 +169,28 @@ def test_cut_archives_are_named(cifar10: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"cifar-10-python.tar.gz: expected a whole .tar.gz"):
         load(archive)
+
+
+def test_cifar100_has_its_fine_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    fine, coarse = [f"fine {number}" for number in range(100)], [f"coarse {number}" for number in range(20)]
+    (folder / "meta").write_bytes(old_pickle({"fine_label_names": fine, "coarse_label_names": coarse}))
+    for seed, name in enumerate(("train", "test")):
+        batch = {"filenames": ["a", "b"], "fine_labels": [99, seed], "coarse_labels": [19, 0]}
+        (folder / name).write_bytes(old_pickle({**batch, "data": make_pixels(2, seed)}))
+    with pytest.raises(DataError, match="train: damaged: expected the published MD5 16019d7e"):
+        load(tmp_path, "train", "cifar100")
+    trust_files(folder, monkeypatch)
+    with tarfile.open(tmp_path / "cifar-100-python.tar.gz", "w:gz") as tar:
+        tar.add(folder, "cifar-100-python")
+    for path in (tmp_path, folder, tmp_path / "cifar-100-python.tar.gz"):
+        for seed, split in enumerate(("train", "test")):
+            images = load(path, split, "cifar100")  # type: ignore[arg-type]
+            assert np.array_equal(images.images.numpy(), make_pixels(2, seed).reshape(2, 3, 32, 32))
+            assert images.labels is not None
+            assert images.labels.tolist() == [99, seed]
+            assert images.label_names == tuple(fine)
 
 
 @pytest.mark.parametrize("suffix", ["", ".npz"])
@@ -189,7 +217,8 @@ def test_imagenet32(tmp_path: Path, suffix: str) -> None:
         ("val_data", pickle.dumps({**BATCH, "labels": [0, 1, 2]}), "val_data: expected labels 1 … 1000, found 0 … 2"),
         ("val_data", pickle.dumps({**BATCH, "labels": [1, 2, 1001]}), "expected labels 1 … 1000, found 1 … 1001"),
         ("val_data.npz", b"PK\3\4 and no more", "val_data.npz: expected a whole .npz"),
-        ("val_data.txt", b"", "val_data: cannot be read"),
+        ("val_data.txt", b"", "val_data: not there, nor with .npz"),
+        ("val_data", pickle.dumps(BATCH)[:5000], "val_data: expected a whole pickle"),
     ],
 )
 def test_wrong_imagenet32_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

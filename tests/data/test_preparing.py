@@ -8,8 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from cdrl.data import DataError
-from cdrl.data.preparing import crop_center, decode_image, load_array, prepare_images, prepare_mixed, read_pictures
+from cdrl.data import DataError, preparing
+from cdrl.data.preparing import (
+    crop_center,
+    decode_image,
+    load_array,
+    picture_files,
+    prepare_images,
+    prepare_mixed,
+    read_source,
+)
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
@@ -41,6 +49,18 @@ def test_resizing_keeps_flat_images_and_means() -> None:
     assert small.sub(127.5).abs().max() < 12
 
 
+@pytest.mark.parametrize(("side", "size"), [(140, 64), (178, 64), (1024, 256), (48, 32), (20, 50)])
+def test_resizing_equals_pillows(side: int, size: int) -> None:
+    coarse = Image.fromarray(NOISE).resize((side, side), Image.Resampling.BICUBIC)
+    fine = np.random.default_rng(1).integers(-20, 20, (side, side, 3))
+    picture = np.clip(np.array(coarse) + fine, 0, 255).astype(np.uint8)
+    planes = [Image.fromarray(plane) for plane in picture.transpose(2, 0, 1).astype(np.float32)]
+    expected = np.stack([np.array(plane.resize((size, size), Image.Resampling.BILINEAR)) for plane in planes])
+    ours = prepare_images(torch.from_numpy(picture).permute(2, 0, 1)[None], size, 3)[0].numpy()
+    # Pillow's answer is no whole number; ours is the nearest one.
+    assert np.abs(ours - expected).max() < 0.501
+
+
 def test_center_crop_takes_the_middle() -> None:
     rows = torch.arange(218).view(-1, 1).expand(218, 178)
     crop = crop_center(rows, 140)
@@ -68,11 +88,19 @@ def test_pictures_of_different_shapes_keep_their_order() -> None:
     assert prepared[:, 0, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_pictures_are_read_in_order_and_upright(tmp_path: Path) -> None:
+def test_pictures_are_read_in_order_and_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "_CHUNK", 2)
     paths = [tmp_path / f"{value}.png" for value in range(5)]
     for value, path in enumerate(paths):
         path.write_bytes(png(np.full((3, 3), value, np.uint8)))
-    assert read_pictures(paths, 3, 1, "test")[:, 0, 0, 0].tolist() == list(range(5))
+    source = picture_files(paths)
+    assert read_source(source, 3, 1, "test").images[:, 0, 0, 0].tolist() == list(range(5))
+    assert [picture[0, 0, 0].item() for part in source.parts(2) for picture in part.pictures] == [2, 3, 4]
+    # Large pictures are resized a few at a time.
+    many = torch.randint(256, (5, 3, 9, 9), dtype=torch.uint8)
+    together = prepare_images(many, 4, 3)
+    monkeypatch.setattr(preparing, "_CHUNK_PIXELS", 200)
+    assert torch.equal(prepare_images(many, 4, 3), together)
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by half a circle
     turned = decode_image(png(np.arange(6, dtype=np.uint8).reshape(2, 3), exif=exif), "turned.png")

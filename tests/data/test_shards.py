@@ -33,7 +33,7 @@ def test_images_come_back_equal(tmp_path: Path, channels: int) -> None:
     samples = image_samples(7, channels)
     write_shards(tmp_path, samples, {"license": "CC0"}, 3, ("a", "b", "c"), ("even", "all"))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "index.json", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
+        "index.json", "samples.safetensors", "shard-000000.tar", "shard-000001.tar", "shard-000002.tar",
     ]  # fmt: skip
     grids = read_shards(tmp_path)
     assert torch.equal(grids.grids, torch.stack([sample.grid for sample in samples]))
@@ -94,7 +94,7 @@ def test_an_interrupted_set_is_recognised_and_written_anew(tmp_path: Path) -> No
     assert len(read_shards(tmp_path)) == 7
     write_images(tmp_path, count=2)
     assert len(read_shards(tmp_path)) == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.json", "shard-000000.tar"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["index.json", "samples.safetensors", "shard-000000.tar"]
 
 
 def test_cut_at_the_very_end_it_is_still_recognised(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from cdrl.config import ConfigError
 from cdrl.data import DataError, load_images, read_shards
 from cdrl.runs import RunError
 from pipelines import CDRLPipeline
+from pipelines.preparing import run_preparation
 from pipelines.training import run_encoding, run_stage_one, run_stage_two, stage_one_folder, stage_two_data
 from tests.helpers import tiny_autoencoder, tiny_config
 
@@ -56,6 +57,21 @@ def test_a_latent_run_from_encoding_to_samples(tmp_path: Path) -> None:
     generated = CDRLPipeline.from_pretrained(tmp_path)(2, label=[1, 2])
     assert generated.grids.shape == (2, 3, 4, 4)
     assert generated.tensors.shape == (2, 1, 8, 8)
+
+
+def test_from_disk_both_stages_see_what_they_would_see_in_memory(tmp_path: Path) -> None:
+    config = tiny_config(**LATENT, data={"prepared": str(tmp_path / "prepared")})
+    disk = tiny_config(**LATENT, data={"prepared": str(tmp_path / "prepared"), "stream": True})
+    assert len(list(run_preparation(config))) == 2
+    batches = []
+    for settings, run in ((config, tmp_path / "memory"), (disk, tmp_path / "disk")):
+        save_autoencoder(run / "autoencoder" / "model", tiny_autoencoder())
+        run_encoding(settings, run)
+        batches.append(stage_two_data(settings, run).training_set.batch(3))
+    for split in ("train", "test"):
+        shards = [tmp_path / run / "latents" / split / "shard-000000.tar" for run in ("memory", "disk")]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
 
 def test_a_latent_run_without_its_first_stage_says_how_to_train_it(tmp_path: Path) -> None:
