@@ -133,7 +133,7 @@ def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: i
     Samples nearer than held-out latents would be copies of training images.
     """
     latents = run / "latents"
-    train, test = (read_shards(latents / split).grids for split in ("train", "test"))
+    train, test = (read_shards(latents / split).grids[:] for split in ("train", "test"))
     mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
     known = ((train - mean) / std).flatten(end_dim=-4).flatten(1)
     queries = {"samples": samples[:count], "test": (test[:count] - mean) / std}
