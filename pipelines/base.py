@@ -84,10 +84,7 @@ class CDRLPipeline:
         Raises:
             RunError: there is no trained model, or a file of it is missing or damaged.
         """
-        folder = Path(folder)
-        model_folder = folder if (folder / "energy.safetensors").exists() else folder / "model"
-        if not (model_folder / "config.json").exists():
-            raise RunError(f"{folder}: no trained model there; train it with: python run.py train CONFIG")
+        model_folder = find_model(Path(folder))
         model, description = load_model(model_folder)
         config = parse_config(description["config"], source=str(model_folder / "config.json"))
         try:
@@ -196,6 +193,14 @@ class CDRLPipeline:
         value = self.model.conditioned(label).log_density(alpha_y * points, level)
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
         return value - log_z + points[0].numel() * alpha_y.log()
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder of a run, or ``folder`` itself if it is one. Raises RunError where there is none."""
+    model = folder if (folder / "energy.safetensors").exists() else folder / "model"
+    if not (model / "config.json").exists():
+        raise RunError(f"{folder}: no trained model there; train it with: python run.py train CONFIG")
+    return model
 
 
 def chosen_seeds(num_images: int, seeds: Sequence[int] | None) -> list[int]:

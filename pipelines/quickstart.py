@@ -21,8 +21,9 @@ from cdrl.loop import save_picture
 from cdrl.runs import write_json
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
-from pipelines.evaluation import frechet_distance, lite0_features
+from pipelines.features import lite0_features
 from pipelines.judge import AttributeJudge, train_attribute_judge
+from pipelines.metrics import frechet_distance, in_thousands
 from pipelines.training import run_encoding, run_stage_one, run_stage_two
 
 JUDGED = ("Smiling", "Eyeglasses", "Long_Hair")
@@ -167,7 +168,7 @@ def _named(values: Tensor) -> dict[str, float]:
 
 
 def _fd_name(count: int, against: str) -> str:
-    return f"fd_lite0_{'1k' if count == COMPARED else count}_{against}"
+    return f"fd_lite0_{in_thousands(count)}_{against}"
 
 
 def _distances(features: dict[str, Tensor], against: str, names: tuple[str, ...]) -> dict[str, float]:
