@@ -1,4 +1,4 @@
-"""Networks on whose features images are compared, in torch-fidelity's form: Inception by its file, Lite0 as packaged."""
+"""Networks on whose features images are compared, in torch-fidelity's form: Inception of a file, packaged Lite0."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BATCH = 64  # torch-fidelity's own
 
 
 class Lite0Extractor(FeatureExtractorBase):
-    """EfficientNet-Lite0's pooled features for torch-fidelity, known there as ``lite0``; see `Lite0.pooled_features`."""
+    """EfficientNet-Lite0's pooled features for torch-fidelity, which knows them as ``lite0``."""
 
     def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
         super().__init__(name, features_list)

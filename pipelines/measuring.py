@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from cdrl.config import Config, DataConfig
 from cdrl.data import Split, load_images
@@ -22,7 +21,7 @@ from cdrl.training import Measured
 from pipelines.base import CDRLPipeline, SamplerOptions, find_model
 from pipelines.decoding import Decoder, to_bytes
 from pipelines.drawing import SampleStore
-from pipelines.features import INCEPTION_FILE, Extractor, Features, FeaturesName, load_extractor
+from pipelines.features import INCEPTION_FILE, Extractor, FeaturesName, load_extractor
 from pipelines.generation import labels_in_turn
 from pipelines.metrics import (
     Reference,
@@ -30,7 +29,7 @@ from pipelines.metrics import (
     in_thousands,
     metric_name,
     read_statistics,
-    spread_over,
+    some_of,
     statistics_distance,
     statistics_of,
 )
@@ -64,7 +63,7 @@ def evaluate_run(
 
     Args:
         num_images: samples, of the seeds from ``seed`` on.
-        reference_images: real images, spread evenly over the split; all by default.
+        reference_images: so many real images, the same ones each time; all by default.
         statistics: published statistics of real images (.npz with mu and sigma) to be used instead of a split.
         features: ``inception``, or ``lite0`` where its weights cannot be had.
         weights: the file of Inception's weights; by default it is looked for in the folder ``data.cache``.
@@ -155,11 +154,7 @@ def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> st
 
 def in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a figure, and what all of them have in common."""
-    lines = []
-    for name, figure in figures.items():
-        blocks = figure["blocks"]
-        spread = "" if blocks is None else " ({count} blocks of {images}: {mean:.4g} ± {std:.2g})".format(**blocks)
-        lines.append(f"{name}: {figure['value']:.5g}{spread}")
+    lines = [f"{name}: {value_in_words(figure)}" for name, figure in figures.items()]
     facts = next(iter(figures.values()))
     known = facts["reference_images"]
     lines.append(
@@ -171,13 +166,20 @@ def in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def value_in_words(figure: Mapping[str, Any]) -> str:
+    """A figure of RUN/evaluation.json and its spread over blocks of seeds."""
+    blocks = figure["blocks"]
+    spread = "" if blocks is None else " ({count} blocks of {images}: {mean:.4g} ± {std:.2g})".format(**blocks)
+    return f"{figure['value']:.5g}{spread}"
+
+
 def read_reference(data: DataConfig, split: Split, count: int | None, extractor: Extractor) -> Reference:
     """Features and statistics of a split's images, prepared as for training, from the folder ``data.cache`` if there.
 
     Several processes may ask at a time: one computes, the others wait.
 
     Args:
-        count: images, spread evenly over the split; all by default.
+        count: so many of them, the same ones each time; all by default.
 
     Raises:
         DataError: the data set cannot be read.
@@ -186,7 +188,7 @@ def read_reference(data: DataConfig, split: Split, count: int | None, extractor:
     images = load_images(data, split).images
     if count is not None and not 2 <= count <= len(images):
         raise ValueError(f"reference_images: the {split} split has {len(images)} images, found {count}")
-    chosen = images if count is None else spread_over(images, count)
+    chosen = images if count is None else some_of(images, count)
     name = split if count is None or count == len(images) else f"{split}_{in_thousands(count)}"
     # The images themselves are part of the key: a folder's may change, and so may their preparation.
     key = _hash_of(data.name, name, list(chosen.shape), extractor.weights, chosen.numpy())
@@ -196,7 +198,7 @@ def read_reference(data: DataConfig, split: Split, count: int | None, extractor:
         if not path.exists():
             pooled = extractor(chosen, progress=f"features of {data.name} {name}").pooled
             arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
-            save_tensors(path, {**arrays, "features": spread_over(pooled, min(MOST_KEPT, len(pooled)))})
+            save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
     stored = load_tensors(path)
     statistics = {part: stored[part].numpy() for part in ("mu", "sigma")}
     return Reference(name, len(chosen), statistics, stored["features"])

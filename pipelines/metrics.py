@@ -33,7 +33,7 @@ class Reference:
     Attributes:
         name: ``train``, ``test`` or the name of a file of statistics; a number behind it where not all images count.
         images: how many images the statistics are of; None where that is not known.
-        features: of those images, or of some spread evenly over them, [N, D]; None for statistics alone.
+        features: of those images, or of some of them, [N, D]; None for statistics alone.
     """
 
     name: str
@@ -99,7 +99,7 @@ def compared(samples: Features, reference: Reference) -> dict[str, float]:
         count = min(len(samples.pooled), len(reference.features))
         subset = min(KID_SUBSET, count)
         kernel = kid_features_to_metric(samples.pooled, reference.features, kid_subset_size=subset, verbose=False)
-        near = prc_features_to_metric(samples.pooled, spread_over(reference.features, count), verbose=False)
+        near = prc_features_to_metric(samples.pooled, some_of(reference.features, count), verbose=False)
         values["kid"] = kernel[KEY_METRIC_KID_MEAN]
         values["precision"], values["recall"] = near[KEY_METRIC_PRECISION], near[KEY_METRIC_RECALL]
     if samples.logits is not None:
@@ -129,6 +129,7 @@ def in_thousands(count: int) -> str:
     return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
 
 
-def spread_over(rows: Tensor, count: int) -> Tensor:
-    """``count`` of the rows, spread evenly: sets may be sorted by class."""
-    return rows[torch.arange(count) * len(rows) // count]
+def some_of(rows: Tensor, count: int) -> Tensor:
+    """``count`` of the rows at random, the same ones each time, in their order: sets may be sorted by class."""
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return rows[chosen.sort().values]

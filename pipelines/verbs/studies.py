@@ -34,7 +34,7 @@ def evaluate(
     num_images: Annotated[int, typer.Option(min=10, help="samples; the paper's figures are of 50000")] = 10_000,
     split: Annotated[Literal["train", "test"], typer.Option(help="real images to compare with")] = "train",
     reference_images: Annotated[
-        int | None, typer.Option(min=10, help="so many of them, evenly spread; all by default")
+        int | None, typer.Option(min=10, help="so many of them, always the same ones; all by default")
     ] = None,
     statistics: Annotated[
         Path | None, typer.Option(help="published statistics to compare with instead: .npz with mu and sigma")
@@ -86,6 +86,30 @@ def evaluate(
         )
         if figures:
             typer.echo(in_words(figures))
+
+
+@app.command("report")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders; several are laid side by side")],
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="samples shown with their nearest training images; 0 for none")
+    ] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="the page; RUN/report.html by default, or report.html beside several runs")
+    ] = None,
+) -> None:
+    """Make one HTML page of runs, which needs no other file: figures, curves, samples, nearest neighbours, settings.
+
+    Examples:
+
+    python run.py report runs/digits
+
+    python run.py report runs/digits runs/longer --out digits.html
+    """
+    with clear_errors():
+        from pipelines.report import write_report
+
+        typer.echo(str(write_report(runs, out, neighbours=neighbours)))
 
 
 @app.command("compare")
