@@ -24,6 +24,7 @@ FeaturesName = Literal["inception", "lite0"]
 INCEPTION_FILE = URL_INCEPTION_V3.rpartition("/")[2]
 _INCEPTION_HASH = Path(INCEPTION_FILE).stem.rpartition("-")[2]
 """How the SHA-256 of the published file begins: its name ends with that."""
+_INCEPTION_LAYERS = [FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(m) for m in ("fid", "isc")]
 _POOLED = "pooled"
 _BATCH = 64  # torch-fidelity's own
 
@@ -140,7 +141,7 @@ def _inception(path: Path, device: torch.device) -> Extractor:
     try:
         with weights_only_unpickling():
             network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+                "inception-v3-compat", list(_INCEPTION_LAYERS), feature_extractor_weights_path=str(path)
             )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
