@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from cdrl.config import Config, DataConfig
 from cdrl.data import Split, load_images
@@ -90,13 +91,15 @@ def evaluate_run(
     if not world.is_main:
         store.draw(seeds, world)
         return {}
-    # What may be missing is asked for before the long work.
+    # What may be missing is asked for before the long work; what the others need not wait for comes after theirs.
     extractor = load_extractor(features, weights or data.cache / INCEPTION_FILE, world.device)
-    if statistics is None:
-        reference = read_reference(data, split, reference_images, extractor)
-    else:
+    if statistics is not None:
         reference = read_statistics(statistics)
-    store.draw(seeds, world)
+        store.draw(seeds, world)
+    else:
+        name, real = real_images(data, split, reference_images)
+        store.draw(seeds, world)
+        reference = read_reference(data, name, real, extractor)
     images, rate = store.read(seeds)
     drawn = extractor(images, progress="features")
     size = num_images // blocks
@@ -173,10 +176,8 @@ def value_in_words(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.5g}{spread}"
 
 
-def read_reference(data: DataConfig, split: Split, count: int | None, extractor: Extractor) -> Reference:
-    """Features and statistics of a split's images, prepared as for training, from the folder ``data.cache`` if there.
-
-    Several processes may ask at a time: one computes, the others wait.
+def real_images(data: DataConfig, split: Split, count: int | None = None) -> tuple[str, Tensor]:
+    """Images of a split prepared as for training, uint8 [N, C, H, W], and what they are called in names.
 
     Args:
         count: so many of them, the same ones each time; all by default.
@@ -186,22 +187,30 @@ def read_reference(data: DataConfig, split: Split, count: int | None, extractor:
         ValueError: the split has fewer images.
     """
     images = load_images(data, split).images
-    if count is not None and not 2 <= count <= len(images):
+    if count is None or count == len(images):
+        return split, images
+    if not 2 <= count < len(images):
         raise ValueError(f"reference_images: the {split} split has {len(images)} images, found {count}")
-    chosen = images if count is None else some_of(images, count)
-    name = split if count is None or count == len(images) else f"{split}_{in_thousands(count)}"
+    return f"{split}_{in_thousands(count)}", some_of(images, count)
+
+
+def read_reference(data: DataConfig, name: str, images: Tensor, extractor: Extractor) -> Reference:
+    """Features and statistics of `real_images`, from the folder ``data.cache`` if they are there.
+
+    Several processes may ask at a time: one computes, the others wait.
+    """
     # The images themselves are part of the key: a folder's may change, and so may their preparation.
-    key = _hash_of(data.name, name, list(chosen.shape), extractor.weights, chosen.numpy())
+    key = _hash_of(data.name, name, list(images.shape), extractor.weights, images.numpy())
     path = data.cache / "features" / f"{data.name}_{name}_{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            pooled = extractor(chosen, progress=f"features of {data.name} {name}").pooled
+            pooled = extractor(images, progress=f"features of {data.name} {name}").pooled
             arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
             save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
     stored = load_tensors(path)
     statistics = {part: stored[part].numpy() for part in ("mu", "sigma")}
-    return Reference(name, len(chosen), statistics, stored["features"])
+    return Reference(name, len(images), statistics, stored["features"])
 
 
 class TrainingEvaluation:
@@ -221,7 +230,7 @@ class TrainingEvaluation:
         self._config, self._decoder, self._world = config, decoder, world
         name: FeaturesName = "inception" if settings.metric == "fid" else "lite0"
         self._extractor = load_extractor(name, settings.weights or config.data.cache / INCEPTION_FILE, world.device)
-        self._reference = read_reference(config.data, settings.split, None, self._extractor)
+        self._reference = read_reference(config.data, *real_images(config.data, settings.split), self._extractor)
         self.name = metric_name("fid", self._extractor.label, settings.num_samples, self._reference.name)
 
     def __call__(self, model: CDRL) -> Measured:

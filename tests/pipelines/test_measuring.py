@@ -24,7 +24,7 @@ from pipelines.decoding import to_bytes
 from pipelines.drawing import SampleStore
 from pipelines.features import INCEPTION_FILE, Extractor, lite0_features, load_extractor
 from pipelines.generation import labels_in_turn
-from pipelines.measuring import evaluate_run, in_words, read_reference
+from pipelines.measuring import evaluate_run, in_words, read_reference, real_images
 from pipelines.metrics import frechet_distance
 from pipelines.training import run_stage_two
 from tests.helpers import metrics, save_tiny_run, tiny_config, tiny_model
@@ -84,22 +84,30 @@ def test_a_name_says_how_the_samples_differ_from_the_runs_own(run: Path) -> None
 def test_reference_features_are_cached_by_the_images_themselves(tmp_path: Path) -> None:
     data = DataConfig(name="digits", image_size=8, channels=1, cache=tmp_path)
     extractor = load_extractor("lite0", Path("unused"), CPU)
-    reference = read_reference(data, "test", 30, extractor)
+    name, images = real_images(data, "test", 30)
+    reference = read_reference(data, name, images, extractor)
     (path,) = (tmp_path / "features").glob("*.safetensors")
     assert path.name.startswith("digits_test_30_")
-    assert len(reference.features) == reference.images == 30  # type: ignore[arg-type]
-    assert read_reference(data, "test", 30, extractor).statistics["mu"].tolist() == reference.statistics["mu"].tolist()
+    assert reference.features is not None
+    assert len(reference.features) == reference.images == 30
+    assert (
+        read_reference(data, name, images, extractor).statistics["mu"].tolist() == reference.statistics["mu"].tolist()
+    )
+    changed = images.clone()
+    changed[29, 0, 7, 7] += 1
     others = [
-        (data, "test", 31, extractor),
-        (data, "train", 30, extractor),
-        (data.model_copy(update={"channels": 3}), "test", 30, extractor),
-        (data, "test", 30, Extractor(extractor.network, "lite0", "other weights", CPU)),
+        (*real_images(data, "test", 31), extractor),
+        (*real_images(data, "train", 30), extractor),
+        (*real_images(data.model_copy(update={"channels": 3}), "test", 30), extractor),
+        (name, changed, extractor),
+        (name, images, Extractor(extractor.network, "lite0", "other weights", CPU)),
     ]
     for count, asked in enumerate(others, start=2):
-        read_reference(*asked)  # type: ignore[arg-type]
+        read_reference(data, *asked)
         assert len(list((tmp_path / "features").glob("*.safetensors"))) == count
+    assert real_images(data, "test", 500)[0] == real_images(data, "test")[0] == "test"
     with pytest.raises(ValueError, match="the test split has 500 images, found 501"):
-        read_reference(data, "test", 501, extractor)
+        real_images(data, "test", 501)
 
 
 @pytest.fixture
