@@ -59,8 +59,8 @@ def train(
     description: dict[str, Any],
     add_files: Callable[[Path], None],
     render: Callable[[Tensor], Tensor],
-    evaluate: Evaluate | None,
     world: World,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
 
