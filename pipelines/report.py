@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -237,6 +238,7 @@ def curve_picture(curve: Curve, scale: dict[str, Any], limits: tuple[float, floa
         axes.set_yscale(**scale)
         axes.set_ylim(limits)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.25)
         if len(curve) > 1:
             axes.legend(fontsize=6, ncols=2)
