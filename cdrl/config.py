@@ -277,6 +277,21 @@ class SamplingConfig(Section):
     leapfrog_steps: int = Field(default=3, ge=1)
 
 
+class EvaluationConfig(Section):
+    """What is measured every so many steps of training; the best model by it is kept in RUN/best.
+
+    ``metric`` is ``fd_lite0``, the Fréchet distance on features that need no download, or ``fid``, for which
+    ``weights`` names the file of Inception's weights (by default it is looked for in ``data.cache``). Compared are
+    ``num_samples`` samples with all images of the ``split``.
+    """
+
+    every: int = Field(ge=1)
+    metric: Literal["fd_lite0", "fid"] = "fd_lite0"
+    num_samples: int = Field(default=1000, ge=100)
+    split: Literal["train", "test"] = "train"
+    weights: Path | None = None
+
+
 class DeepSpeedConfig(Section):
     """What is handed to DeepSpeed."""
 
@@ -286,7 +301,8 @@ class DeepSpeedConfig(Section):
 class Config(Section):
     """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points.
 
-    ``initializer: null`` leaves the initializer out, as in DRL: chains start at x_{t+1} itself.
+    ``initializer: null`` leaves the initializer out, as in DRL: chains start at x_{t+1} itself. Without an
+    ``evaluation`` section nothing is measured during training.
     """
 
     space: Literal["pixel", "latent", "point"]
@@ -298,6 +314,7 @@ class Config(Section):
     initializer: InitializerConfig | None = InitializerConfig()
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig | None = None
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 
     @model_validator(mode="after")
@@ -309,6 +326,8 @@ class Config(Section):
             raise ValueError("space: latent needs an autoencoder section")
         if (self.space == "point") != (self.data.name == "checkerboard"):
             raise ValueError("space: point goes with data.name=checkerboard, and only with it")
+        if self.space == "point" and self.evaluation is not None:
+            raise ValueError("evaluation compares images: leave it out for space: point")
         stage_one = None if self.autoencoder is None else self.autoencoder.training
         if self.deepspeed.zero_stage and "muon" in (self.training.optimizer, stage_one and stage_one.optimizer):
             raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")

@@ -183,22 +183,29 @@ class Trainee:
 
 
 @contextmanager
-def _safe_unpickling() -> Iterator[None]:
-    """Have DeepSpeed's torch.load read tensors and plain values only."""
+def weights_only_unpickling() -> Iterator[None]:
+    """Have torch.load read tensors and plain values only, also where other people's code calls it."""
     previous = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
+        yield
     finally:
         if previous is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         else:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = previous
+
+
+@contextmanager
+def _safe_unpickling() -> Iterator[None]:
+    """Let what DeepSpeed writes pass as well."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    plain = [LossScaler, ZeroStageEnum, fragment_address]
+    with weights_only_unpickling(), torch.serialization.safe_globals(plain):
+        yield
 
 
 def barrier() -> None:

@@ -5,6 +5,7 @@ metrics.jsonl          one line a logged step; tensorboard/ holds the same
 samples/               pictures over training
 checkpoints/step_…/    everything needed to go on, bit for bit
 model/                 the result: safetensors and config.json
+best/                  the same of the step that was best by the configuration's evaluation, if it has one
 """
 
 from __future__ import annotations
@@ -118,6 +119,11 @@ class Run:
     def model(self) -> Path:
         """Where the result lies."""
         return self.folder / "model"
+
+    @property
+    def best(self) -> Path:
+        """Where the best result so far lies, if training is evaluated."""
+        return self.folder / "best"
 
     def open(self, config: Section) -> None:
         """Create the folder, or check that it was made with the same configuration.

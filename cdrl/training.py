@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.engine import World, barrier
 from cdrl.loop import Interrupted, Stopwatch, any_process, progress_bar, save_picture, stop_requests
+from cdrl.model import CDRL
 from cdrl.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
 from cdrl.runs import MetricsLog, Run, read_json, written_whole
 from cdrl.trainer import CooperativeTrainer
@@ -25,10 +26,27 @@ from cdrl.trainer import CooperativeTrainer
 MAX_ROLLBACKS = 3
 
 
+class Measured(NamedTuple):
+    """A figure of a model, the lower the better, under a name that says what was compared."""
+
+    name: str
+    value: float
+
+
+Evaluate = Callable[[CDRL], Measured]
+"""Measures the averaged model; every process calls it and gets the same answer."""
+
+
 def trained_steps(model_folder: Path) -> int | None:
     """Updates behind the model that a run has exported; None without one."""
     path = model_folder / "config.json"
     return read_json(path).get("step") if path.exists() else None
+
+
+def best_value(model_folder: Path) -> float:
+    """What the best model so far has been measured at; infinity without one."""
+    path = model_folder / "config.json"
+    return read_json(path)["evaluation"]["value"] if path.exists() else float("inf")
 
 
 def train(
@@ -42,6 +60,7 @@ def train(
     add_files: Callable[[Path], None],
     render: Callable[[Tensor], Tensor],
     world: World,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
 
@@ -51,6 +70,7 @@ def train(
         description: what the model's config.json shall hold beside the model's own facts.
         add_files: puts further files (a decoder) into the model folder.
         render: grids [N, *shape] -> one uint8 picture [3, H, W].
+        evaluate: called as often as ``config.evaluation`` says; the best model by it is kept in ``run.best``.
 
     Raises:
         DataError: a sample is not finite or has no valid class id; the message names it.
@@ -64,7 +84,7 @@ def train(
         while True:
             trainer = CooperativeTrainer(config, data, shape, num_classes, world, rollbacks)
             try:
-                _train(trainer, run, description, add_files, render, stop_requested)
+                _train(trainer, run, description, add_files, render, evaluate, stop_requested)
                 return
             except DivergenceError as error:
                 if config.training.on_divergence == "stop":
@@ -85,10 +105,11 @@ def _train(
     description: dict[str, Any],
     add_files: Callable[[Path], None],
     render: Callable[[Tensor], Tensor],
+    evaluate: Evaluate | None,
     stop_requested: Callable[[], bool],
 ) -> None:
     """The loop of `train`, from the last checkpoint to the end."""
-    world, training = trainer.world, trainer.config.training
+    world, training, evaluation = trainer.world, trainer.config.training, trainer.config.evaluation
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
     step, stopwatch = int(state["step"]), Stopwatch(state)
@@ -101,9 +122,9 @@ def _train(
     def state_now() -> dict[str, float]:
         return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
 
-    def export(state: Mapping[str, float]) -> None:
-        with written_whole(run.model) as folder:
-            save_model(folder, trainer.averaged, {**description, **state})
+    def export(model: Path, facts: Mapping[str, Any]) -> None:
+        with written_whole(model) as folder:
+            save_model(folder, trainer.averaged, {**description, **facts})
             add_files(folder)
 
     def stop_if_diverged() -> None:
@@ -121,7 +142,7 @@ def _train(
         trainer.save(run.checkpoint_path(step), state)
         if world.is_main:
             run.prune_checkpoints()
-            export(state)
+            export(run.model, state)
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
@@ -170,6 +191,14 @@ def _train(
                 save_picture(run.folder / "samples" / f"step_{step:08d}.png", picture)
                 log.picture(step, "samples", picture)
 
+            # Evaluation.
+            if evaluate is not None and evaluation is not None and (step % evaluation.every == 0 or done):
+                measured, state = evaluate(trainer.averaged), state_now()
+                if log is not None:
+                    log.write(step, {measured.name: measured.value})
+                    if measured.value < best_value(run.best):
+                        export(run.best, {**state, "evaluation": measured._asdict()})
+
             # Checkpoint.
             if kept:
                 checkpoint()
@@ -181,5 +210,5 @@ def _train(
     # A crash may have come between the last checkpoint and its export.
     last_state = state_now()
     if world.is_main and trained_steps(run.model) != step:
-        export(last_state)
+        export(run.model, last_state)
     barrier()

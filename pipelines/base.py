@@ -19,6 +19,7 @@ from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
 from cdrl.sampler import (
     AUTO_REACH,
+    AUTO_TEMPERATURE,
     Callback,
     Constrain,
     LevelLogDensity,
@@ -95,10 +96,7 @@ class CDRLPipeline:
         Raises:
             RunError: there is no trained model, or a file of it is missing or damaged.
         """
-        folder = Path(folder)
-        model_folder = folder if (folder / "energy.safetensors").exists() else folder / "model"
-        if not (model_folder / "config.json").exists():
-            raise RunError(f"{folder}: no trained model there; train it with: python run.py train CONFIG")
+        model_folder = find_model(Path(folder))
         model, description = load_model(model_folder)
         config = parse_config(description["config"], source=str(model_folder / "config.json"))
         try:
@@ -188,10 +186,14 @@ class CDRLPipeline:
         return Generated(torch.cat(grids), self.decoder)
 
     def sampling(self, options: SamplerOptions) -> SamplingConfig:
-        """The run's own settings of the sampler, but for those that ``options`` give."""
+        """The run's own settings of the sampler, but for those that ``options`` give; no default is left open."""
         given = {name: value for name, value in options.items() if name in SamplingConfig.model_fields}
         chosen = {name: value for name, value in given.items() if value is not None}
-        return self.config.sampling.model_copy(update=chosen)
+        sampling = self.config.sampling.model_copy(update=chosen)
+        steps = self.config.training.langevin_steps if sampling.steps is None else sampling.steps
+        usual = AUTO_TEMPERATURE if steps == "auto" else 1.0
+        temperature = usual if sampling.temperature is None else sampling.temperature
+        return sampling.model_copy(update={"steps": steps, "temperature": temperature})
 
     def settings(self, options: SamplerOptions) -> SamplerSettings:
         """What the sampler is told under ``options``."""
@@ -211,6 +213,14 @@ class CDRLPipeline:
         value = self.model.conditioned(label).log_density(alpha_y * points, level)
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
         return value - log_z + points[0].numel() * alpha_y.log()
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder of a run, or ``folder`` itself if it is one. Raises RunError where there is none."""
+    model = folder if (folder / "energy.safetensors").exists() else folder / "model"
+    if not (model / "config.json").exists():
+        raise RunError(f"{folder}: no trained model there; train it with: python run.py train CONFIG")
+    return model
 
 
 def chosen_seeds(num_images: int, seeds: Sequence[int] | None) -> list[int]:

@@ -115,9 +115,14 @@ def load_decoder(folder: Path, description: dict[str, Any]) -> Decoder:
     return PixelDecoder() if space == "pixel" else PointDecoder()
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Images in [-1, 1] rounded to 8 bits, uint8 of the same shape."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Images [N, 1 or 3, H, W] in [-1, 1] as 8-bit PIL images."""
-    arrays = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+    arrays = to_bytes(images).movedim(1, -1).cpu().numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 

@@ -1,4 +1,4 @@
-"""Numbers whose names say what was compared: Fréchet distances and readings of a judge."""
+"""What a judge trained on real images says of samples, and the figures of runs that are set side by side."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
@@ -18,33 +16,12 @@ from cdrl.data import inside_squares, load_images, num_classes
 from cdrl.noise import derive_seed
 from cdrl.runs import RunError, write_json
 from pipelines.base import CDRLPipeline, Generated
+from pipelines.features import lite0_features
 from pipelines.generation import default_device, labels_in_turn
 from pipelines.judge import ClassJudge, train_class_judge
+from pipelines.metrics import frechet_distance
 
 JUDGE_STEPS = 800
-
-
-def frechet_distance(features1: Tensor, features2: Tensor) -> float:
-    """Fréchet distance of two sets of features, [N1, D] and [N2, D], by torch-fidelity.
-
-    Gaussians are fitted to both: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., 2017).
-    """
-    statistics = [
-        {"mu": f.mean(axis=0), "sigma": np.cov(f, rowvar=False)}
-        for f in (features.double().cpu().numpy() for features in (features1, features2))
-    ]
-    (distance,) = fid_statistics_to_metric(*statistics, verbose=False).values()
-    return float(distance)
-
-
-@torch.no_grad()
-def lite0_features(images: Tensor, network: Lite0) -> Tensor:
-    """EfficientNet-Lite0's pooled stage-5 features of images [N, 1 or 3, H, W] in [-1, 1], rounded to 8 bits: [N, 112].
-
-    Distances on them are called ``fd_lite0``; they are not FID.
-    """
-    rounded = ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-    return torch.cat([network.pooled_features(part) for part in rounded.split(128)])
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from cdrl.loop import save_picture
 from cdrl.runs import write_json
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
-from pipelines.evaluation import frechet_distance, lite0_features
+from pipelines.features import lite0_features
 from pipelines.judge import AttributeJudge, train_attribute_judge
+from pipelines.metrics import frechet_distance, in_thousands
+from pipelines.neighbours import nearest
 from pipelines.training import run_encoding, run_stage_one, run_stage_two
 
 JUDGED = ("Smiling", "Eyeglasses", "Long_Hair")
@@ -135,14 +137,10 @@ def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: i
     latents = run / "latents"
     train, test = (read_shards(latents / split).grids[:] for split in ("train", "test"))
     mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
-    known = ((train - mean) / std).flatten(end_dim=-4).flatten(1)
+    known = ((train - mean) / std).flatten(end_dim=-4)
     queries = {"samples": samples[:count], "test": (test[:count] - mean) / std}
 
-    def nearest(grids: Tensor) -> float:
-        distances = torch.cdist(grids.flatten(1), known).min(dim=1).values
-        return round((distances / known.shape[1] ** 0.5).mean().item(), 4)
-
-    return {name: nearest(grids) for name, grids in queries.items()}
+    return {name: round(nearest(grids, known)[0].mean().item(), 4) for name, grids in queries.items()}
 
 
 def _judge(train: ImageSet, steps: int) -> AttributeJudge:
@@ -167,7 +165,7 @@ def _named(values: Tensor) -> dict[str, float]:
 
 
 def _fd_name(count: int, against: str) -> str:
-    return f"fd_lite0_{'1k' if count == COMPARED else count}_{against}"
+    return f"fd_lite0_{in_thousands(count)}_{against}"
 
 
 def _distances(features: dict[str, Tensor], against: str, names: tuple[str, ...]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from cdrl.noise import derive_seed
 from cdrl.runs import Run, RunError
 from cdrl.training import train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
+from pipelines.measuring import TrainingEvaluation
 
 NUM_POINTS = 200_000
 
@@ -140,6 +141,7 @@ def run_stage_two(config: Config, run: Path) -> None:
         },
         add_files=data.decoder.save,
         render=data.decoder.picture,
+        evaluate=None if config.evaluation is None else TrainingEvaluation(config, data.decoder, world),
         world=world,
     )
 

@@ -78,6 +78,7 @@ def test_no_verb_shows_the_help() -> None:
     [
         "sample",
         "judge",
+        "evaluate",
         "density",
         "chains",
         "compare-steps",
@@ -312,3 +313,17 @@ def test_chains_and_interpolations_are_pictures_below_the_run(tmp_path: Path) ->
     assert "level: expected 0 … 1, found 2" in mistake("chains", tmp_path, "--level", "2")
     refused = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "1")
     assert refused.exit_code == 2
+
+
+def test_a_run_is_evaluated_and_reported(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save_tiny_run(run, config=tiny_config(data={"cache": str(tmp_path)}))
+    arguments = ("--num-images", "10", "--blocks", "1", "--split", "test", "--guidance", "1")
+    result = call("evaluate", run, "--features", "lite0", *arguments)
+    assert result.exit_code == 0, result.output
+    assert re.match(r"fd_lite0_10_test_w1: \d+\.?\d*\nkd_lite0_10_test_w1: ", result.stdout)
+    assert "10 samples of seeds 0 … 9" in result.stdout
+    assert "no Inception weights there: fetch https://" in mistake("evaluate", run, *arguments)
+    assert call("report", run, "--neighbours", "0").stdout == f"{run / 'report.html'}\n"
+    assert "fd_lite0_10_test_w1" in (run / "report.html").read_text()
+    assert "nowhere: no run there" in mistake("report", tmp_path / "nowhere")

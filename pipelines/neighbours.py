@@ -1,0 +1,48 @@
+"""Which training images are nearest to samples: copies would show."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_CHUNK_NUMBERS = 2**24
+
+
+def nearest(queries: Tensor, known: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+    """The nearest of ``known`` [N, *shape] for each of ``queries`` [Q, *shape], nearest first.
+
+    Returns:
+        Distances (root mean square of the differences) and places in ``known``, [Q, count] each.
+    """
+    asked = queries.float().flatten(1)
+    size = max(count, _CHUNK_NUMBERS // asked.shape[1])
+    distances, places = torch.empty(len(asked), 0), torch.empty(len(asked), 0, dtype=torch.int64)
+    for start in range(0, len(known), size):
+        part = known[start : start + size].float().flatten(1)
+        # Exact differences: a copy must come out at zero.
+        found = torch.cdist(asked, part, compute_mode="donot_use_mm_for_euclid_dist") / asked.shape[1] ** 0.5
+        distances = torch.cat([distances, found], dim=1)
+        places = torch.cat([places, torch.arange(start, start + len(part)).expand(len(asked), -1)], dim=1)
+        distances, best = distances.topk(min(count, distances.shape[1]), largest=False)
+        places = places.gather(1, best)
+    return distances, places
+
+
+def nearest_images(queries: Tensor, known: Tensor, count: int = 1, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+    """As `nearest`, of images uint8 [N, C, H, W] with values taken as 0 … 1, and the images themselves.
+
+    Args:
+        mirrored: known images count as they are and as their mirror images.
+
+    Returns:
+        Distances [Q, count] and images [Q, count, C, H, W].
+    """
+    distances, places = nearest(queries, known, count)
+    images = known[places]
+    if mirrored:
+        # A mirror image is as far from a query as the image itself is from the query's mirror image.
+        other_distances, other_places = nearest(queries.flip(-1), known, count)
+        distances, best = torch.cat([distances, other_distances], dim=1).topk(count, largest=False)
+        images = torch.cat([images, known[other_places].flip(-1)], dim=1)
+        images = torch.stack([row[order] for row, order in zip(images, best, strict=True)])
+    return distances / 255, images
