@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Protocol, TypedDict
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cdrl.config import SamplingConfig
-from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, with_gradient
+from cdrl.mcmc import Kernel, Position, Target, kernel_named, langevin, recovery, with_gradient
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
@@ -19,7 +21,10 @@ Propose = Callable[[Tensor, int], Tensor]
 LevelLogDensity = Callable[[Tensor, int], Tensor]
 """(y [N, *shape], level) -> log density up to a constant, [N]."""
 Constrain = Callable[[Tensor, int], Tensor]
-"""(y [N, *shape], level) -> y with what is known put back, as a new tensor; called after every move."""
+"""(y [N, *shape], level) -> y with what is known put back, as a new tensor: a projection, affine in y, fixed a level.
+
+It is called after every move, and where a density is asked for.
+"""
 
 
 class Callback(Protocol):
@@ -81,6 +86,7 @@ def sample(
     step_scale: float = 1.0,
     denoise: float = 2.0,
     kernel: Kernel = langevin,
+    passes: int = 1,
     constrain: Constrain | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -91,10 +97,15 @@ def sample(
         step_scale: factor on the step sizes, `step_adjustment` for Table 2's rule.
         denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
         kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
+        passes: visits to each level. Before every visit but the first x_{t+1} is drawn anew from the x_t at hand
+            (Lugmayr et al., 2022): a Gibbs sampler of both. Free images do not need it; with ``constrain``, x_{t+1}
+            was drawn from less than is known of x_t, and only this makes up for it.
     """
     schedule = schedule.to(noise.device)
     x = noise.normal(shape)
-    for level in reversed(range(schedule.num_levels)):
+    for level, visit in itertools.product(reversed(range(schedule.num_levels)), range(passes)):
+        if visit:
+            x = schedule.alpha_step[level] * x + schedule.sigma_step[level] * noise.normal(shape)
 
         def after(y: Tensor, k: int, level: int = level) -> Tensor:
             y = y if constrain is None else constrain(y, level)
@@ -106,10 +117,27 @@ def sample(
             return log_density(y, level)
 
         target = recovery(with_gradient(at_level), x, schedule.precision[level])
+        if constrain is not None:
+            target = within(target, functools.partial(constrain, level=level))
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
         chain = refine(Position(y, target), step_scale * schedule.step_size[level], noise, steps, kernel, after)
         x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, denoise)
+
+
+def within(target: Target, put_back: Callable[[Tensor], Tensor]) -> Target:
+    """A target on the places that a projection leaves alone, with no slope across them.
+
+    A kernel that accepts or rejects then weighs the way of what is unknown alone: that of what is known, which is
+    put back anyhow, would refuse good moves and leave another density unchanged than the conditional one.
+    """
+
+    def along(y: Tensor) -> tuple[Tensor, Tensor]:
+        place, pull_back = torch.func.vjp(put_back, y)
+        value, gradient = target(place)
+        return value, pull_back(gradient)[0]
+
+    return along
 
 
 def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:

@@ -145,6 +145,8 @@ class CDRLPipeline:
         num_images: int,
         ingredients: Callable[[slice], Ingredients],
         constrain: Callable[[slice, ImageNoise], Constrain] | None = None,
+        *,
+        passes: int = 1,
         **options: Unpack[SamplerOptions],
     ) -> Generated:
         """Algorithm 2 under noise, proposals and densities of any kind.
@@ -152,6 +154,7 @@ class CDRLPipeline:
         Args:
             ingredients: which of the images -> what draws them.
             constrain: which of the images, their noise -> what puts back what is known of them after every move.
+            passes: visits to each level, see `cdrl.sampler.sample`.
             options: see `SamplerOptions`.
         """
         batch_size, callback = options.get("batch_size", 64), options.get("callback")
@@ -170,6 +173,7 @@ class CDRLPipeline:
                     log_density,
                     noise,
                     self.model.shape,
+                    passes=passes,
                     constrain=None if constrain is None else constrain(rows, noise),
                     callback=callback,
                     **settings,
