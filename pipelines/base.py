@@ -128,6 +128,12 @@ class CDRLPipeline:
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
                 nothing would move the images, or there is guidance without a class.
         """
+        return self.draw(num_images, self.ingredients(num_images, seeds, label, guidance), **options)
+
+    def ingredients(
+        self, num_images: int, seeds: Sequence[int] | None, label: Label, guidance: float
+    ) -> Callable[[slice], Ingredients]:
+        """What `draw` draws samples from, with arguments and errors as in calling the pipeline."""
         chosen = chosen_seeds(num_images, seeds)
         labels = self.model.labels(label, num_images, self.device)
         if guidance and bool((labels < 0).any()):
@@ -137,7 +143,7 @@ class CDRLPipeline:
             part = labels[rows]
             return ImageNoise(stream_seeds(chosen[rows]), self.device), *guided(self.model, part, guidance, len(part))
 
-        return self.draw(num_images, ingredients, **options)
+        return ingredients
 
     @torch.no_grad()
     def draw(
