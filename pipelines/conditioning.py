@@ -20,17 +20,12 @@ Measure = Callable[[Tensor], Tensor]
 
 def cells(known: Tensor) -> Seen:
     """Sees the values where ``known``, a bool that broadcasts over grids, is true."""
-    return lambda grids: torch.where(known, grids, 0.0)
+    return lambda grids: torch.where(known.to(grids.device), grids, 0.0)
 
 
 def block_means(factor: int) -> Seen:
     """Sees the mean of each block of factor x factor pixels."""
-    return lambda grids: enlarged(shrunk(grids, factor), factor)
-
-
-def shrunk(images: Tensor, factor: int) -> Tensor:
-    """Images [N, C, H, W] -> the means of their blocks, [N, C, H / factor, W / factor]."""
-    return F.avg_pool2d(images, factor)
+    return lambda grids: enlarged(F.avg_pool2d(grids, factor), factor)
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Unpack
 
 import torch
+import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
@@ -17,7 +18,7 @@ from cdrl.model import Label
 from cdrl.noise import ImageNoise
 from cdrl.sampler import Callback, Constrain
 from pipelines.base import CDRLPipeline, Ingredients, SamplerOptions
-from pipelines.conditioning import Seen, block_means, cells, kept, measured, put_back, weighed
+from pipelines.conditioning import Seen, block_means, cells, enlarged, kept, measured, weighed
 from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
 from pipelines.masks import hidden_cells
 
@@ -47,8 +48,12 @@ class Observation(Protocol):
         """Which cells [H / factor, W / factor] of a latent are known. Raises ValueError where there are none."""
         ...
 
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
+        """Decoded ``images`` made fit for what is known of ``given``, both [N, C, H, W], to be put in."""
+        ...
+
     def completed(self, images: Tensor, given: Tensor) -> Tensor:
-        """Decoded ``images`` with all that is known of ``given``, both [N, C, H, W], and no seam between."""
+        """``images`` with all that is known of ``given``, both [N, C, H, W] in [-1, 1]."""
         ...
 
 
@@ -75,7 +80,7 @@ class Hidden:
             raise ValueError(f"by: reset knows whole cells of {factor}x{factor} pixels, and some of each is hidden")
         return known
 
-    def completed(self, images: Tensor, given: Tensor) -> Tensor:
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
         """Within some pixels of the seam the decoder's error there, smoothed, is taken off what it shows inside."""
         known = (~self.mask).to(images)[None, None]
         sigma = images.shape[-1] / 32
@@ -86,7 +91,10 @@ class Hidden:
 
         near = blur(known)
         error = blur(self.seen(given - images)) / near.clamp(min=1e-6)
-        return put_back(images + (2 * near).clamp(max=1) * error, given, self.seen)
+        return (images + (2 * near).clamp(max=1) * error).clamp(-1, 1)
+
+    def completed(self, images: Tensor, given: Tensor) -> Tensor:
+        return torch.where(self.mask.to(images.device), images, given)
 
 
 @dataclass(frozen=True)
@@ -109,8 +117,16 @@ class Averaged:
     def latent_cells(self, factor: int) -> Tensor:
         raise ValueError("by: a latent holds no means of pixels to be reset; use likelihood")
 
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
+        return images
+
     def completed(self, images: Tensor, given: Tensor) -> Tensor:
-        return put_back(images, given, self.seen)
+        """A block whose new mean would push pixels out of [-1, 1] loses as much contrast as that takes."""
+        means = self.seen(given)
+        contrast = images - self.seen(images)
+        room = torch.where(contrast > 0, 1 - means, 1 + means)
+        excess = F.max_pool2d(contrast.abs() / room.clamp(min=1e-6), self.factor).clamp(min=1)
+        return means + contrast / enlarged(excess, self.factor)
 
 
 class Move(NamedTuple):
@@ -201,6 +217,7 @@ def fill(
     by = ("likelihood" if latent else "reset") if by is None else by
     known = observation.seen(given.to(pipeline.device))
     free = pipeline.ingredients(count, seeds, label, guidance)
+    batch_size = options.get("batch_size", 64)
     recorder = _Recorder(options.get("callback")) if keep_chains else None
     settings: SamplerOptions = {**options}
     if recorder is not None:
@@ -216,13 +233,21 @@ def fill(
     else:
         raise ValueError(f"by: expected reset or likelihood, found '{by}'")
     images = drawn.tensors
-    completed = observation.completed(images, known) if latent else put_back(images, known, observation.seen)
+    if latent:
+        images = observation.without_seam(images, known)
     return Filled(
-        completed.clamp(-1, 1),
+        observation.completed(images, known),
         drawn.grids,
-        -pipeline.log_density(drawn.grids, label=label),
-        recorder.chains(math.ceil(count / options.get("batch_size", 64))) if recorder is not None else (),
+        energies_of(pipeline, drawn.grids, label, batch_size),
+        recorder.chains(math.ceil(count / batch_size)) if recorder is not None else (),
     )
+
+
+def energies_of(pipeline: CDRLPipeline, grids: Tensor, label: Label, batch_size: int) -> Tensor:
+    """-f of grids [N, *shape] at level 0, so many at a time: [N]."""
+    labels = pipeline.model.labels(label, len(grids), grids.device)
+    parts = zip(grids.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([-pipeline.log_density(part, label=ids) for part, ids in parts])
 
 
 def resetting(

@@ -13,11 +13,11 @@ from torch import Tensor
 from cdrl.data import DataError, prepare_images, read_picture
 
 _BOXES: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
+    "center": lambda height, width: (height // 4, width // 4, height // 2, width // 2),
     "left": lambda height, width: (0, 0, height, width // 2),
     "right": lambda height, width: (0, width // 2, height, width - width // 2),
     "top": lambda height, width: (0, 0, height // 2, width),
     "bottom": lambda height, width: (height // 2, 0, height - height // 2, width),
-    "center": lambda height, width: (height // 4, width // 4, height // 2, width // 2),
 }
 # Of free-form strokes: the share of the image that they hide at least, and their least and greatest width.
 _COVERED = 0.3
