@@ -51,7 +51,7 @@ def conditional(projection: Tensor, noise: float = 0.0) -> tuple[Tensor, Tensor]
     return MEAN + gain @ projection @ (TRUTH - MEAN), COVARIANCE - gain @ projection @ COVARIANCE
 
 
-def drawn(data: GaussianImages, seen: Seen, passes: int, steps: int, kernel: Kernel, count: int = 2000) -> Tensor:
+def drawn(data: GaussianImages, seen: Seen, passes: int, steps: int, kernel: Kernel, count: int = 1500) -> Tensor:
     noise = ManyChains(count)
     given = TRUTH.view(1, *SHAPE).expand(count, *SHAPE)
     constrain = kept(data.schedule, given, seen, noise)
@@ -126,7 +126,7 @@ def test_a_target_within_has_the_value_on_the_way_and_no_slope_across() -> None:
 @pytest.mark.parametrize("name", SEEN)
 @pytest.mark.parametrize(
     ("kernel", "coefficient", "steps", "bias"),
-    [("langevin", 0.25, 25, 0.08), ("mala", 0.8, 10, 0.0), ("hmc", 0.5, 8, 0.0)],
+    [("langevin", 0.08, 60, 0.06), ("mala", 0.8, 12, 0.0), ("hmc", 0.3, 10, 0.0)],
 )
 def test_many_passes_give_the_conditional_gaussian(
     name: str, kernel: str, coefficient: float, steps: int, bias: float
