@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -107,8 +106,11 @@ def sample(
         if visit:
             x = schedule.alpha_step[level] * x + schedule.sigma_step[level] * noise.normal(shape)
 
-        def after(y: Tensor, k: int, level: int = level) -> Tensor:
-            y = y if constrain is None else constrain(y, level)
+        def put_back(y: Tensor, level: int = level) -> Tensor:
+            return y if constrain is None else constrain(y, level)
+
+        def after(y: Tensor, k: int, level: int = level, put_back: Callable[[Tensor], Tensor] = put_back) -> Tensor:
+            y = put_back(y)
             if callback is not None:
                 callback(level=level, step=k, y=y)
             return y
@@ -118,7 +120,7 @@ def sample(
 
         target = recovery(with_gradient(at_level), x, schedule.precision[level])
         if constrain is not None:
-            target = within(target, functools.partial(constrain, level=level))
+            target = within(target, put_back)
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
         chain = refine(Position(y, target), step_scale * schedule.step_size[level], noise, steps, kernel, after)
         x = chain.y / schedule.alpha_y[level]
@@ -133,7 +135,7 @@ def within(target: Target, put_back: Callable[[Tensor], Tensor]) -> Target:
     """
 
     def along(y: Tensor) -> tuple[Tensor, Tensor]:
-        place, pull_back = torch.func.vjp(put_back, y)
+        place, pull_back = torch.func.vjp(put_back, y)[:2]
         value, gradient = target(place)
         return value, pull_back(gradient)[0]
 
