@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypedDict
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdrl.config import SamplingConfig
-from cdrl.mcmc import Kernel, Position, kernel_named, langevin, recovery, tempered, with_gradient
+from cdrl.mcmc import Kernel, Position, Target, kernel_named, langevin, recovery, tempered, with_gradient
 from cdrl.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
@@ -19,7 +20,10 @@ Propose = Callable[[Tensor, int], Tensor]
 LevelLogDensity = Callable[[Tensor, int], Tensor]
 """(y [N, *shape], level) -> log density up to a constant, [N]."""
 Constrain = Callable[[Tensor, int], Tensor]
-"""(y [N, *shape], level) -> y with what is known put back, as a new tensor; called after every move."""
+"""(y [N, *shape], level) -> y with what is known put back, as a new tensor: a projection, affine in y, fixed a level.
+
+It is called after every move, and where a density is asked for.
+"""
 
 
 class Callback(Protocol):
@@ -45,6 +49,14 @@ AUTO_REACH = 15
 AUTO_TEMPERATURE = 0.72
 
 
+def resolved(sampling: SamplingConfig, trained_steps: int) -> SamplingConfig:
+    """The configuration with nothing left open, for a model trained with ``trained_steps`` a level."""
+    steps = trained_steps if sampling.steps is None else sampling.steps
+    usual = AUTO_TEMPERATURE if steps == "auto" else 1.0
+    temperature = usual if sampling.temperature is None else sampling.temperature
+    return sampling.model_copy(update={"steps": steps, "temperature": temperature})
+
+
 def sampler_settings(
     sampling: SamplingConfig, trained_steps: int, num_levels: int, reach: int = AUTO_REACH
 ) -> SamplerSettings:
@@ -56,19 +68,19 @@ def sampler_settings(
     Raises:
         ValueError: there is no such kernel.
     """
-    temperature, step_scale = 1.0, 1.0
+    sampling = resolved(sampling, trained_steps)
+    assert sampling.steps is not None
+    assert sampling.temperature is not None
     if sampling.steps == "auto":
         steps = [AUTO_STEPS] * (num_levels - 1) + [AUTO_STEPS - 1]
-        temperature, step_scale = AUTO_TEMPERATURE, step_adjustment(reach, AUTO_STEPS)
+        step_scale = step_adjustment(reach, AUTO_STEPS)
     else:
-        each = trained_steps if sampling.steps is None else sampling.steps
-        steps = [each] * num_levels
-        if sampling.step_adjustment:
-            step_scale = step_adjustment(trained_steps, each)
+        steps = [sampling.steps] * num_levels
+        step_scale = step_adjustment(trained_steps, sampling.steps) if sampling.step_adjustment else 1.0
     return {
         "steps": steps,
         "step_scale": step_scale,
-        "temperature": temperature if sampling.temperature is None else sampling.temperature,
+        "temperature": sampling.temperature,
         "denoise": sampling.denoise,
         "kernel": kernel_named(sampling.kernel, sampling.leapfrog_steps),
     }
@@ -104,6 +116,7 @@ def sample(
     temperature: float = 1.0,
     denoise: float = 2.0,
     kernel: Kernel = langevin,
+    passes: int = 1,
     constrain: Constrain | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
@@ -115,6 +128,9 @@ def sample(
         temperature: of the chains, which draw from p(y_t | x_{t+1})^(1 / temperature); it leaves the proposals alone.
         denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
         kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
+        passes: visits to each level. Before every visit but the first x_{t+1} is drawn anew from the x_t at hand
+            (Lugmayr et al., 2022): a Gibbs sampler of both. Free images do not need it; with ``constrain``, x_{t+1}
+            was drawn from less than is known of x_t, and only this makes up for it.
     """
     schedule = schedule.to(noise.device)
     steps = [steps] * schedule.num_levels if isinstance(steps, int) else steps
@@ -122,10 +138,15 @@ def sample(
         raise ValueError(f"steps: expected a number for each of {schedule.num_levels} levels, found {len(steps)}")
     scale = step_scale * math.sqrt(temperature)
     x = noise.normal(shape)
-    for level in reversed(range(schedule.num_levels)):
+    for level, visit in itertools.product(reversed(range(schedule.num_levels)), range(passes)):
+        if visit:
+            x = schedule.alpha_step[level] * x + schedule.sigma_step[level] * noise.normal(shape)
 
-        def after(y: Tensor, k: int, level: int = level) -> Tensor:
-            y = y if constrain is None else constrain(y, level)
+        def put_back(y: Tensor, level: int = level) -> Tensor:
+            return y if constrain is None else constrain(y, level)
+
+        def after(y: Tensor, k: int, level: int = level, put_back: Callable[[Tensor], Tensor] = put_back) -> Tensor:
+            y = put_back(y)
             if callback is not None:
                 callback(level=level, step=k, y=y)
             return y
@@ -134,10 +155,27 @@ def sample(
             return log_density(y, level)
 
         target = tempered(recovery(with_gradient(at_level), x, schedule.precision[level]), temperature)
+        if constrain is not None:
+            target = within(target, put_back)
         y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
         chain = refine(Position(y, target), scale * schedule.step_size[level], noise, steps[level], kernel, after)
         x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, denoise)
+
+
+def within(target: Target, put_back: Callable[[Tensor], Tensor]) -> Target:
+    """A target on the places that a projection leaves alone, with no slope across them.
+
+    A kernel that accepts or rejects then weighs the way of what is unknown alone: that of what is known, which is
+    put back anyhow, would refuse good moves and leave another density unchanged than the conditional one.
+    """
+
+    def along(y: Tensor) -> tuple[Tensor, Tensor]:
+        place, pull_back = torch.func.vjp(put_back, y)[:2]
+        value, gradient = target(place)
+        return value, pull_back(gradient)[0]
+
+    return along
 
 
 def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:

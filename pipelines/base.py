@@ -19,12 +19,12 @@ from cdrl.noise import ImageNoise, derive_seed
 from cdrl.runs import RunError
 from cdrl.sampler import (
     AUTO_REACH,
-    AUTO_TEMPERATURE,
     Callback,
     Constrain,
     LevelLogDensity,
     Propose,
     SamplerSettings,
+    resolved,
     sample,
     sampler_settings,
 )
@@ -132,6 +132,12 @@ class CDRLPipeline:
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
                 nothing would move the images, or there is guidance without a class.
         """
+        return self.draw(num_images, self.ingredients(num_images, seeds, label, guidance), **options)
+
+    def ingredients(
+        self, num_images: int, seeds: Sequence[int] | None, label: Label, guidance: float
+    ) -> Callable[[slice], Ingredients]:
+        """What `draw` draws samples from, with arguments and errors as in calling the pipeline."""
         chosen = chosen_seeds(num_images, seeds)
         labels = self.model.labels(label, num_images, self.device)
         if guidance and bool((labels < 0).any()):
@@ -141,7 +147,7 @@ class CDRLPipeline:
             part = labels[rows]
             return ImageNoise(stream_seeds(chosen[rows]), self.device), *guided(self.model, part, guidance, len(part))
 
-        return self.draw(num_images, ingredients, **options)
+        return ingredients
 
     @torch.no_grad()
     def draw(
@@ -149,7 +155,9 @@ class CDRLPipeline:
         num_images: int,
         ingredients: Callable[[slice], Ingredients],
         constrain: Callable[[slice, ImageNoise], Constrain] | None = None,
+        *,
         settings: SamplerSettings | None = None,
+        passes: int = 1,
         **options: Unpack[SamplerOptions],
     ) -> Generated:
         """Algorithm 2 under noise, proposals and densities of any kind.
@@ -158,6 +166,7 @@ class CDRLPipeline:
             ingredients: which of the images -> what draws them.
             constrain: which of the images, their noise -> what puts back what is known of them after every move.
             settings: of the sampler, where no options can say them.
+            passes: visits to each level, see `cdrl.sampler.sample`.
             options: see `SamplerOptions`.
         """
         batch_size, callback = options.get("batch_size", 64), options.get("callback")
@@ -176,6 +185,7 @@ class CDRLPipeline:
                     log_density,
                     noise,
                     self.model.shape,
+                    passes=passes,
                     constrain=None if constrain is None else constrain(rows, noise),
                     callback=callback,
                     **settings,
@@ -189,11 +199,7 @@ class CDRLPipeline:
         """The run's own settings of the sampler, but for those that ``options`` give; no default is left open."""
         given = {name: value for name, value in options.items() if name in SamplingConfig.model_fields}
         chosen = {name: value for name, value in given.items() if value is not None}
-        sampling = self.config.sampling.model_copy(update=chosen)
-        steps = self.config.training.langevin_steps if sampling.steps is None else sampling.steps
-        usual = AUTO_TEMPERATURE if steps == "auto" else 1.0
-        temperature = usual if sampling.temperature is None else sampling.temperature
-        return sampling.model_copy(update={"steps": steps, "temperature": temperature})
+        return resolved(self.config.sampling.model_copy(update=chosen), self.config.training.langevin_steps)
 
     def settings(self, options: SamplerOptions) -> SamplerSettings:
         """What the sampler is told under ``options``."""

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.data import load_images
-from cdrl.noise import ImageNoise
 from cdrl.runs import RunError, write_json
 from cdrl.sampler import AUTO_REACH, SamplerSettings, step_adjustment
-from pipelines.base import CDRLPipeline, Ingredients, stream_seeds
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.evaluation import Referee, frechet_distance, lite0_features
 from pipelines.generation import default_device, labels_in_turn
@@ -122,10 +121,6 @@ def budget_table(rows: Sequence[dict[str, Any]]) -> str:
 def _drawn(pipeline: CDRLPipeline, settings: SamplerSettings, seeds: range, batch_size: int) -> tuple[Tensor, Tensor]:
     labels = labels_in_turn(pipeline, seeds) or [-1] * len(seeds)
 
-    def ingredients(rows: slice) -> Ingredients:
-        conditioned = pipeline.model.conditioned(labels[rows])
-        noise = ImageNoise(stream_seeds(seeds[rows]), pipeline.device)
-        return noise, conditioned.propose, conditioned.log_density
-
+    ingredients = pipeline.ingredients(len(seeds), seeds, labels, guidance=0.0)
     drawn = pipeline.draw(len(seeds), ingredients, settings=settings, batch_size=batch_size, progress=True)
     return drawn.tensors.cpu(), torch.tensor(labels)

@@ -49,7 +49,11 @@ class PixelDecoder:
     """Pixels are images already."""
 
     def images(self, grids: Tensor) -> Tensor:
-        return grids.clamp(-1, 1)
+        return self.decoded(grids).clamp(-1, 1)
+
+    def decoded(self, grids: Tensor) -> Tensor:
+        """As `images`, but not clamped."""
+        return grids
 
     def picture(self, grids: Tensor) -> Tensor:
         return grid_picture(self.images(grids))
@@ -71,9 +75,16 @@ class LatentDecoder:
 
     @torch.no_grad()
     def images(self, grids: Tensor) -> Tensor:
-        restored = grids * self.std.to(grids.device).view(-1, 1, 1) + self.mean.to(grids.device).view(-1, 1, 1)
+        return torch.cat([self.decoded(part) for part in grids.split(BATCH)]).float().clamp(-1, 1)
+
+    def decoded(self, grids: Tensor) -> Tensor:
+        """As `images`, but differentiable and not clamped."""
         self.autoencoder.to(grids.device)
-        return torch.cat([self.autoencoder.decode(part) for part in restored.split(BATCH)]).float().clamp(-1, 1)
+        return self.autoencoder.decode(grids * _channels(self.std, grids) + _channels(self.mean, grids))
+
+    def standardized(self, latents: Tensor) -> Tensor:
+        """Latents [N, c, h, w] of the first stage as grids."""
+        return (latents - _channels(self.mean, latents)) / _channels(self.std, latents)
 
     def picture(self, grids: Tensor) -> Tensor:
         return grid_picture(self.images(grids))
@@ -104,6 +115,10 @@ class PointDecoder:
 
     def save(self, folder: Path) -> None:
         pass
+
+
+def _channels(values: Tensor, grids: Tensor) -> Tensor:
+    return values.to(grids.device).view(-1, 1, 1)
 
 
 def load_decoder(folder: Path, description: dict[str, Any]) -> Decoder:

@@ -123,3 +123,73 @@ def interpolate(
             **options,
         )
         typer.echo(str(picture))
+
+
+@app.command("inpaint")
+@with_sampler_options()
+def inpaint(
+    run: RunFolder,
+    image: Annotated[Path | None, typer.Argument(help="the image to fill in; or --test N")] = None,
+    mask: Annotated[Path | None, typer.Option(help="picture as large as the image, white where it is hidden")] = None,
+    box: Annotated[
+        str | None, typer.Option(help="hidden: center, left, right, top, bottom or TOP,LEFT,HEIGHT,WIDTH in pixels")
+    ] = None,
+    irregular: Annotated[int | None, typer.Option(min=0, help="hidden: free-form strokes drawn from this seed")] = None,
+    observe: Annotated[
+        str | None, typer.Option(help="downsample:FACTOR: only the means of blocks of pixels are known")
+    ] = None,
+    test: Annotated[int | None, typer.Option(min=2, help="fill in so many held-out images, and measure")] = None,
+    fills: Annotated[int, typer.Option(min=1, help="fills an image")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first fill; the next has the next seed")] = 0,
+    label: Annotated[
+        int | None, typer.Option(help="class id 0 … C-1; by default none, and with --test each image's own")
+    ] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="weight w of classifier-free guidance (eq. 11, 12)")] = 0.0,
+    by: Annotated[
+        str | None, typer.Option(help="reset (by default for pixels) or likelihood (by default for latents)")
+    ] = None,
+    passes: Annotated[int, typer.Option(min=1, help="visits to each level; more fit the known better")] = 2,
+    out: Annotated[Path | None, typer.Option(help="folder; RUN/inpainted/… by default")] = None,
+    *,
+    options: Options,
+) -> None:
+    """Fill in what is hidden of an image, or sharpen a small one; what is known stays exactly as it is.
+
+    Examples:
+
+    python run.py inpaint runs/digits three.png --box right --label 3 --guidance 0.5
+
+    python run.py inpaint runs/quickstart face.png --mask mask.png --fills 8
+
+    python run.py inpaint runs/quickstart face.png --observe downsample:4
+
+    python run.py inpaint runs/digits --test 200 --box center
+    """
+    with clear_errors():
+        from pipelines.filling import in_words, measure_inpainting, run_inpainting
+
+        if (image is None) == (test is None):
+            raise ValueError("expected an IMAGE or --test N, one of them")
+        shared = {
+            "box": box,
+            "irregular": irregular,
+            "observe": observe,
+            "fills": fills,
+            "seed": seed,
+            "label": label,
+            "guidance": guidance,
+            "by": by,
+            "passes": passes,
+            "out": out,
+            **options,
+        }
+        if test is not None:
+            if mask is not None:
+                raise ValueError("mask: --test takes --box, --irregular or --observe")
+            folder, figures = measure_inpainting(run, test, **shared)
+            typer.echo(in_words(figures))
+        elif image is not None:
+            folder, notes = run_inpainting(run, image, mask=mask, **shared)
+            for note in notes:
+                typer.echo(note)
+        typer.echo(str(folder))

@@ -155,32 +155,42 @@ def gaussian_like(y: Tensor, level: int) -> Tensor:
     return -y.flatten(1).square().sum(dim=1) / 2
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_constrain_then_callback_follow_every_move_in_order(steps: int) -> None:
-    events: list[tuple[str, int, int]] = []
+@pytest.mark.parametrize(("steps", "passes"), [(0, 1), (3, 1), (2, 3)])
+def test_callback_and_density_see_every_move_with_what_constrain_puts_back(steps: int, passes: int) -> None:
+    moves: list[tuple[int, int]] = []
+    asked: list[int] = []
 
     def constrain(y: Tensor, level: int) -> Tensor:
-        moves = sum(name == "callback" and of == level for name, of, _ in events)
-        events.append(("constrain", level, moves))
         return torch.cat([torch.full_like(y[:, :, :1], float(level)), y[:, :, 1:]], dim=2)
 
-    def callback(*, level: int, step: int, y: Tensor) -> None:
-        assert (y[:, :, 0] == level).all(), "the callback must see what constrain has put back"
+    def assert_put_back(y: Tensor, level: int) -> None:
+        assert (y[:, :, 0] == level).all()
         assert (y[:, :, 1:] != level).all()
-        events.append(("callback", level, step))
+
+    def log_density(y: Tensor, level: int) -> Tensor:
+        assert_put_back(y, level)
+        asked.append(level)
+        return gaussian_like(y, level)
+
+    def callback(*, level: int, step: int, y: Tensor) -> None:
+        assert_put_back(y, level)
+        moves.append((level, step))
 
     sample(
         fine_schedule(),
         lambda x, level: x,
-        gaussian_like,
+        log_density,
         ImageNoise(range(2)),
         SHAPE,
         steps=steps,
+        denoise=0.0,
+        passes=passes,
         constrain=constrain,
         callback=callback,
     )
-    moves = [(level, step) for level in (5, 4, 3, 2, 1, 0) for step in range(steps + 1)]
-    assert events == [(name, *move) for move in moves for name in ("constrain", "callback")]
+    levels = (5, 4, 3, 2, 1, 0)
+    assert moves == [(level, step) for level in levels for _ in range(passes) for step in range(steps + 1)]
+    assert asked == [level for level in levels for _ in range(passes * steps)]
 
 
 def test_what_constrain_puts_back_is_what_the_chain_goes_on_from() -> None:

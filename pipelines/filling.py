@@ -1,0 +1,285 @@
+"""Filling in images of files and of held-out data, with pictures and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from cdrl.config import Config, DataConfig
+from cdrl.data import load_images, prepare_images, read_picture
+from cdrl.loop import save_picture
+from cdrl.noise import derive_seed
+from cdrl.runs import RunError, write_json, written_whole
+from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.conditioning import enlarged
+from pipelines.decoding import grid_picture
+from pipelines.evaluation import Referee, frechet_distance, lite0_features
+from pipelines.generation import default_device
+from pipelines.inpainting import PASSES, Averaged, Hidden, Observation, fill
+from pipelines.masks import box, irregular, read_mask
+
+# Real images to which filled ones are compared, at most.
+_COMPARED = 1000
+# Rows of a measurement's picture.
+_SHOWN = 8
+
+
+def run_inpainting(
+    run: Path,
+    image: Path,
+    *,
+    mask: Path | None = None,
+    box: str | None = None,
+    irregular: int | None = None,
+    observe: str | None = None,
+    fills: int = 4,
+    seed: int = 0,
+    label: int | None = None,
+    guidance: float = 0.0,
+    by: str | None = None,
+    passes: int = PASSES,
+    out: Path | None = None,
+    **options: Unpack[SamplerOptions],
+) -> tuple[Path, list[str]]:
+    """Fill in one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
+
+    Fill j is drawn from seed + j. The picture shows the image, what is known of it, and the fills. Returns the folder,
+    RUN/inpainted/NAME-OF-THE-IMAGE by default, and what must be told of how the image was prepared.
+
+    Raises:
+        RunError: the run has no images.
+        DataError: image or mask cannot be read or used.
+        ValueError: other arguments are not fit for the run.
+    """
+    pipeline = _pipeline_of_images(run)
+    data = pipeline.config.data
+    picture = read_picture(image)
+    prepared, notes = prepared_image(picture, data, image, None if observe is None else averaged(observe, data))
+    observation = observation_of(data, (picture.shape[1], picture.shape[2]), mask, box, irregular, observe)
+    given = prepared[None] / 127.5 - 1
+    filled = fill(
+        pipeline,
+        given.expand(fills, -1, -1, -1),
+        observation,
+        seeds=range(seed, seed + fills),
+        label=label,
+        guidance=guidance,
+        by=by,
+        passes=passes,
+        **options,
+    )
+    folder = run / "inpainted" / image.stem if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, result in enumerate(filled.images):
+        with written_whole(folder / f"{index:06d}.png") as partial:
+            result.save(partial, format="png")
+    tensors = filled.tensors.cpu()
+    save_picture(folder / "grid.png", rows_picture(given, tensors[None], observation))
+    figures = {**distances(tensors[None], given, observation), "energies": filled.energies.tolist()}
+    write_json(folder / "figures.json", figures)
+    return folder, notes
+
+
+def measure_inpainting(
+    run: Path,
+    num_images: int,
+    *,
+    box: str | None = None,
+    irregular: int | None = None,
+    observe: str | None = None,
+    fills: int = 2,
+    seed: int = 0,
+    label: int | None = None,
+    guidance: float = 0.0,
+    by: str | None = None,
+    passes: int = PASSES,
+    out: Path | None = None,
+    **options: Unpack[SamplerOptions],
+) -> tuple[Path, dict[str, Any]]:
+    """Fill in the first held-out images, and measure: FOLDER/figures.json and FOLDER/grid.png.
+
+    A class-conditional run is told each image's class, unless ``label`` says otherwise (-1: no class). Fill j of image
+    i is drawn from seed + i fills + j. For the figures see `distances` and `plausibility`.
+
+    Raises:
+        RunError: the run has no images.
+        ValueError: there are fewer held-out images, or other arguments are not fit for the run.
+    """
+    pipeline = _pipeline_of_images(run)
+    data = pipeline.config.data
+    held_out = load_images(data, "test")
+    if not 2 <= num_images <= len(held_out):
+        raise ValueError(f"test: expected 2 … {len(held_out)} held-out images, found {num_images}")
+    held_out = held_out.select(range(num_images))
+    given = held_out.images / 127.5 - 1
+    observation = observation_of(data, (data.image_size, data.image_size), None, box, irregular, observe)
+    classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
+    told = classes if label is None else torch.full((num_images,), label)
+    filled = fill(
+        pipeline,
+        given.repeat_interleave(fills, dim=0),
+        observation,
+        seeds=range(seed, seed + num_images * fills),
+        label=None if told is None else told.repeat_interleave(fills),
+        guidance=guidance,
+        by=by,
+        passes=passes,
+        **options,
+    )
+    tensors = filled.tensors.cpu().unflatten(0, (num_images, fills))
+    what = {"box": box, "irregular": irregular, "observe": observe}
+    settings = {name: value for name, value in {**what, "by": by, "label": label}.items() if value is not None}
+    sampling = {"fills": fills, "seed": seed, "guidance": guidance, "passes": passes, **_given(options)}
+    figures = {
+        "num_images": num_images,
+        **settings,
+        **sampling,
+        **distances(tensors, given, observation),
+        **plausibility(pipeline.config, tensors[:, 0], given, classes),
+    }
+    name = next(f"{key}_{value}" for key, value in what.items() if value is not None)
+    folder = run / "inpainted" / f"test_{name.replace(':', '_').replace(',', '_')}" if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    save_picture(folder / "grid.png", rows_picture(given[:_SHOWN], tensors[:_SHOWN], observation))
+    write_json(folder / "figures.json", figures)
+    return folder, figures
+
+
+def observation_of(
+    data: DataConfig,
+    original: tuple[int, int],
+    mask: Path | None,
+    box_text: str | None,
+    strokes: int | None,
+    observe: str | None,
+) -> Observation:
+    """What is known of an image that was (height, width): exactly one of the four must be given.
+
+    Raises:
+        DataError: the mask cannot be used.
+        ValueError: none, several, or one that is not fit for the run's images.
+    """
+    if sum(each is not None for each in (mask, box_text, strokes, observe)) != 1:
+        raise ValueError("expected one of --mask, --box, --irregular and --observe")
+    size = data.image_size
+    if observe is not None:
+        return averaged(observe, data)
+    if mask is not None:
+        return Hidden(read_mask(mask, original, size))
+    return Hidden(irregular(strokes, size, size) if strokes is not None else box(str(box_text), size, size))
+
+
+def averaged(text: str, data: DataConfig) -> Averaged:
+    """The observation ``downsample:FACTOR``. Raises ValueError for any other text, or a factor that does not fit."""
+    name, _, factor = text.partition(":")
+    if name != "downsample" or not factor.isdecimal():
+        raise ValueError(f"observe: expected downsample:FACTOR, found '{text}'")
+    if int(factor) < 2 or data.image_size % int(factor):
+        raise ValueError(f"observe: the factor must divide {data.image_size}, and be at least 2, found {factor}")
+    return Averaged(int(factor))
+
+
+def prepared_image(picture: Tensor, data: DataConfig, source: Path, small: Averaged | None) -> tuple[Tensor, list[str]]:
+    """A picture uint8 [C, H, W] as the run's images are, uint8 [C', S, S], and what was done to it, in words.
+
+    A picture that has the size of a ``small`` image already is one: each of its pixels becomes a block.
+    """
+    size, channels = data.image_size, data.channels
+    shape = tuple(picture.shape)
+    if small is not None and shape[1:] == (size // small.factor, size // small.factor):
+        low = prepare_images(picture[None], size // small.factor, channels)
+        return enlarged(low, small.factor)[0], [f"{source}: taken for the small image itself"]
+    prepared = prepare_images(picture[None], size, channels)[0]
+    if shape == tuple(prepared.shape):
+        return prepared, []
+    found, wanted = (f"{width}x{height}, {planes} channels" for planes, height, width in (shape, prepared.shape))
+    return prepared, [f"{source}: {found}, is prepared as training images are: {wanted}"]
+
+
+def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[str, float | None]:
+    """Figures of fills [N, F, C, H, W] of images ``truth`` [N, C, H, W], both in [-1, 1], by pixels.
+
+    ``error_of_the_known``: greatest difference from what was known, of pixels in 8 bits, or of means of such.
+    ``distance_to_truth``, ``closest_to_truth`` and ``diversity``: root mean square differences of what is not known,
+    in units of [-1, 1], from the truth, for all fills and for the closest of each image, and between fills of one
+    image; the last is None for one fill.
+    """
+    levels = _in_8_bits(filled)
+    difference = observation.seen((levels - _in_8_bits(truth)[:, None]).flatten(0, 1)).abs().max()
+    unknown = observation.unknown
+    squares = (filled - truth[:, None]).square().flatten(2).mean(dim=2) / unknown
+    pairs = [
+        (filled[:, one] - filled[:, other]).square().mean() / unknown
+        for one, other in combinations(range(filled.shape[1]), 2)
+    ]
+    return {
+        "error_of_the_known": difference.item(),
+        "distance_to_truth": squares.mean().sqrt().item(),
+        "closest_to_truth": squares.amin(dim=1).mean().sqrt().item(),
+        "diversity": torch.stack(pairs).mean().sqrt().item() if pairs else None,
+    }
+
+
+def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor | None) -> dict[str, float]:
+    """How real images [N, C, H, W] look that were filled in, and, beside it, how those look that they were made from.
+
+    Fréchet distances to training images, on a judge's features where there are ``classes`` [N], else on
+    EfficientNet-Lite0's; and of the judge, see `Referee`, the share read as their class, and that not read as junk.
+    """
+    train = load_images(config.data, "train").images
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(0, "compared")))
+    real = train[chosen[:_COMPARED]] / 127.5 - 1
+    both = {"filled": filled, "untouched": truth}
+    if classes is None:
+        network = Lite0()
+        features = lite0_features(real, network)
+        return {
+            f"fd_lite0_{name}_train": frechet_distance(lite0_features(images, network), features)
+            for name, images in both.items()
+        }
+    judge = Referee.of(config.data).judge
+    features = judge.features(real)
+    figures: dict[str, float] = {}
+    for name, images in both.items():
+        read, accepted = judge.read(images)
+        figures |= {
+            f"accuracy_{name}": (read == classes).float().mean().item(),
+            f"accepted_{name}": accepted.float().mean().item(),
+            f"fd_judge_{name}_train": frechet_distance(judge.features(images), features),
+        }
+    return figures
+
+
+def rows_picture(truth: Tensor, filled: Tensor, observation: Observation) -> Tensor:
+    """A row an image: itself, what is known of it, and its fills [N, F, …]: uint8 [3, H, W]."""
+    known = observation.shown(truth)
+    rows = torch.cat([truth[:, None], known[:, None], filled], dim=1)
+    return grid_picture(rows.flatten(0, 1), columns=rows.shape[1])
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The measured figures, a line each."""
+    return "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
+
+
+def _pipeline_of_images(run: Path) -> CDRLPipeline:
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: images are filled in, but this is a run of 2-D points")
+    return pipeline
+
+
+def _given(options: SamplerOptions) -> dict[str, Any]:
+    """Those options that were given, and change an image."""
+    names = ("steps", "step_adjustment", "kernel", "leapfrog_steps", "denoise")
+    return {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
+
+
+def _in_8_bits(images: Tensor) -> Tensor:
+    return ((images.clamp(-1, 1) + 1) * 127.5).round()
