@@ -98,6 +98,20 @@ def test_learning_rates_30_times_too_high(tmp_path: Path) -> None:
     assert "training.energy_lr" in caught(config, tmp_path, by=50)
 
 
+def higher_learning_rates(trainer: CooperativeTrainer) -> None:
+    for trainee in trainer.trainees.values():
+        scheduler = trainee.engine.lr_scheduler
+        scheduler.base_lrs = [30 * rate for rate in scheduler.base_lrs]
+        trainee.refresh_learning_rate()
+
+
+def test_learning_rates_that_become_30_times_too_high(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, higher_learning_rates, at=12)
+    energy = {"channels": 32, "multipliers": [1, 2, 2]}
+    assert "training.energy_lr" in caught(small_config(energy=energy), tmp_path, by=12 + 50)
+    assert Run(tmp_path).checkpoint_path(10).exists()
+
+
 def test_a_large_network_without_spectral_norm_at_a_high_learning_rate(tmp_path: Path) -> None:
     energy = {"channels": 32, "multipliers": [1, 2, 2], "num_blocks": 3}
     config = small_config(energy=energy, training={"energy_lr": 1e-2, "initializer_lr": 1e-4, "warmup_steps": 0})
