@@ -56,9 +56,7 @@ def run_sample(
     return folder
 
 
-def write_samples(
-    pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()
-) -> None:
+def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:
     """Write 000000.png, 000001.png, … and grid.png with the first 64 over ``caption``; points go to points.npy."""
     folder.mkdir(parents=True, exist_ok=True)
     if pipeline.config.space == "point":
