@@ -119,10 +119,13 @@ def run_roles(
     seeds = range(seed, seed + num_images)
     labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
 
-    def draw(proposals: Sequence[int], chains: Sequence[int], **own: Unpack[SamplerOptions]) -> Tensor:
-        return drawn_from_two_streams(pipeline, proposals, chains, labels, **{**options, **own}).tensors
+    without_chains: SamplerOptions = {**options, "steps": 0}
 
-    alone, full = draw(seeds, seeds, steps=0), draw(seeds, seeds)
+    def draw(proposals: Sequence[int], chains: Sequence[int]) -> Tensor:
+        return drawn_from_two_streams(pipeline, proposals, chains, labels, **options).tensors
+
+    alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, **without_chains).tensors
+    full = draw(seeds, seeds)
     # Seeds that no image of this picture has.
     others = [range(seed + turn * num_images, seed + (turn + 1) * num_images) for turn in range(1, fresh + 1)]
     renewed = [draw(seeds, chains) for chains in others]

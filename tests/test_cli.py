@@ -72,7 +72,19 @@ def test_no_verb_shows_the_help() -> None:
     assert "Usage" in call().output
 
 
-@pytest.mark.parametrize("verb", ["sample", "judge", "density", "chains", "interpolate --from-seed 1 --to-seed 2"])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "sample",
+        "judge",
+        "judge-composition",
+        "sweep-guidance",
+        "roles",
+        "density",
+        "chains",
+        "interpolate --from-seed 1 --to-seed 2",
+    ],
+)
 def test_a_missing_run_is_one_line(verb: str, tmp_path: Path) -> None:
     line = mistake(*verb.split(), tmp_path / "nowhere")
     assert "nowhere: no trained model there; train it with: python run.py train" in line
