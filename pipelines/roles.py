@@ -109,8 +109,10 @@ def run_roles(
 
     Raises:
         RunError: the run has no images, or no initializer.
-        ValueError: there is no such class or kernel.
+        ValueError: there is no such class or kernel, or there are no steps of a chain.
     """
+    if options.get("steps") == 0:
+        raise ValueError("steps: the full model needs at least one, found 0")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: the roles of both models are shown as images, but this is a run of 2-D points")

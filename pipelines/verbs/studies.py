@@ -80,7 +80,7 @@ def sweep_guidance(
 
 
 @app.command("roles")
-@with_sampler_options(without=("steps",))
+@with_sampler_options()
 def roles(
     run: RunFolder,
     num_images: Annotated[int, typer.Option(min=1, help="rows of the picture")] = 8,
@@ -92,7 +92,11 @@ def roles(
 ) -> None:
     """Show what initializer and energies contribute: the one alone, both, and both with chains drawn afresh.
 
-    Example: python run.py roles runs/digits
+    Examples:
+
+    python run.py roles runs/digits
+
+    python run.py roles runs/digits --steps 5 --label 3
     """
     with clear_errors():
         from pipelines.roles import run_roles

@@ -96,7 +96,9 @@ def test_the_picture_and_its_figures(run: Path, pipeline: CDRLPipeline) -> None:
     assert kept["initializer"] == figures["initializer"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_runs_without_images_or_initializer_are_refused(tmp_path: Path) -> None:
+def test_runs_without_images_or_initializer_or_chains_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one, found 0"):
+        run_roles(run, steps=0)
     point = tiny_config(space="point", data={"name": "checkerboard", "labels": "none"})
     save_tiny_run(tmp_path / "point", config=point)
     with pytest.raises(RunError, match="this is a run of 2-D points"):
