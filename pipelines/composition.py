@@ -1,41 +1,105 @@
-"""Composition of concepts (eq. 14): several conditions in, one density out."""
+"""Composition of concepts (eq. 13, 14): several conditions in, one density out; and images of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from cdrl.model import CDRL
+from cdrl.config import DataConfig
+from cdrl.model import CDRL, Label
+from cdrl.noise import ImageNoise
 from cdrl.sampler import LevelLogDensity, Propose
+from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, chosen_seeds, stream_seeds
 
 
-def composed(model: CDRL, concepts: Sequence[int], weight: float, count: int) -> tuple[Propose, LevelLogDensity]:
+def composed(
+    model: CDRL, concepts: Sequence[Label], weight: float | None, count: int
+) -> tuple[Propose, LevelLogDensity]:
     """The density of images that show all of M independent concepts: sum_i (w+1) f(.|c_i) - (Mw + M - 1) f(.|null).
 
     All evaluations pass the energy as one batch. The proposal is that of the null class. One concept is guidance of
-    the density, and w = 0 composes without guidance.
+    the density, and w = 0 composes without guidance (eq. 13).
 
     Args:
-        concepts: class ids, at least one.
+        concepts: class ids, at least one concept; each the same for all images or one an image.
+        weight: w; None for sum_i f(.|c_i), the product of experts of Du et al. (2020), which counts what the concepts
+            have in common, p(x), M times.
         count: images a batch.
     """
     if not concepts:
         raise ValueError("concepts: expected at least one class id")
     device = next(model.parameters()).device
     num = len(concepts)
-    null_weight = num * weight + num - 1
+    labels = [model.labels(concept, count, device) for concept in concepts]
+    weights = [1.0 if weight is None else weight + 1.0] * num
+    null_weight = 0.0 if weight is None else num * weight + num - 1
     # The null class costs no evaluation where it does not count.
-    labels, weights = [*concepts], [weight + 1.0] * num
     if null_weight:
-        labels, weights = [*labels, -1], [*weights, -null_weight]
-    null = model.conditioned(None)
-    together = model.conditioned(model.labels(labels, len(labels), device).repeat_interleave(count))
+        labels, weights = [*labels, model.labels(None, count, device)], [*weights, -null_weight]
+    together = model.conditioned(torch.cat(labels))
     factors = torch.tensor(weights, device=device)
 
     def log_density(y: Tensor, level: int) -> Tensor:
-        values = together.log_density(y.repeat(len(labels), *[1] * (y.ndim - 1)), level)
-        return factors @ values.reshape(len(labels), count)
+        values = together.log_density(y.repeat(len(factors), *[1] * (y.ndim - 1)), level)
+        return factors @ values.reshape(len(factors), count)
 
-    return null.propose, log_density
+    return model.conditioned(None).propose, log_density
+
+
+def compose(
+    pipeline: CDRLPipeline,
+    num_images: int,
+    concepts: Sequence[Label],
+    *,
+    seeds: Sequence[int] | None = None,
+    guidance: float | None = 0.0,
+    **options: Unpack[SamplerOptions],
+) -> Generated:
+    """Draw images that show all of some concepts (eq. 14).
+
+    Args:
+        concepts: see `composed`.
+        seeds: one an image; 0 … num_images - 1 by default. An image depends on its own seed and concepts alone.
+        guidance: weight w; None for the plain sum of the concepts' log densities.
+        options: see `SamplerOptions`.
+
+    Raises:
+        ValueError: seeds or concepts do not fit the number of images, or there is no such class or kernel.
+    """
+    chosen, model, device = chosen_seeds(num_images, seeds), pipeline.model, pipeline.device
+    labels = [model.labels(concept, num_images, device) for concept in concepts]
+
+    def ingredients(rows: slice) -> Ingredients:
+        noise = ImageNoise(stream_seeds(chosen[rows]), device)
+        return noise, *composed(model, [label[rows] for label in labels], guidance, len(noise))
+
+    return pipeline.draw(num_images, ingredients, **options)
+
+
+def concept_class(attribute: int, value: bool) -> int:
+    """The class id that stands for a value of the i-th of ``data.attributes``."""
+    return 2 * attribute + int(value)
+
+
+def parse_concepts(data: DataConfig, words: Sequence[str]) -> list[int]:
+    """Class ids of concepts such as ``Smiling=1`` and ``Eyeglasses=0``: the attribute is true, or it is false.
+
+    Raises:
+        ValueError: the data's classes are no attributes, or a word is no value of one, or an attribute comes twice.
+    """
+    if data.labels != "attributes":
+        raise ValueError(f"concepts are attributes and their values, but this run has data.labels={data.labels}")
+    chosen: dict[int, int] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in data.attributes or value not in ("0", "1"):
+            known = ", ".join(data.attributes)
+            raise ValueError(f"concept '{word}': expected NAME=1 or NAME=0 with one of the attributes {known}")
+        attribute = data.attributes.index(name)
+        if attribute in chosen:
+            raise ValueError(f"concept '{word}': {name} is there already")
+        chosen[attribute] = concept_class(attribute, value == "1")
+    return list(chosen.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -147,6 +148,24 @@ def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
     enlarged = images.clamp(-1, 1).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     grid = make_grid((enlarged + 1) * 127.5, nrow=columns, pad_value=255)
     return grid.round().to(torch.uint8).cpu()
+
+
+def captioned_picture(rows: Sequence[tuple[Tensor, Sequence[str]]], columns: int = 8) -> Tensor:
+    """Grids of images [N, C, H, W] in [-1, 1], one above the other, each with its words under it: uint8 [3, H', W'].
+
+    The words of a grid are spread evenly over its width, so that as many words as columns name the columns.
+    """
+    line, font = 20, ImageFont.load_default(size=12)
+    parts = []
+    for images, words in rows:
+        zoom = max(1, 64 // images.shape[-1])
+        grid = grid_picture(images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3), columns)
+        caption = Image.new("RGB", (grid.shape[2], line), "white")
+        draw = ImageDraw.Draw(caption)
+        for place, word in enumerate(words):
+            draw.text(((place + 0.5) * caption.width / len(words), line / 2), word, "black", font, anchor="mm")
+        parts += [grid, torch.from_numpy(np.asarray(caption).copy()).movedim(-1, 0)]
+    return torch.cat(parts, dim=1)
 
 
 def figure_picture(figure: plt.Figure) -> Tensor:  # type: ignore[name-defined]

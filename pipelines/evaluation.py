@@ -88,8 +88,9 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     data = pipeline.config.data
-    if not _has_classes(pipeline.config):
-        raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}")
+    if not has_classes(pipeline.config):
+        attributes = "; see: python run.py judge-composition" if data.labels == "attributes" else ""
+        raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}{attributes}")
     figures = _judged(pipeline, Referee.of(data), num_images, seed)
     write_json(run / "judge.json", {**figures, "num_images": num_images, "seed": seed})
     return figures
@@ -104,7 +105,7 @@ def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     config = pipeline.config
-    if _has_classes(config):
+    if has_classes(config):
         return _judged(pipeline, Referee.of(config.data, judges), num_images, seed)
     drawn = _drawn(pipeline, num_images, seed)
     if config.space == "point":
@@ -117,7 +118,8 @@ def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str
     }
 
 
-def _has_classes(config: Config) -> bool:
+def has_classes(config: Config) -> bool:
+    """Whether a run's samples are images of classes that a `ClassJudge` can read."""
     return config.data.labels == "class" and config.space != "point"
 
 

@@ -4,19 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import torch
 
 from cdrl.loop import save_picture
 from cdrl.runs import written_whole
-from pipelines.base import CDRLPipeline, Generated
+from pipelines.base import CDRLPipeline, Generated, SamplerOptions
+from pipelines.composition import compose, parse_concepts
+from pipelines.decoding import captioned_picture
 
 GRID_IMAGES = 64
 
 
-def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path) -> None:
-    """Write 000000.png, 000001.png, … and grid.png with the first 64; points go to points.npy."""
+def run_sample(
+    run: Path,
+    num_images: int,
+    *,
+    seed: int = 0,
+    label: int | None = None,
+    concepts: Sequence[str] = (),
+    guidance: float = 0.0,
+    out: Path | None = None,
+    **options: Unpack[SamplerOptions],
+) -> Path:
+    """Draw images of a run into files, see `write_samples`; returns their folder, RUN/generated unless ``out`` is.
+
+    Args:
+        label: class id for all images; -1 for no class; all classes in turn by default.
+        concepts: attributes and their values, such as ``Smiling=1``, in place of a class: see `compose`.
+        guidance: weight w (eq. 11, 12, 14).
+        options: see `SamplerOptions`.
+
+    Raises:
+        RunError: there is no trained model.
+        ValueError: there is no such class, concept or kernel, or both a class and concepts are given.
+    """
+    if concepts and label is not None:
+        raise ValueError("--label and --with: expected one of them, found both")
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    seeds, folder = range(seed, seed + num_images), run / "generated" if out is None else out
+    if concepts:
+        ids = parse_concepts(pipeline.config.data, concepts)
+        generated = compose(pipeline, num_images, ids, seeds=seeds, guidance=guidance, **options)
+        write_samples(pipeline, generated, folder, caption=[pipeline.class_names[i] for i in ids])
+    else:
+        labels = labels_in_turn(pipeline, seeds) if label is None else label
+        generated = pipeline(num_images, seeds=seeds, label=labels, guidance=guidance, **options)
+        write_samples(pipeline, generated, folder)
+    return folder
+
+
+def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:
+    """Write 000000.png, 000001.png, … and grid.png with the first 64 over ``caption``; points go to points.npy."""
     folder.mkdir(parents=True, exist_ok=True)
     if pipeline.config.space == "point":
         with written_whole(folder / "points.npy") as partial, partial.open("wb") as file:
@@ -26,7 +67,10 @@ def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path) ->
     for index, image in enumerate(generated.images):
         with written_whole(folder / f"{index:06d}.png") as partial:
             image.save(partial, format="png")
-    save_picture(folder / "grid.png", pipeline.decoder.picture(generated.grids[:GRID_IMAGES]))
+    shown = generated.grids[:GRID_IMAGES]
+    decoder = pipeline.decoder
+    picture = captioned_picture([(decoder.images(shown), caption)]) if caption else decoder.picture(shown)
+    save_picture(folder / "grid.png", picture)
 
 
 def default_device() -> torch.device:

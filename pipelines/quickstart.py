@@ -12,13 +12,13 @@ from torch import Tensor
 
 from autoencoder.checkpoint import load_autoencoder
 from autoencoder.lite0 import Lite0
-from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
 from cdrl.config import ConfigError, load_config
 from cdrl.data import ImageSet, load_images, read_shards
 from cdrl.loop import save_picture
 from cdrl.runs import write_json
+from pipelines.attributes import known_attributes, reconstructions
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
 from pipelines.features import lite0_features
@@ -93,7 +93,7 @@ def compute_figures(run: Path, train: ImageSet, test: ImageSet, *, judge_steps: 
     save_picture(run / "reconstructions.png", pairs_picture(real[:32], reconstructed[:32]))
 
     judge = _judge(train, judge_steps)
-    truth = _judged_attributes(test)[:count]
+    truth = known_attributes(test, JUDGED)[:count]
     network = Lite0()
     features = {
         name: lite0_features(images, network)
@@ -122,13 +122,6 @@ def compute_figures(run: Path, train: ImageSet, test: ImageSet, *, judge_steps: 
     }
 
 
-@torch.no_grad()
-def reconstructions(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] through the first stage and back."""
-    parts = [autoencoder.decode(autoencoder.encode(part).mean) for part in images.split(64)]
-    return torch.cat(parts).float().clamp(-1, 1)
-
-
 def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: int = 200) -> dict[str, float]:
     """Mean distance of samples, and of held-out latents, to the nearest training latent (root mean square).
 
@@ -144,12 +137,7 @@ def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: i
 
 
 def _judge(train: ImageSet, steps: int) -> AttributeJudge:
-    return train_attribute_judge(train.images / 127.5 - 1, _judged_attributes(train), steps=steps, seed=0)
-
-
-def _judged_attributes(images: ImageSet) -> Tensor:
-    assert images.attributes is not None
-    return images.attributes[:, [images.attribute_names.index(name) for name in JUDGED]]
+    return train_attribute_judge(train.images / 127.5 - 1, known_attributes(train, JUDGED), steps=steps, seed=0)
 
 
 def _right(judge: AttributeJudge, images: Tensor, truth: Tensor) -> dict[str, float]:

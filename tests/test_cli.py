@@ -78,6 +78,9 @@ def test_no_verb_shows_the_help() -> None:
     [
         "sample",
         "judge",
+        "judge-composition",
+        "sweep-guidance",
+        "roles",
         "evaluate",
         "density",
         "chains",

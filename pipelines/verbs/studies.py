@@ -112,6 +112,86 @@ def report(
         typer.echo(str(write_report(runs, out, neighbours=neighbours)))
 
 
+@app.command("judge-composition")
+@with_sampler_options()
+def judge_composition(
+    run: RunFolder,
+    weights: Annotated[str, typer.Option(help="guidance weights w of eq. 14; 0 is eq. 13")] = "0,1",
+    num_images: Annotated[int, typer.Option(min=8, help="images of each set of attributes and weight")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image")] = 0,
+    *,
+    options: Options,
+) -> None:
+    """Compose every two attributes, and all of them, and have a classifier of real images read what is drawn.
+
+    The plain sum of the attributes' energies, without the negative term of eq. 13, is drawn and read beside.
+
+    Example: python run.py judge-composition runs/faces_composition
+    """
+    with clear_errors():
+        from pipelines.attributes import in_words, run_composition
+        from pipelines.sweep import parse_weights
+
+        figures = run_composition(run, parse_weights(weights), num_images, seed=seed, **options)
+        typer.echo(in_words(figures))
+        typer.echo(f"figures and pictures in {run / 'composition'}")
+
+
+@app.command("sweep-guidance")
+@with_sampler_options()
+def sweep_guidance(
+    run: RunFolder,
+    weights: Annotated[str, typer.Option(help="guidance weights w of eq. 11, 12")] = "0,0.25,0.5,0.75,1,1.5,2,3",
+    num_images: Annotated[int, typer.Option(min=10, help="samples of each weight and block")] = 300,
+    blocks: Annotated[int, typer.Option(min=1, help="blocks of samples, each with seeds of its own")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first image")] = 0,
+    *,
+    options: Options,
+) -> None:
+    """Draw the same noise under growing guidance: a picture, and curves of distance, accuracy and diversity.
+
+    Examples:
+
+    python run.py sweep-guidance runs/digits
+
+    python run.py sweep-guidance runs/digits --weights 0,1,4 --num-images 100 --blocks 1
+    """
+    with clear_errors():
+        from pipelines.sweep import parse_weights, run_guidance_sweep
+
+        folder, sweep = run_guidance_sweep(run, parse_weights(weights), num_images, blocks=blocks, seed=seed, **options)
+        typer.echo(sweep.table())
+        typer.echo(f"pictures and figures in {folder}")
+
+
+@app.command("roles")
+@with_sampler_options()
+def roles(
+    run: RunFolder,
+    num_images: Annotated[int, typer.Option(min=1, help="rows of the picture")] = 8,
+    fresh: Annotated[int, typer.Option(min=1, help="images a row that have the proposals' noise in common")] = 6,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the first row; the next has the next seed")] = 0,
+    label: LabelOption = None,
+    *,
+    options: Options,
+) -> None:
+    """Show what initializer and energies contribute: the one alone, both, and both with chains drawn afresh.
+
+    Examples:
+
+    python run.py roles runs/digits
+
+    python run.py roles runs/digits --steps 5 --label 3
+    """
+    with clear_errors():
+        from pipelines.roles import run_roles
+
+        picture, figures = run_roles(run, num_images, fresh=fresh, seed=seed, label=label, **options)
+        for name, value in figures.items():
+            typer.echo(f"{name}: {value:.3f}")
+        typer.echo(f"{picture} and {picture.with_suffix('.json').name}")
+
+
 @app.command("compare")
 def compare(
     configs: Annotated[list[Path], typer.Argument(help="YAML files; the first says how many images by default")],

@@ -198,6 +198,12 @@ def test_composition_is_a_product_of_gaussians(concepts: tuple[int, ...], weight
     torch.testing.assert_close(propose(torch.ones(count, 2), 0), torch.zeros(count, 2))
 
 
+def test_the_plain_sum_is_the_product_without_the_null_class() -> None:
+    count = 3000
+    _, log_density = composed(CONCEPTS, (0, 2), None, count)
+    assert_same_density(log_density, product({0: 1.0, 2: 1.0}), count)
+
+
 def test_composition_needs_a_concept() -> None:
     with pytest.raises(ValueError, match="concepts: expected at least one"):
         composed(CONCEPTS, (), 0.0, 4)
