@@ -81,7 +81,8 @@ class NoiseSchedule:
             "alpha_y": alpha_y,
             "precision": precision,
             "step_size": step_size,
-            "temperature": step_size**2 if config.temperature == "step_size" else torch.ones_like(step_size),
+            # The square of the float32 step: in a Langevin step it cancels to the last bit, as in the authors' code.
+            "temperature": step_size.float() ** 2 if config.temperature == "step_size" else torch.ones_like(step_size),
             "proposal_std": alpha_y * sigma_bar[:-1] / sigma_bar[1:] * sigma_step,
             "loss_weight": sigma_step[0] / sigma_step,
         }
