@@ -35,18 +35,6 @@ def eight_bits(seed: int, count: int = 3) -> Tensor:
 GIVEN = eight_bits(0) / 127.5 - 1
 
 
-@pytest.fixture(scope="module", params=["pixel", "latent"])
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp(request.param)
-    save_tiny_run(folder, latent=request.param == "latent")
-    return folder
-
-
-@pytest.fixture
-def pipeline(run: Path) -> CDRLPipeline:
-    return CDRLPipeline.from_pretrained(run)
-
-
 @pytest.mark.parametrize("kernel", ["langevin", "mala"])
 @pytest.mark.parametrize("by", ["reset", "likelihood"])
 def test_known_pixels_come_back_in_the_same_8_bits(pipeline: CDRLPipeline, by: str, kernel: str) -> None:
