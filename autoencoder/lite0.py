@@ -30,7 +30,6 @@ _STAGES = (
 )
 _STEM_CHANNELS = 32
 POOLED_STAGE = 5
-POOLED_CHANNELS = _STAGES[POOLED_STAGE - 1][1]
 
 
 class Lite0(nn.Module):

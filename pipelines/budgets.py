@@ -17,8 +17,10 @@ from cdrl.runs import RunError, write_json
 from cdrl.sampler import AUTO_REACH, SamplerSettings, step_adjustment
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
-from pipelines.evaluation import Referee, frechet_distance, lite0_features
+from pipelines.evaluation import Referee
+from pipelines.features import lite0_features
 from pipelines.generation import default_device, labels_in_turn
+from pipelines.metrics import frechet_distance
 from pipelines.quickstart import reconstructions
 
 BUDGETS = (15, 8, 5, 3)

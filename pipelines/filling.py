@@ -15,14 +15,16 @@ from cdrl.config import Config, DataConfig
 from cdrl.data import load_images, prepare_images, read_picture
 from cdrl.loop import save_picture
 from cdrl.noise import derive_seed
-from cdrl.runs import RunError, write_json, written_whole
+from cdrl.runs import RunError, write_json
 from pipelines.base import CDRLPipeline, SamplerOptions
 from pipelines.conditioning import enlarged
 from pipelines.decoding import grid_picture
-from pipelines.evaluation import Referee, frechet_distance, lite0_features
-from pipelines.generation import default_device
+from pipelines.evaluation import Referee
+from pipelines.features import lite0_features
+from pipelines.generation import default_device, write_images
 from pipelines.inpainting import PASSES, Averaged, Hidden, Observation, fill
 from pipelines.masks import box, irregular, read_mask
+from pipelines.metrics import frechet_distance
 
 # Real images to which filled ones are compared, at most.
 _COMPARED = 1000
@@ -75,10 +77,7 @@ def run_inpainting(
         **options,
     )
     folder = run / "inpainted" / image.stem if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, result in enumerate(filled.images):
-        with written_whole(folder / f"{index:06d}.png") as partial:
-            result.save(partial, format="png")
+    write_images(filled.images, folder)
     tensors = filled.tensors.cpu()
     save_picture(folder / "grid.png", rows_picture(given, tensors[None], observation))
     figures = {**distances(tensors[None], given, observation), "energies": filled.energies.tolist()}

@@ -8,6 +8,7 @@ from typing import Unpack
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cdrl.loop import save_picture
 from cdrl.runs import written_whole
@@ -64,13 +65,19 @@ def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, ca
             np.save(file, generated.grids.cpu().numpy(), allow_pickle=False)
         save_picture(folder / "grid.png", pipeline.decoder.picture(generated.grids))
         return
-    for index, image in enumerate(generated.images):
-        with written_whole(folder / f"{index:06d}.png") as partial:
-            image.save(partial, format="png")
+    write_images(generated.images, folder)
     shown = generated.grids[:GRID_IMAGES]
     decoder = pipeline.decoder
     picture = captioned_picture([(decoder.images(shown), caption)]) if caption else decoder.picture(shown)
     save_picture(folder / "grid.png", picture)
+
+
+def write_images(images: Sequence[Image.Image], folder: Path) -> None:
+    """Write 000000.png, 000001.png, … into a folder, which need not be there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        with written_whole(folder / f"{index:06d}.png") as partial:
+            image.save(partial, format="png")
 
 
 def default_device() -> torch.device:
