@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+from kornia.geometry.transform import hflip
 from torch import Tensor
 
 from cdrl.config import DataConfig
@@ -143,7 +144,7 @@ class TrainingSet:
             grids = grids / 127.5 - 1
         if self._flip:
             flipped = self._draw("mirror", 2, step, rows).bool()
-            grids[flipped] = grids[flipped].flip(-1)
+            grids[flipped] = hflip(grids[flipped])
         if self._mean is not None and self._std is not None:
             per_channel = (-1, *[1] * (grids.ndim - 2))
             grids = (grids - self._mean.view(per_channel)) / self._std.view(per_channel)

@@ -12,7 +12,6 @@ from pathlib import Path
 import kornia
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
@@ -27,8 +26,8 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 def prepare_images(images: Tensor, size: int, channels: int) -> Tensor:
     """uint8 [N, C, H, W] -> uint8 [N, channels, size, size]: centre-cropped to a square, resized where needed.
 
-    Resizing is bilinear and antialiased: a pixel is the mean under a triangle two of the new pixels wide. Images that
-    have the wanted shape already come back untouched.
+    Resizing is Kornia's, bilinear and antialiased: what shrinks by a factor r is first blurred by a Gaussian of
+    (r - 1) / 2 pixels. Images that have the wanted shape already come back untouched.
     """
     if images.shape[1:] == (channels, size, size):
         return images
@@ -180,8 +179,9 @@ def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tenso
 def _resize(squares: Tensor, size: int) -> Tensor:
     if squares.shape[-1] == size:
         return squares
-    # kornia's resize takes a hundred times as long where it antialiases.
-    resized = F.interpolate(squares.float(), (size, size), mode="bilinear", antialias=True)
+    # With the channels last the blur takes half the time.
+    pixels = squares.float().contiguous(memory_format=torch.channels_last)
+    resized = kornia.geometry.transform.resize(pixels, (size, size), interpolation="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
