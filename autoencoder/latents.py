@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kornia.geometry.transform import hflip
 from torch import Tensor
 
 from autoencoder.checkpoint import WEIGHTS
@@ -69,7 +70,7 @@ def encode_images(
                 noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
             latents = latents_of(autoencoder, part, noise).cpu()
             if mirrors:
-                latents = torch.stack([latents, latents_of(autoencoder, part.flip(3), noise).cpu()], dim=1)
+                latents = torch.stack([latents, latents_of(autoencoder, hflip(part), noise).cpu()], dim=1)
             values = latents.double().movedim(-3, 0).flatten(1)
             sums[0] += values.sum(dim=1)
             sums[1] += values.square().sum(dim=1)

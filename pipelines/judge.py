@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
+from kornia.geometry.transform import hflip
 from torch import Tensor, nn
 
 from cdrl.checkpoint import load_weights
@@ -110,7 +111,7 @@ def train_attribute_judge(images: Tensor, attributes: Tensor, *, steps: int, see
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
         mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
-        batch = torch.where(mirrored, images[rows].flip(3), images[rows])
+        batch = torch.where(mirrored, hflip(images[rows]), images[rows])
         return F.binary_cross_entropy_with_logits(network(batch), attributes[rows].float())
 
     return AttributeJudge(_train(images, attributes.shape[1], loss, generator, steps=steps, seed=seed))
