@@ -21,21 +21,36 @@ _SMALLEST_SIDE = 16
 def orthogonalized(matrices: Tensor) -> Tensor:
     """U V^T, roughly, of each matrix U S V^T in a batch [B, m, n]: its singular values become 0.7 to 1.2.
 
-    Newton-Schulz iteration, on the Gram matrix of the shorter side: the factor it comes to is applied once.
+    Newton-Schulz iteration, in whichever of two orders takes fewer multiplications.
     """
-    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    rows, columns = wide.shape[-2:]
+    result = _iterated(wide) if 2 * columns < 3 * rows else _gathered(wide) @ wide
+    return result.mT if tall else result
+
+
+def _iterated(wide: Tensor) -> Tensor:
+    """The polynomial applied to the matrices themselves, round by round: 5 (2 n + m) m^2 multiplications."""
+    for _ in range(_ROUNDS):
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), wide, beta=_A)
+    return wide
+
+
+def _gathered(wide: Tensor) -> Tensor:
+    """The factor [B, m, m] that all rounds together come to, from the Gram matrix: 17 m^3 and 2 n m^2 for its use."""
     gram = wide @ wide.mT
     factor: Tensor | None = None
     for index in range(_ROUNDS):
-        polynomial = _B * gram + _C * gram @ gram
+        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(_A)
         factor = polynomial if factor is None else factor @ polynomial
         if index < _ROUNDS - 1:
             gram = polynomial @ gram @ polynomial
     assert factor is not None
-    result = factor @ wide
-    return result.mT if matrices.shape[-2] > matrices.shape[-1] else result
+    return factor
 
 
 class Muon(torch.optim.Adam):
