@@ -13,7 +13,6 @@ from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
 
-from autoencoder.latents import latents_of
 from cdrl.config import SamplingConfig
 from cdrl.model import Label
 from cdrl.noise import ImageNoise
@@ -271,8 +270,7 @@ def resetting(
     shown = known + (1 - share) * mean
 
     def constrain(rows: slice, noise: ImageNoise) -> Constrain:
-        latents = latents_of(decoder.autoencoder.to(known.device), shown[rows], noise)
-        return kept(schedule, decoder.standardized(latents), seen, noise)
+        return kept(schedule, pipeline.encoded(shown[rows], noise), seen, noise)
 
     return constrain
 
