@@ -83,6 +83,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged: expected the settings of a run")
+    return values
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     with written_whole(path) as partial:
@@ -133,7 +148,7 @@ class Run:
         """
         path = self.folder / "config.yaml"
         if path.exists():
-            stored = _read_yaml(path)
+            stored = read_yaml(path)
             changed = _differences(stored, yaml.safe_load(dump_config(config)))
             if changed:
                 raise RunError(
@@ -192,16 +207,6 @@ class MetricsLog:
     def close(self) -> None:
         """Write out what is buffered."""
         self._board.close()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: damaged: expected the settings of a run")
-    return values
 
 
 def _step_of(line: str) -> float:
