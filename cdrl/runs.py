@@ -164,6 +164,11 @@ class Run:
         found = sorted(self.checkpoints.glob("step_*"))
         return (int(found[-1].name.removeprefix("step_")), found[-1]) if found else None
 
+    def last_checkpoint_in_words(self) -> str:
+        """What there is to go back to."""
+        last = self.last_checkpoint()
+        return f"the checkpoint of step {last[0]} is kept" if last else "there is no checkpoint before it"
+
     def checkpoint_path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
         return self.checkpoints / f"step_{step:08d}"
