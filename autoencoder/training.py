@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,11 @@ class StageOneTrainer:
             diagnostics |= more
         return diagnostics
 
+    def weights(self) -> list[Tensor]:
+        """Averaged weights of both networks."""
+        networks = [self.autoencoder] if self.discriminator is None else [self.autoencoder, self.discriminator]
+        return [weight.detach() for network in networks for weight in network.averaged.parameters()]
+
     def save(self, path: Path, step: int) -> None:
         """Write a checkpoint after ``step`` updates; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
@@ -123,25 +129,26 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
-        DivergenceError: a loss is not finite; the last checkpoint stays as it was.
+        DivergenceError: the loss or the weights are not finite; the last checkpoint stays as it was.
     """
     training = config.autoencoder.training
     assert training is not None
-    trainer = StageOneTrainer(config, data, world)
-    last = run.last_checkpoint()
-    step = trainer.load(last[1]) if last else 0
-    log = MetricsLog(run.folder, from_step=step) if world.is_main else None
     test = held_out.grids[:HELD_OUT].to(world.device) / 127.5 - 1
     sums: dict[str, Tensor] = {}
-    progress = progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main)
-    started, since = time.monotonic(), step
+    with contextlib.ExitStack() as stack:
+        stop_requested = stack.enter_context(stop_requests())
+        trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
+        last = run.last_checkpoint()
+        step = trainer.load(last[1]) if last else 0
+        log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
+        progress = stack.enter_context(progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main))
+        started, since = time.monotonic(), step
 
-    def export() -> None:
-        if world.is_main:
-            with written_whole(run.model) as folder:
-                save_autoencoder(folder, trainer.autoencoder.averaged)
+        def export() -> None:
+            if world.is_main:
+                with written_whole(run.model) as folder:
+                    save_autoencoder(folder, trainer.autoencoder.averaged)
 
-    with stop_requests() as stop_requested:
         while True:
             # Done?
             if step >= training.num_steps:
@@ -159,11 +166,13 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
             kept = step % training.checkpoint_every == 0 or done or stop
 
             # Diverged?
-            if (logged or kept) and not torch.isfinite(summed_over_processes(sums["reconstruction"])):
-                raise DivergenceError(
-                    f"{run.folder}: the loss is not finite at step {step}; lower autoencoder.training.learning_rate; "
-                    "the checkpoint before it is kept"
-                )
+            if logged or kept:
+                weights = torch.nn.utils.get_total_norm(trainer.weights())
+                if not torch.isfinite(summed_over_processes(sums["reconstruction"] + weights)):
+                    raise DivergenceError(
+                        f"{run.folder}: the loss or the weights are not finite at step {step}; lower "
+                        f"autoencoder.training.learning_rate; {run.last_checkpoint_in_words()}"
+                    )
 
             # Status.
             if logged:
@@ -188,22 +197,14 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
                 trainer.save(run.checkpoint_path(step), step)
                 if world.is_main:
                     run.prune_checkpoints()
+            if kept and not done:
                 export()
             if stop and not done:
-                progress.close()
-                if log is not None:
-                    log.close()
-                raise Interrupted(
-                    f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
-                )
+                raise Interrupted.at(step, training.num_steps)
 
-    if not (run.model / "autoencoder.json").exists():
+        # Also where nothing was left to do: a crash may have come between the last checkpoint and this.
         export()
-    barrier()
-    progress.close()
-    if log is not None:
-        log.close()
-    trainer.close()
+        barrier()
 
 
 @torch.no_grad()

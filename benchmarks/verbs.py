@@ -12,9 +12,10 @@ import typer
 
 from pipelines import CDRLPipeline
 from pipelines.composition import compose
-from pipelines.detection import grids_of, read_levels
+from pipelines.detection import grids_of
 from pipelines.inpainting import Hidden, fill
 from pipelines.masks import box
+from pipelines.scores import read_levels
 
 
 def jobs(pipeline: CDRLPipeline, batch: int) -> dict[str, Callable[[], object]]:
@@ -26,9 +27,7 @@ def jobs(pipeline: CDRLPipeline, batch: int) -> dict[str, Callable[[], object]]:
         "sample": lambda: pipeline(batch, batch_size=batch),
         "sample --steps auto": lambda: pipeline(batch, batch_size=batch, steps="auto"),
         "inpaint --box center": lambda: fill(pipeline, images, hidden, batch_size=batch),
-        "detect": lambda: read_levels(
-            pipeline.model.schedule, conditioned.log_density, grids_of(pipeline.decoder, images, pipeline.device)
-        ),
+        "detect": lambda: read_levels(pipeline.model.schedule, conditioned.log_density, grids_of(pipeline, images)),
     }
     if pipeline.model.num_classes:
         chosen["sample --guidance 1"] = lambda: pipeline(batch, batch_size=batch, label=0, guidance=1.0)

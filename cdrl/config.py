@@ -259,14 +259,14 @@ class SamplingConfig(Section):
     """Defaults of sampling (Algorithm 2). ``steps`` a level defaults to ``training.langevin_steps``.
 
     ``steps: auto`` spends 29 gradients of six levels' energies where the paper spends 90: chains of 5 steps, 4 at the
-    top, whose sizes let them go as far as the run's own number of steps, and unless the run has one at a temperature of
-    0.72. ``step_adjustment``
-    rescales the size of a number of steps to s sqrt(K / steps) (Table 2). ``temperature`` of the chains, by default 1,
-    draws from exp(f / temperature); below 1 it takes away grey noise that short chains leave, and the rarest images
-    with it. ``denoise`` is the factor c of the last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's
-    formula, 0 for none. ``kernel`` moves the chains: ``langevin``, unadjusted as in the paper; ``mala``, where each
-    image takes or leaves each Langevin step; or ``hmc``, Hamiltonian Monte Carlo with ``leapfrog_steps`` gradients a
-    step.
+    top, whose sizes let them go as far as the run's own number of steps, at a temperature of 0.72 unless the run names
+    another. ``step_adjustment`` rescales the size of a number of steps to s sqrt(K / steps) (Table 2).
+
+    ``temperature`` of the chains, by default 1, draws from exp(f / temperature); below 1 it takes away grey noise that
+    short chains leave, and the rarest images with it. ``denoise`` is the factor c of the last denoising step (Appendix
+    A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none. ``kernel`` moves the chains: ``langevin``, unadjusted as
+    in the paper; ``mala``, where each image takes or leaves each Langevin step; or ``hmc``, Hamiltonian Monte Carlo
+    with ``leapfrog_steps`` gradients a step.
     """
 
     steps: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None

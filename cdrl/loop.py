@@ -26,6 +26,11 @@ from cdrl.runs import written_whole
 class Interrupted(Exception):  # noqa: N818 - no error: the run goes on later
     """The run was asked to stop and has written a checkpoint; the same command goes on from there."""
 
+    @classmethod
+    def at(cls, step: int, num_steps: int) -> Interrupted:
+        """Of a training that is to go on after ``step`` of ``num_steps``."""
+        return cls(f"stopped at step {step} of {num_steps}; the same command goes on from there")
+
 
 def progress_bar(
     total: int, description: str, *, initial: int = 0, unit: str = "step", shown: bool = True
@@ -39,7 +44,6 @@ def progress_bar(
 
 def save_picture(path: Path, picture: Tensor) -> None:
     """Write a uint8 picture [C, H, W] as PNG."""
-
     with written_whole(path) as partial:
         Image.fromarray(picture.movedim(0, -1).cpu().numpy()).save(partial, format="png")
 

@@ -83,6 +83,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path}: damaged: expected the settings of a run")
+    return values
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     with written_whole(path) as partial:
@@ -133,7 +148,7 @@ class Run:
         """
         path = self.folder / "config.yaml"
         if path.exists():
-            stored = _read_yaml(path)
+            stored = read_yaml(path)
             changed = _differences(stored, yaml.safe_load(dump_config(config)))
             if changed:
                 raise RunError(
@@ -148,6 +163,11 @@ class Run:
         """Step and folder of the newest whole checkpoint."""
         found = sorted(self.checkpoints.glob("step_*"))
         return (int(found[-1].name.removeprefix("step_")), found[-1]) if found else None
+
+    def last_checkpoint_in_words(self) -> str:
+        """What there is to go back to."""
+        last = self.last_checkpoint()
+        return f"the checkpoint of step {last[0]} is kept" if last else "there is no checkpoint before it"
 
     def checkpoint_path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -192,16 +212,6 @@ class MetricsLog:
     def close(self) -> None:
         """Write out what is buffered."""
         self._board.close()
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{path}: damaged: expected the settings of a run")
-    return values
 
 
 def _step_of(line: str) -> float:

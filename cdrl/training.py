@@ -130,8 +130,7 @@ def _train(
     def stop_if_diverged() -> None:
         trouble = watch.verdict(trainer.averaged.parameters())
         if trouble is not None:
-            last = run.last_checkpoint()
-            kept = f"the checkpoint of step {last[0]} is kept" if last else "there is no checkpoint before it"
+            kept = run.last_checkpoint_in_words()
             raise DivergenceError(f"{run.folder}: diverged at step {step}, {trouble}; {kept}")
 
     def checkpoint() -> None:
@@ -203,9 +202,7 @@ def _train(
             if kept:
                 checkpoint()
             if stop and not done:
-                raise Interrupted(
-                    f"stopped at step {step} of {training.num_steps}; the same command goes on from there"
-                )
+                raise Interrupted.at(step, training.num_steps)
 
     # A crash may have come between the last checkpoint and its export.
     last_state = state_now()

@@ -164,7 +164,6 @@ def run_composition(
         for attributes in asked_attributes(len(data.attributes))
     }
     folder = run / "composition"
-    folder.mkdir(exist_ok=True)
     for weight in weights:
         picture = composition_picture(pipeline, weight, range(seed, seed + COLUMNS), **options)
         save_picture(folder / f"guidance_{weight:g}.png", picture)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autoencoder.latents import latents_of
 from cdrl.checkpoint import load_model
 from cdrl.config import Config, SamplingConfig, parse_config
 from cdrl.loop import progress_bar
@@ -28,7 +29,7 @@ from cdrl.sampler import (
     sample,
     sampler_settings,
 )
-from pipelines.decoding import Decoder, load_decoder, to_pil
+from pipelines.decoding import Decoder, LatentDecoder, load_decoder, to_pil
 from pipelines.guidance import guided
 
 Ingredients = tuple[ImageNoise, Propose, LevelLogDensity]
@@ -207,6 +208,20 @@ class CDRLPipeline:
         own = trained_steps if self.config.sampling.steps is None else self.config.sampling.steps
         reach = AUTO_REACH if own == "auto" or own == 0 else own
         return sampler_settings(self.sampling(options), trained_steps, num_levels, reach)
+
+    @torch.no_grad()
+    def encoded(self, images: Tensor, noise: ImageNoise) -> Tensor:
+        """Images [N, C, H, W] in [-1, 1] as grids [N, *shape], in the way that those of training were made.
+
+        Pixels are themselves. In a latent run the first stage encodes them; ``noise`` is for draws from its posteriors,
+        unless the run has learned their means (``autoencoder.latents``).
+        """
+        if not isinstance(self.decoder, LatentDecoder):
+            return images
+        stage_one = self.config.autoencoder
+        assert stage_one is not None
+        drawn = noise if stage_one.latents == "sample" else None
+        return self.decoder.standardized(latents_of(self.decoder.autoencoder.to(images.device), images, drawn))
 
     def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
         """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].

@@ -87,7 +87,8 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
     """A row for each of `budgets`; also written to RUN/steps.json.
 
     A row holds the ``gradients`` an image, the distance as mean and half of the range over blocks of ``num_images``
-    images, which begin at each of ``seeds`` times ``num_images``, and the ``seconds`` of a block.
+    images, which begin at each of ``seeds`` times ``num_images``, the ``seconds`` of a block, and the ``settings`` of
+    the sampler; the kernel is the run's own, as the file's ``sampling`` has it.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     name, ruler = ruler_of(pipeline, run, num_images)
@@ -104,9 +105,11 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
                 name: statistics.mean(distances),
                 "half_range": (max(distances) - min(distances)) / 2,
                 "seconds": (time.monotonic() - started) / len(distances),
+                "settings": {name: value for name, value in settings.items() if name != "kernel"},
             }
         )
-    write_json(run / "steps.json", {"num_images": num_images, "seeds": list(seeds), "rows": rows})
+    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": pipeline.sampling({}).model_dump()}
+    write_json(run / "steps.json", {**facts, "rows": rows})
     return rows
 
 

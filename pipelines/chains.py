@@ -71,15 +71,14 @@ def long_chains(
     """Run Algorithm 2 with steps of the sizes used in training, and keep every so many states of every level."""
     steps = long_steps(options)
     recorder = _Recorder(pipeline.model.schedule.num_levels, sorted({*range(0, steps + 1, every), steps}))
-    own: SamplerOptions = {
-        **options,
-        "steps": steps,
-        "step_adjustment": False,
-        "denoise": 0.0,
-        "callback": recorder,
-    }
+    own: SamplerOptions = {**long_options(options), "callback": recorder}
     pipeline(len(seeds), seeds=seeds, label=label, **own)
     return recorder.chains()
+
+
+def long_options(options: SamplerOptions) -> SamplerOptions:
+    """The sampler's options with what long chains have of their own. Raises ValueError as `long_steps`."""
+    return {**options, "steps": long_steps(options), "step_adjustment": False, "denoise": 0.0}
 
 
 def long_steps(options: SamplerOptions) -> int:
@@ -171,10 +170,10 @@ def run_chains(
     )
     figures = chain_figures(pipeline, chains, labels)
     images = chain_images(pipeline, chains.states[level], level, labels)
-    kernel = pipeline.sampling(options).kernel
-    picture = run / "chains" / f"{kernel}_{steps}_steps_level_{level}.png"
+    sampling = pipeline.sampling(long_options(options))
+    picture = run / "chains" / f"{sampling.kernel}_{steps}_steps_level_{level}.png"
     save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
-    facts = {"kernel": kernel, "steps": steps, "seed": seed, "num_images": num_images, "labels": labels}
+    facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": sampling.model_dump()}
     write_json(picture.with_suffix(".json"), {**facts, "shown_level": level, "kept": chains.kept, "levels": figures})
     return picture, figures
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
@@ -22,7 +23,7 @@ from pipelines.decoding import grid_picture
 from pipelines.evaluation import Referee
 from pipelines.features import lite0_features
 from pipelines.generation import default_device, write_images
-from pipelines.inpainting import PASSES, Averaged, Hidden, Observation, fill
+from pipelines.inpainting import PASSES, Averaged, Filled, Hidden, Observation, fill
 from pipelines.masks import box, irregular, read_mask
 from pipelines.metrics import frechet_distance
 
@@ -32,26 +33,77 @@ _COMPARED = 1000
 _SHOWN = 8
 
 
+@dataclass(frozen=True)
+class Gap:
+    """What is not known of images, as it is asked for: exactly one of the four.
+
+    Attributes:
+        mask: a picture, white where the image is hidden, see `read_mask`.
+        box: a hidden rectangle, see `pipelines.masks.box`.
+        irregular: seed of hidden free-form strokes, see `pipelines.masks.irregular`.
+        observe: ``downsample:FACTOR``: all but the means of blocks.
+
+    Raises:
+        ValueError: none of them is given, or several are.
+    """
+
+    mask: Path | None = None
+    box: str | None = None
+    irregular: int | None = None
+    observe: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in vars(self).values()) != 1:
+            raise ValueError("expected one of --mask, --box, --irregular and --observe")
+
+    @property
+    def given(self) -> tuple[str, str]:
+        """Which of the four it is, and what it says."""
+        return next((name, str(value)) for name, value in vars(self).items() if value is not None)
+
+    def observation(self, data: DataConfig, original: tuple[int, int]) -> Observation:
+        """What is known of a run's image that was (height, width) before it was prepared.
+
+        Raises:
+            DataError: the mask cannot be used.
+            ValueError: it is not fit for the run's images.
+        """
+        size = data.image_size
+        if self.observe is not None:
+            return averaged(self.observe, data)
+        if self.box is not None:
+            return Hidden(box(self.box, size, size))
+        if self.irregular is not None:
+            return Hidden(irregular(self.irregular, size, size))
+        assert self.mask is not None
+        return Hidden(read_mask(self.mask, original, size))
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How gaps are filled, beside the sampler's options.
+
+    Attributes:
+        fills: an image.
+        seed: of the first fill; the next has the next seed.
+        label: class id, -1 for no class; by default none, and for held-out images of a run with classes their own.
+        guidance, by, passes: see `fill`.
+    """
+
+    fills: int = 5
+    seed: int = 0
+    label: int | None = None
+    guidance: float = 0.0
+    by: str | None = None
+    passes: int = PASSES
+
+
 def run_inpainting(
-    run: Path,
-    image: Path,
-    *,
-    mask: Path | None = None,
-    box: str | None = None,
-    irregular: int | None = None,
-    observe: str | None = None,
-    fills: int = 4,
-    seed: int = 0,
-    label: int | None = None,
-    guidance: float = 0.0,
-    by: str | None = None,
-    passes: int = PASSES,
-    out: Path | None = None,
-    **options: Unpack[SamplerOptions],
+    run: Path, image: Path, gap: Gap, filling: Filling, *, out: Path | None = None, **options: Unpack[SamplerOptions]
 ) -> tuple[Path, list[str]]:
     """Fill in one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
 
-    Fill j is drawn from seed + j. The picture shows the image, what is known of it, and the fills. Returns the folder,
+    The picture shows the image, what is known of it, and the fills. Returns the folder,
     RUN/inpainted/NAME-OF-THE-IMAGE by default, and what must be told of how the image was prepared.
 
     Raises:
@@ -62,54 +114,38 @@ def run_inpainting(
     pipeline = _pipeline_of_images(run)
     data = pipeline.config.data
     picture = read_picture(image)
-    prepared, notes = prepared_image(picture, data, image, None if observe is None else averaged(observe, data))
-    observation = observation_of(data, (picture.shape[1], picture.shape[2]), mask, box, irregular, observe)
+    observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
+    prepared, notes = prepared_image(picture, data, image, observation)
     given = prepared[None] / 127.5 - 1
-    filled = fill(
-        pipeline,
-        given.expand(fills, -1, -1, -1),
-        observation,
-        seeds=range(seed, seed + fills),
-        label=label,
-        guidance=guidance,
-        by=by,
-        passes=passes,
-        **options,
-    )
+    filled = filled_in(pipeline, given, observation, filling, **options)
     folder = run / "inpainted" / image.stem if out is None else out
     write_images(filled.images, folder)
-    tensors = filled.tensors.cpu()
-    save_picture(folder / "grid.png", rows_picture(given, tensors[None], observation))
-    figures = {**distances(tensors[None], given, observation), "energies": filled.energies.tolist()}
-    write_json(folder / "figures.json", figures)
+    tensors = filled.tensors.cpu()[None]
+    save_picture(folder / "grid.png", rows_picture(given, tensors, observation))
+    figures = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
+    write_json(folder / "figures.json", {"image": str(image), **circumstances(gap, filling, filled), **figures})
     return folder, notes
 
 
 def measure_inpainting(
     run: Path,
     num_images: int,
+    gap: Gap,
+    filling: Filling,
     *,
-    box: str | None = None,
-    irregular: int | None = None,
-    observe: str | None = None,
-    fills: int = 2,
-    seed: int = 0,
-    label: int | None = None,
-    guidance: float = 0.0,
-    by: str | None = None,
-    passes: int = PASSES,
     out: Path | None = None,
     **options: Unpack[SamplerOptions],
 ) -> tuple[Path, dict[str, Any]]:
     """Fill in the first held-out images, and measure: FOLDER/figures.json and FOLDER/grid.png.
 
-    A class-conditional run is told each image's class, unless ``label`` says otherwise (-1: no class). Fill j of image
-    i is drawn from seed + i fills + j. For the figures see `distances` and `plausibility`.
+    For the figures see `distances` and `plausibility`.
 
     Raises:
         RunError: the run has no images.
         ValueError: there are fewer held-out images, or other arguments are not fit for the run.
     """
+    if gap.mask is not None:
+        raise ValueError("mask: --test takes --box, --irregular or --observe")
     pipeline = _pipeline_of_images(run)
     data = pipeline.config.data
     held_out = load_images(data, "test")
@@ -117,61 +153,57 @@ def measure_inpainting(
         raise ValueError(f"test: expected 2 … {len(held_out)} held-out images, found {num_images}")
     held_out = held_out.select(range(num_images))
     given = held_out.images / 127.5 - 1
-    observation = observation_of(data, (data.image_size, data.image_size), None, box, irregular, observe)
+    observation = gap.observation(data, (data.image_size, data.image_size))
     classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
-    told = classes if label is None else torch.full((num_images,), label)
-    filled = fill(
-        pipeline,
-        given.repeat_interleave(fills, dim=0),
-        observation,
-        seeds=range(seed, seed + num_images * fills),
-        label=None if told is None else told.repeat_interleave(fills),
-        guidance=guidance,
-        by=by,
-        passes=passes,
-        **options,
-    )
-    tensors = filled.tensors.cpu().unflatten(0, (num_images, fills))
-    what = {"box": box, "irregular": irregular, "observe": observe}
-    settings = {name: value for name, value in {**what, "by": by, "label": label}.items() if value is not None}
-    sampling = {"fills": fills, "seed": seed, "guidance": guidance, "passes": passes, **_given(options)}
+    filled = filled_in(pipeline, given, observation, filling, classes, **options)
+    tensors = filled.tensors.cpu().unflatten(0, (num_images, filling.fills))
     figures = {
         "num_images": num_images,
-        **settings,
-        **sampling,
+        **circumstances(gap, filling, filled),
         **distances(tensors, given, observation),
         **plausibility(pipeline.config, tensors[:, 0], given, classes),
     }
-    name = next(f"{key}_{value}" for key, value in what.items() if value is not None)
-    folder = run / "inpainted" / f"test_{name.replace(':', '_').replace(',', '_')}" if out is None else out
-    folder.mkdir(parents=True, exist_ok=True)
+    name = "_".join(("test", *gap.given)).replace(":", "_").replace(",", "_")
+    folder = run / "inpainted" / name if out is None else out
     save_picture(folder / "grid.png", rows_picture(given[:_SHOWN], tensors[:_SHOWN], observation))
     write_json(folder / "figures.json", figures)
     return folder, figures
 
 
-def observation_of(
-    data: DataConfig,
-    original: tuple[int, int],
-    mask: Path | None,
-    box_text: str | None,
-    strokes: int | None,
-    observe: str | None,
-) -> Observation:
-    """What is known of an image that was (height, width): exactly one of the four must be given.
+def filled_in(
+    pipeline: CDRLPipeline,
+    given: Tensor,
+    observation: Observation,
+    filling: Filling,
+    classes: Tensor | None = None,
+    **options: Unpack[SamplerOptions],
+) -> Filled:
+    """Several fills of each of some images [N, C, H, W], one after the other: fill j of image i has seed + i fills + j.
 
-    Raises:
-        DataError: the mask cannot be used.
-        ValueError: none, several, or one that is not fit for the run's images.
+    Args:
+        classes: class ids [N] of the images, for fills that are told no other.
     """
-    if sum(each is not None for each in (mask, box_text, strokes, observe)) != 1:
-        raise ValueError("expected one of --mask, --box, --irregular and --observe")
-    size = data.image_size
-    if observe is not None:
-        return averaged(observe, data)
-    if mask is not None:
-        return Hidden(read_mask(mask, original, size))
-    return Hidden(irregular(strokes, size, size) if strokes is not None else box(str(box_text), size, size))
+    told = classes if filling.label is None else torch.full((len(given),), filling.label)
+    return fill(
+        pipeline,
+        given.repeat_interleave(filling.fills, dim=0),
+        observation,
+        seeds=range(filling.seed, filling.seed + len(given) * filling.fills),
+        label=None if told is None else told.repeat_interleave(filling.fills),
+        guidance=filling.guidance,
+        by=filling.by,
+        passes=filling.passes,
+        **options,
+    )
+
+
+def circumstances(gap: Gap, filling: Filling, filled: Filled) -> dict[str, Any]:
+    """All that figures of fills depend on beside the run and the images."""
+    return {
+        "gap": dict([gap.given]),
+        "filling": {**asdict(filling), "by": filled.by},
+        "sampling": filled.sampling.model_dump(),
+    }
 
 
 def averaged(text: str, data: DataConfig) -> Averaged:
@@ -184,16 +216,19 @@ def averaged(text: str, data: DataConfig) -> Averaged:
     return Averaged(int(factor))
 
 
-def prepared_image(picture: Tensor, data: DataConfig, source: Path, small: Averaged | None) -> tuple[Tensor, list[str]]:
+def prepared_image(
+    picture: Tensor, data: DataConfig, source: Path, observation: Observation
+) -> tuple[Tensor, list[str]]:
     """A picture uint8 [C, H, W] as the run's images are, uint8 [C', S, S], and what was done to it, in words.
 
-    A picture that has the size of a ``small`` image already is one: each of its pixels becomes a block.
+    Where means of blocks are observed, a picture with a pixel a block is taken for these means.
     """
     size, channels = data.image_size, data.channels
     shape = tuple(picture.shape)
-    if small is not None and shape[1:] == (size // small.factor, size // small.factor):
-        low = prepare_images(picture[None], size // small.factor, channels)
-        return enlarged(low, small.factor)[0], [f"{source}: taken for the small image itself"]
+    factor = observation.factor if isinstance(observation, Averaged) else 1
+    if factor > 1 and shape[1:] == (size // factor, size // factor):
+        low = prepare_images(picture[None], size // factor, channels)
+        return enlarged(low, factor)[0], [f"{source}: taken for the small image itself"]
     prepared = prepare_images(picture[None], size, channels)[0]
     if shape == tuple(prepared.shape):
         return prepared, []
@@ -272,12 +307,6 @@ def _pipeline_of_images(run: Path) -> CDRLPipeline:
     if pipeline.config.space == "point":
         raise RunError(f"{run}: images are filled in, but this is a run of 2-D points")
     return pipeline
-
-
-def _given(options: SamplerOptions) -> dict[str, Any]:
-    """Those options that were given, and change an image."""
-    names = ("steps", "step_adjustment", "kernel", "leapfrog_steps", "denoise")
-    return {name: options[name] for name in names if options.get(name) is not None}  # type: ignore[literal-required]
 
 
 def _in_8_bits(images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
 
-from autoencoder.latents import latents_of
+from cdrl.config import SamplingConfig
 from cdrl.model import Label
 from cdrl.noise import ImageNoise
 from cdrl.sampler import Callback, Constrain
@@ -145,12 +145,16 @@ class Filled:
         tensors: [N, C, H, W] in [-1, 1], equal to the given ones in all that is known.
         grids: what CDRL drew: pixels or standardized latents, [N, *shape].
         energies: -f of the grids at level 0, up to a constant, [N].
+        by: ``reset`` or ``likelihood``, the one that was used.
+        sampling: settings of the sampler that were used, none left open.
         chains: every move in its order, if asked for.
     """
 
     tensors: Tensor
     grids: Tensor
     energies: Tensor
+    by: str
+    sampling: SamplingConfig
     chains: tuple[Move, ...] = ()
 
     @property
@@ -239,6 +243,8 @@ def fill(
         observation.completed(images, known),
         drawn.grids,
         energies_of(pipeline, drawn.grids, label, batch_size),
+        by,
+        pipeline.sampling(settings),
         recorder.chains(math.ceil(count / batch_size)) if recorder is not None else (),
     )
 
@@ -264,8 +270,7 @@ def resetting(
     shown = known + (1 - share) * mean
 
     def constrain(rows: slice, noise: ImageNoise) -> Constrain:
-        latents = latents_of(decoder.autoencoder.to(known.device), shown[rows], noise)
-        return kept(schedule, decoder.standardized(latents), seen, noise)
+        return kept(schedule, pipeline.encoded(shown[rows], noise), seen, noise)
 
     return constrain
 

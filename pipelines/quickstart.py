@@ -132,7 +132,6 @@ def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor, count: i
     mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
     known = ((train - mean) / std).flatten(end_dim=-4)
     queries = {"samples": samples[:count], "test": (test[:count] - mean) / std}
-
     return {name: round(nearest(grids, known)[0].mean().item(), 4) for name, grids in queries.items()}
 
 

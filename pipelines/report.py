@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,16 @@ from torch import Tensor
 from cdrl.config import ConfigError
 from cdrl.data import DataError, load_images
 from cdrl.engine import World
-from cdrl.runs import RunError, read_json, written_whole
+from cdrl.runs import RunError, written_whole
 from pipelines.base import CDRLPipeline, find_model
 from pipelines.decoding import grid_picture
 from pipelines.drawing import SampleStore
+from pipelines.facts import Curve, Facts, Points, read_facts
 from pipelines.generation import default_device
-from pipelines.measuring import value_in_words
 from pipelines.metrics import some_of
 from pipelines.neighbours import nearest_images
 
-Points = list[tuple[float, float]]
-"""Steps and values."""
-Curve = dict[str, Points]
-"""Lines by name: one a level, or a single one without a name."""
-Cell = Callable[["Facts"], str]
+Cell = Callable[[Facts], str]
 
 MEANINGS = {
     "energy_loss": "w_t (f-hat of refined less of true samples), mean over images; near 0 where both agree",
@@ -55,7 +49,6 @@ MOST_POINTS = 300
 MOST_GRIDS = 6
 HELD_OUT = 100
 NEAREST = 3
-_NOT_CURVES = ("step", "images")
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #1b1b1b; background: #fff }
@@ -71,28 +64,6 @@ table { border-collapse: collapse; font-size: .85rem } td, th { padding: .15rem 
 td.number { font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #eee }
 pre { font-size: .75rem; overflow-x: auto } summary { cursor: pointer }
 """
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run's folder tells.
-
-    Attributes:
-        name: the folder's name, longer where two runs share it.
-        model: config.json of the model; empty without one.
-        config: the run's configuration as YAML.
-        curves: by name, in the order of the log.
-        figures: by name, in words.
-        grids: pictures of samples by step.
-    """
-
-    folder: Path
-    name: str
-    model: dict[str, Any]
-    config: str
-    curves: dict[str, Curve]
-    figures: dict[str, str]
-    grids: dict[int, Path]
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: int = 8) -> Path:
@@ -131,69 +102,6 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: i
     with written_whole(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
-
-
-def read_facts(run: Path, name: str) -> Facts:
-    """All that a page needs of a run, but for its samples.
-
-    Raises:
-        RunError: there is no run.
-    """
-    config_file, model_file = run / "config.yaml", run / "model" / "config.json"
-    if not config_file.exists() and not model_file.exists():
-        raise RunError(f"{run}: no run there: it has neither config.yaml nor model/")
-    model = read_json(model_file) if model_file.exists() else {}
-    config = config_file.read_text(encoding="utf-8") if config_file.exists() else yaml.safe_dump(model["config"])
-    return Facts(
-        folder=run,
-        name=name,
-        model=model,
-        config=config,
-        curves=read_curves(run / "metrics.jsonl"),
-        figures=read_figures(run),
-        grids={int(path.stem.removeprefix("step_")): path for path in sorted(run.glob("samples/step_*.png"))},
-    )
-
-
-def read_curves(log: Path) -> dict[str, Curve]:
-    """The lines of metrics.jsonl by name, with one curve for each level where there are levels."""
-    curves: dict[str, Curve] = {}
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut short by a crash
-        for name, value in values.items():
-            if name in _NOT_CURVES:
-                continue
-            levels = (
-                {f"level {i}": number for i, number in enumerate(value)} if isinstance(value, list) else {"": value}
-            )
-            for level, number in levels.items():
-                curves.setdefault(name, {}).setdefault(level, []).append((values["step"], number))
-    return curves
-
-
-def read_figures(run: Path) -> dict[str, str]:
-    """The numbers of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
-    figures: dict[str, str] = {}
-    for path in sorted(run.glob("*.json")):
-        values = read_json(path)
-        if path.name == "evaluation.json":
-            figures |= {name: value_in_words(figure) for name, figure in values.items()}
-        else:
-            figures |= {f"{path.stem}: {name}": f"{number:.4g}" for name, number in _numbers(values)}
-    return figures
-
-
-def _numbers(values: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found += _numbers(value, f"{above}{name} / ")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((above + name, value))
-    return found
 
 
 def thinned(points: Points) -> Points:
@@ -302,17 +210,8 @@ def _overview(facts: Sequence[Facts]) -> list[list[str]]:
         ("cpu_seconds", "CPU seconds"),
     ):
         rows.append([title, *(f"{f.model[key]:,}" if f.model.get(key) is not None else "" for f in facts)])
-    rows.append(["best in training", *(_best(f.folder) for f in facts)])
+    rows.append(["best in training", *(f.best for f in facts)])
     return rows
-
-
-def _best(run: Path) -> str:
-    path = run / "best" / "config.json"
-    if not path.exists():
-        return ""
-    description = read_json(path)
-    measured = description["evaluation"]
-    return f"step {description['step']}: {measured['name']} {measured['value']:.5g}"
 
 
 def _figures_table(facts: Sequence[Facts]) -> list[list[str]]:
@@ -321,14 +220,17 @@ def _figures_table(facts: Sequence[Facts]) -> list[list[str]]:
 
 
 def _configuration(facts: Sequence[Facts]) -> str:
-    flat = [_flat(yaml.safe_load(f.config)) for f in facts]
+    flat = [_flat(f.config) for f in facts]
     names = _union([list(values) for values in flat])
     differing = [name for name in names if len({repr(values.get(name)) for values in flat}) > 1]
     table = [["", *(f.name for f in facts)], *([name, *(str(v.get(name, "")) for v in flat)] for name in differing)]
     differences = f"<h3>Where they differ</h3>{_table(table)}" if differing else ""
-    return differences + _row(
-        facts, lambda each: f"<details><summary>all settings</summary><pre>{html.escape(each.config)}</pre></details>"
-    )
+
+    def settings(each: Facts) -> str:
+        text = html.escape(yaml.safe_dump(each.config, sort_keys=False))
+        return f"<details><summary>all settings</summary><pre>{text}</pre></details>"
+
+    return differences + _row(facts, settings)
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -142,5 +142,7 @@ def run_roles(
     words = ["initializer", "full", *["new chain"] * fresh]
     images = torch.stack(columns, dim=1).flatten(0, 1)
     save_picture(picture, captioned_picture([(images, words)], columns=len(columns)))
-    write_json(picture.with_suffix(".json"), {"num_images": num_images, "seed": seed, "labels": labels, **figures})
+    sampling = pipeline.sampling(options).model_dump()
+    facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
+    write_json(picture.with_suffix(".json"), {**facts, **figures})
     return picture, figures

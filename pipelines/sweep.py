@@ -159,10 +159,10 @@ def run_guidance_sweep(
         raise RunError(f"{run}: guidance is judged by classes, but this run has data.labels={config.data.labels}")
     sweep = guidance_sweep(pipeline, Referee.of(config.data), weights, num_images, blocks, seed, **options)
     folder = run / "guidance"
-    folder.mkdir(exist_ok=True)
     save_picture(folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
     save_picture(folder / "curves.png", curves_picture(sweep))
-    facts = {"num_images": num_images, "seed": seed, "sampling": pipeline.sampling(options).model_dump()}
+    sampling = pipeline.sampling(options).model_dump()
+    facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
     write_json(folder / "figures.json", {**facts, "real": sweep.real, "points": sweep.points})
     return folder, sweep
 

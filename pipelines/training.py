@@ -25,6 +25,7 @@ from cdrl.noise import derive_seed
 from cdrl.runs import Run, RunError
 from cdrl.training import train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
+from pipelines.generation import default_device
 from pipelines.measuring import TrainingEvaluation
 
 NUM_POINTS = 200_000
@@ -72,7 +73,7 @@ def run_encoding(config: Config, run: Path) -> None:
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
     stage_one = config.autoencoder
     assert stage_one is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     autoencoder = load_autoencoder(model).to(device)
     if (autoencoder.image_channels, autoencoder.image_size) != (config.data.channels, config.data.image_size):
         raise RunError(

@@ -170,30 +170,17 @@ def inpaint(
     python run.py inpaint runs/digits --test 200 --box center
     """
     with clear_errors():
-        from pipelines.filling import in_words, measure_inpainting, run_inpainting
+        from pipelines.filling import Filling, Gap, in_words, measure_inpainting, run_inpainting
 
         if (image is None) == (test is None):
             raise ValueError("expected an IMAGE or --test N, one of them")
-        shared = {
-            "box": box,
-            "irregular": irregular,
-            "observe": observe,
-            "fills": fills,
-            "seed": seed,
-            "label": label,
-            "guidance": guidance,
-            "by": by,
-            "passes": passes,
-            "out": out,
-            **options,
-        }
-        if test is not None:
-            if mask is not None:
-                raise ValueError("mask: --test takes --box, --irregular or --observe")
-            folder, figures = measure_inpainting(run, test, **shared)
-            typer.echo(in_words(figures))
-        elif image is not None:
-            folder, notes = run_inpainting(run, image, mask=mask, **shared)
+        gap = Gap(mask=mask, box=box, irregular=irregular, observe=observe)
+        filling = Filling(fills=fills, seed=seed, label=label, guidance=guidance, by=by, passes=passes)
+        if image is not None:
+            folder, notes = run_inpainting(run, image, gap, filling, out=out, **options)
             for note in notes:
                 typer.echo(note)
+        elif test is not None:
+            folder, figures = measure_inpainting(run, test, gap, filling, out=out, **options)
+            typer.echo(in_words(figures))
         typer.echo(str(folder))

@@ -55,7 +55,15 @@ def test_rows_are_distances_of_the_samples_of_their_settings(run: Path, monkeypa
             blocks.append(ruler(images, torch.tensor(classes)))
         assert rows[name]["fd_of_means"] == pytest.approx(sum(blocks) / 2, abs=1e-4)
         assert rows[name]["half_range"] == pytest.approx(abs(blocks[0] - blocks[1]) / 2, abs=1e-4)
-    assert [row["steps"] for row in read_json(run / "steps.json")["rows"]] == list(rows)
+    kept = read_json(run / "steps.json")
+    assert [row["steps"] for row in kept["rows"]] == list(rows)
+    assert kept["sampling"] == pipeline.sampling({}).model_dump()
+    assert rows["auto at temperature 1"]["settings"] == {
+        "steps": [5, 5, 5, 5, 5, 4],
+        "step_scale": pytest.approx((7 / 5) ** 0.5),
+        "temperature": 1.0,
+        "denoise": 2.0,
+    }
     assert "| auto | 30 |" in budget_table(list(rows.values()))
 
 

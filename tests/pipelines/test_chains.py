@@ -98,16 +98,18 @@ def test_the_last_state_of_level_0_is_shown_as_the_sample_of_as_many_steps(pipel
 
 
 def test_a_picture_has_a_row_an_image_and_a_column_a_state(run: Path, pipeline: CDRLPipeline) -> None:
-    picture, levels = run_chains(run, 3, seed=4, steps=6, every=2, level=1, kernel="mala")
+    picture, levels = run_chains(run, 3, seed=4, steps=6, every=2, level=1, kernel="mala", temperature=0.9)
     assert picture == run / "chains" / "mala_6_steps_level_1.png"
     facts = json.loads(picture.with_suffix(".json").read_text())
     assert facts["kept"] == [0, 2, 4, 6]
     assert facts["levels"] == levels
     assert (facts["labels"], facts["shown_level"]) == ([4, 5, 6], 1)
+    own = {"steps": 6, "kernel": "mala", "temperature": 0.9, "denoise": 0.0}
+    assert facts["sampling"] == {**tiny_config().sampling.model_dump(), **own}
     # 8 pixels are shown as 32, with 2 between them.
     shown = Image.open(picture).convert("L")
     assert shown.size == (4 * 34 + 2, 3 * 34 + 2)
-    chains = long_chains(pipeline, [4, 5, 6], [4, 5, 6], steps=6, every=2, kernel="mala")
+    chains = long_chains(pipeline, [4, 5, 6], [4, 5, 6], steps=6, every=2, kernel="mala", temperature=0.9)
     images = chain_images(pipeline, chains.states[1], 1, [4, 5, 6])
     for row, column in ((0, 0), (2, 1), (1, 3)):
         left, top = 2 + 34 * column, 2 + 34 * row

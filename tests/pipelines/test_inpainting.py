@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import run as door
 from cdrl.runs import RunError
 from pipelines import CDRLPipeline
-from pipelines.filling import distances, run_inpainting
+from pipelines.filling import Filling, Gap, distances, filled_in, measure_inpainting, run_inpainting
 from pipelines.inpainting import Averaged, Hidden, Observation, fill
 from pipelines.masks import box, irregular
 from tests.helpers import save_tiny_run, tiny_config
@@ -169,12 +169,46 @@ def test_one_image_gives_files_a_picture_and_figures(run: Path, pipeline: CDRLPi
 
 def test_images_of_other_sizes_are_prepared_and_told(run: Path, tmp_path: Path) -> None:
     large = written(tmp_path / "large.png", np.full((16, 24, 3), 90, np.uint8))
-    _, notes = run_inpainting(run, large, box="left", fills=1, steps=1)
+    _, notes = run_inpainting(run, large, Gap(box="left"), Filling(fills=1), steps=1)
     assert notes == [f"{large}: 24x16, 3 channels, is prepared as training images are: 8x8, 1 channels"]
     small = written(tmp_path / "small.png", np.full((4, 4), 90, np.uint8))
-    folder, notes = run_inpainting(run, small, observe="downsample:2", by="likelihood", fills=1, steps=1)
+    blocks, filling = Gap(observe="downsample:2"), Filling(fills=1, by="likelihood")
+    folder, notes = run_inpainting(run, small, blocks, filling, steps=1)
     assert notes == [f"{small}: taken for the small image itself"]
     assert json.loads((folder / "figures.json").read_text())["error_of_the_known"] <= 1
+
+
+def test_all_that_changes_a_fill_is_recorded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the sampler's options that are given, and of all others what stands in for them."""
+    pixels = run.name.startswith("pixel")
+    image = written(tmp_path / "digit.png", eight_bits(1, 1)[0, 0].numpy())
+    shared = ["--box", "right", "--seed", "3", "--label", "4", "--guidance", "0.5", "--passes", "3"]
+    code, _, _ = call(run, image, *shared, "--fills", "1", "--temperature", "0.6", "--kernel", "mala")
+    assert code == 0
+    figures = json.loads((run / "inpainted" / "digit" / "figures.json").read_text())
+    by = "reset" if pixels else "likelihood"
+    filling = {"fills": 1, "seed": 3, "label": 4, "guidance": 0.5, "by": by, "passes": 3}
+    # By likelihood the last denoising is Tweedie's, not the run's own.
+    own = tiny_config().sampling.model_dump()
+    sampling = {**own, "temperature": 0.6, "kernel": "mala", "denoise": 2.0 if pixels else 1.0}
+    assert (figures["image"], figures["gap"]) == (str(image), {"box": "right"})
+    assert (figures["filling"], figures["sampling"]) == (filling, sampling)
+    # Its judge is trained for half a minute.
+    monkeypatch.setattr("pipelines.filling.plausibility", lambda *arguments: {})
+    folder, measured = measure_inpainting(run, 4, Gap(irregular=2), Filling(fills=2, by="reset"), temperature=0.6)
+    assert folder == run / "inpainted" / "test_irregular_2"
+    assert json.loads((folder / "figures.json").read_text()) == measured
+    assert (measured["gap"], measured["filling"]["by"]) == ({"irregular": "2"}, "reset")
+    assert measured["sampling"] == {**own, "temperature": 0.6}
+
+
+def test_held_out_images_are_filled_under_their_own_class(pipeline: CDRLPipeline) -> None:
+    several = filled_in(pipeline, GIVEN, HIDDEN, Filling(fills=2, seed=5), torch.tensor([2, 7, 5]), steps=1)
+    alone = fill(pipeline, GIVEN[1:2], HIDDEN, seeds=[8], label=7, steps=1)
+    torch.testing.assert_close(several.tensors[3], alone.tensors[0], rtol=0, atol=1e-4)
+    other = filled_in(pipeline, GIVEN, HIDDEN, Filling(fills=2, seed=5, label=-1), torch.tensor([2, 7, 5]), steps=1)
+    assert torch.equal(other.tensors, filled_in(pipeline, GIVEN, HIDDEN, Filling(fills=2, seed=5), steps=1).tensors)
+    assert not torch.equal(other.tensors, several.tensors)
 
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
@@ -186,6 +220,8 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
         ((run, image), "expected one of --mask, --box, --irregular and --observe"),
         ((run, image, "--box", "left", "--irregular", "1"), "expected one of --mask"),
         ((run, "--box", "left"), "expected an IMAGE or --test N"),
+        ((run, "--test", "2", "--mask", empty), "mask: --test takes --box, --irregular or --observe"),
+        ((run, "--test", "1000", "--box", "left"), "test: expected 2 … 500 held-out images, found 1000"),
         ((run, image, "--mask", empty), "empty.png: hides nothing of the image"),
         ((run, tmp_path / "text.png", "--box", "left"), "text.png: expected a whole picture"),
         ((run, tmp_path / "none.png", "--box", "left"), "none.png: cannot be read"),
@@ -206,4 +242,4 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
 def test_points_are_refused(tmp_path: Path) -> None:
     save_tiny_run(tmp_path, config=tiny_config(space="point", data={"name": "checkerboard", "labels": "none"}))
     with pytest.raises(RunError, match="this is a run of 2-D points"):
-        run_inpainting(tmp_path, tmp_path / "any.png", box="left")
+        run_inpainting(tmp_path, tmp_path / "any.png", Gap(box="left"), Filling())

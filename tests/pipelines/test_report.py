@@ -17,8 +17,9 @@ from PIL import Image
 from cdrl.data import load_images
 from cdrl.loop import save_picture
 from cdrl.runs import RunError, write_json
+from pipelines.facts import read_curves
 from pipelines.neighbours import nearest, nearest_images
-from pipelines.report import read_curves, thinned, write_report
+from pipelines.report import thinned, write_report
 from tests.helpers import save_tiny_run, tiny_config, write_config
 
 
@@ -97,6 +98,9 @@ def test_runs_are_laid_side_by_side_with_what_differs(run: Path, tmp_path: Path)
     assert "other: no trained model there" in text
     with pytest.raises(RunError, match="nowhere: no run there"):
         write_report([run, tmp_path / "nowhere"])
+    (other / "config.yaml").write_text("data: [1, {")
+    with pytest.raises(RunError, match=r"config\.yaml: not a readable YAML file"):
+        write_report([run, other])
 
 
 def test_curves_are_the_log_and_thinning_keeps_their_means(run: Path) -> None:

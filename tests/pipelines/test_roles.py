@@ -89,7 +89,8 @@ def test_the_picture_and_its_figures(run: Path, pipeline: CDRLPipeline) -> None:
     picture, figures = run_roles(run, 3, fresh=2, seed=1, steps=2)
     assert Image.open(picture).size == (4 * 66 + 2, 3 * 66 + 2 + 20)
     kept = json.loads((run / "roles.json").read_text(encoding="utf-8"))
-    assert kept["labels"] == [1, 2, 3]
+    assert (kept["labels"], kept["fresh"]) == ([1, 2, 3], 2)
+    assert kept["sampling"] == {**tiny_config().sampling.model_dump(), "steps": 2, "temperature": 1.0}
     alone = drawn_from_two_streams(pipeline, [1, 2, 3], [1, 2, 3], [1, 2, 3], steps=0).tensors
     full = drawn_from_two_streams(pipeline, [1, 2, 3], [1, 2, 3], [1, 2, 3], steps=2).tensors
     expected = torch.linalg.vector_norm(alone - full) / full.numel() ** 0.5

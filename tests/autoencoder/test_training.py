@@ -1,0 +1,94 @@
+"""Stage one: taken up again it ends as if never stopped, and no checkpoint holds what is not finite."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoencoder.training import StageOneTrainer
+from cdrl.config import Config
+from cdrl.loop import Interrupted
+from cdrl.monitor import DivergenceError
+from cdrl.runs import Run, load_tensors
+from pipelines.training import run_stage_one
+from tests.helpers import metrics, tiny_config
+
+
+def stage_one(**training: Any) -> Config:
+    """A first stage of few weights on 8x8 digits, its last layers and its rate such that a step is felt."""
+    schedule = {"num_steps": 6, "batch_size": 8, "learning_rate": 1e-3, "log_every": 1, "checkpoint_every": 2}
+    architecture = {"channels": 32, "multipliers": [1], "num_blocks": 1, "pixel_unshuffle": 2}
+    return tiny_config(space="latent", autoencoder={"architecture": architecture, "training": {**schedule, **training}})
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return load_tensors(run / "autoencoder" / "model" / "autoencoder.safetensors")
+
+
+def before_step(number: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have something done once, before update ``number``."""
+    step, waiting = StageOneTrainer.step, [act]
+
+    def interfered(self: StageOneTrainer, index: int) -> dict[str, Tensor]:
+        if index == number and waiting:
+            waiting.pop()(self)
+        return step(self, index)
+
+    monkeypatch.setattr(StageOneTrainer, "step", interfered)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run_stage_one(stage_one(), folder)
+    return folder
+
+
+def test_a_stopped_first_stage_goes_on_exactly_there(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_step(4, lambda trainer: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
+    with pytest.raises(Interrupted, match="stopped at step 5 of 6; the same command goes on from there"):
+        run_stage_one(stage_one(), tmp_path)
+    partial = weights(tmp_path)
+    run_stage_one(stage_one(), tmp_path)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(tmp_path)[name], tensor), name
+    assert any(not torch.equal(partial[name], tensor) for name, tensor in weights(whole).items())
+    assert metrics(tmp_path / "autoencoder") == metrics(whole / "autoencoder")
+
+
+def test_a_model_older_than_the_last_checkpoint_is_exported_anew(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash between the two."""
+    with monkeypatch.context() as patched:
+        patched.setattr("autoencoder.training.save_autoencoder", lambda folder, autoencoder: folder.mkdir())
+        run_stage_one(stage_one(), tmp_path)
+    assert not list((tmp_path / "autoencoder" / "model").iterdir())
+    run_stage_one(stage_one(), tmp_path)
+    assert all(torch.equal(tensor, weights(tmp_path)[name]) for name, tensor in weights(whole).items())
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told by themselves: the loss of the update that spoils them has been finite."""
+    update = "autoencoder.training.Trainee.update"
+    before_step(3, lambda trainer: monkeypatch.setattr(update, spoil), monkeypatch)
+
+    def spoil(self: Any, loss: Tensor) -> None:
+        next(iter(self.averaged.parameters())).data.fill_(float("nan"))
+
+    with pytest.raises(
+        DivergenceError,
+        match=r"at step 4; lower autoencoder\.training\.learning_rate; the checkpoint of step 2 is kept",
+    ):
+        run_stage_one(stage_one(), tmp_path)
+    last = Run(tmp_path / "autoencoder").last_checkpoint()
+    assert last is not None
+    assert last[0] == 2
