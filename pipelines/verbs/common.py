@@ -11,8 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
+
+_JOURNEY = ("quickstart", "prepare", "train-autoencoder", "encode", "train", "sample", "judge", "evaluate", "report")
+
+
+class _JourneyFirst(TyperGroup):
+    """The verbs that lead from data to figures in the order of their use, the others by name."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*_JOURNEY, *sorted(self.commands.keys() - set(_JOURNEY))]
+
 
 app = typer.Typer(
+    cls=_JourneyFirst,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
