@@ -50,6 +50,7 @@ class DataConfig(Section):
     labels: Literal["none", "class", "attributes"] = "none"
     attributes: tuple[str, ...] = ()
     style: Literal["avataaars", "toon-head"] = "avataaars"
+    zoom: float = Field(default=1.0, ge=1, le=4, description="drawn faces: so many times larger, cut off by the edges")
     num_train: int = Field(default=5000, ge=1, description="drawn faces: images in the training split")
     num_test: int = Field(default=1000, ge=1, description="drawn faces: images in the held-out split")
     cache: Path = Path("data")
@@ -61,6 +62,8 @@ class DataConfig(Section):
             raise ValueError(f"data.path is required for data.name={self.name}: the folder that holds the data set")
         if self.crop != 140 and self.name != "celeba":
             raise ValueError("data.crop is for data.name=celeba; of other pictures the largest square is taken")
+        if self.zoom != 1 and self.name != "faces":
+            raise ValueError("data.zoom is for data.name=faces")
         if self.stream and self.prepared is None:
             raise ValueError("data.stream needs data.prepared, a folder for shards; run.py prepare fills it")
         if (self.labels == "attributes") != bool(self.attributes):

@@ -34,7 +34,7 @@ from cdrl.data.shards import Sample, has_index, read_shards
 _CACHE_VERSION = "v1"
 _FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
 
-_Job = tuple[str, str, int]  # style, seed, size
+_Job = tuple[str, str, int, float]  # style, seed, size, zoom
 _Face = tuple[np.ndarray, list[bool]]  # uint8 [3, size, size], values of the attributes
 
 
@@ -97,15 +97,16 @@ FACE_STYLES = {
 }
 
 
-def open_faces(style: str, split: Split, num: int, size: int, cache_folder: Path) -> Source:
+def open_faces(style: str, split: Split, num: int, size: int, zoom: float, cache_folder: Path) -> Source:
     """The first ``num`` faces of a split, from the cache, or drawn and put there.
 
-    A face depends on style, split and its number only. Processes that ask at the same time wait for the first.
+    A face depends on style, zoom, split and its number only. Processes that ask at the same time wait for the first.
 
     Raises:
         DataError: the cached shards are damaged, or the cache cannot be written.
     """
-    folder = cache_folder / "faces" / f"{style}-{size}-{_CACHE_VERSION}" / split
+    near = "" if zoom == 1 else f"-x{zoom:g}"
+    folder = cache_folder / "faces" / f"{style}-{size}{near}-{_CACHE_VERSION}" / split
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,14 +114,17 @@ def open_faces(style: str, split: Split, num: int, size: int, cache_folder: Path
     with FileLock(folder.with_suffix(".lock")):
         faces = read_shards(folder) if has_index(folder) else None
         if faces is None or len(faces) < num:
-            _render_to_cache(folder, style, split, num, size)
+            _render_to_cache(folder, style, split, num, size, zoom)
             faces = read_shards(folder)
     return source_in_memory(faces.to_images().select(range(num)))
 
 
-def render_face(style: str, seed: str, size: int) -> tuple[Tensor, dict[str, bool]]:
-    """The face that ``seed`` stands for: uint8 [3, size, size] on white, and the values of its attributes."""
-    options = {"seed": seed, "backgroundColor": ["ffffff"], **FACE_STYLES[style].options}
+def render_face(style: str, seed: str, size: int, zoom: float = 1.0) -> tuple[Tensor, dict[str, bool]]:
+    """The face that ``seed`` stands for: uint8 [3, size, size] on white, and the values of its attributes.
+
+    It is drawn ``zoom`` times as large about the middle of the picture, whose edges cut it off.
+    """
+    options = {"seed": seed, "backgroundColor": ["ffffff"], "scale": zoom, **FACE_STYLES[style].options}
     drawing = Avatar(_load_style(style), options).to_json()
     chosen = drawing["options"]
     content = resvg_py.svg_to_bytes(svg_string=drawing["svg"], width=size, height=size, skip_system_fonts=True)
@@ -132,8 +136,8 @@ def render_face(style: str, seed: str, size: int) -> tuple[Tensor, dict[str, boo
     return decode_image(bytes(content), f"{style} {seed}"), attributes
 
 
-def _render_to_cache(folder: Path, style: str, split: Split, num: int, size: int) -> None:
-    jobs = [(style, f"{split}-{number:06d}", size) for number in range(num)]
+def _render_to_cache(folder: Path, style: str, split: Split, num: int, size: int, zoom: float) -> None:
+    jobs = [(style, f"{split}-{number:06d}", size, zoom) for number in range(num)]
     metadata = {
         "style": style,
         "license": _read_definition(style)["meta"]["license"],

@@ -22,7 +22,7 @@ def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
     """What is done to the pictures of a split; the metadata of prepared shards hold it."""
     crop = f"central {data.crop} x {data.crop} pixels" if data.name == "celeba" else "largest central square"
     padded = data.name == "fashion_mnist" and data.image_size == 32
-    faces = {"style": data.style, "num": data.num_train if split == "train" else data.num_test}
+    faces = {"style": data.style, "zoom": data.zoom, "num": data.num_train if split == "train" else data.num_test}
     return {
         "name": data.name,
         "split": split,

@@ -65,7 +65,7 @@ def open_source(data: DataConfig, split: Split) -> Source:
     """
     if data.name == "faces":
         num = data.num_train if split == "train" else data.num_test
-        return open_faces(data.style, split, num, data.image_size, data.cache)
+        return open_faces(data.style, split, num, data.image_size, data.zoom, data.cache)
     if data.name == "digits":
         return _open_digits(split)
     if data.name == "fashion_mnist":

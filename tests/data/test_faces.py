@@ -28,6 +28,21 @@ def draw(monkeypatch: pytest.MonkeyPatch, style: str, **options: Any) -> tuple[T
     return image.int(), attributes
 
 
+@pytest.mark.parametrize("style", ["avataaars", "toon-head"])
+def test_a_face_from_nearer_is_the_middle_of_a_larger_one(style: str) -> None:
+    near, attributes = render_face(style, "seed", 32, zoom=2.0)
+    large, same = render_face(style, "seed", 64)
+    assert torch.equal(near, large[:, 16:48, 16:48])
+    assert attributes == same
+
+
+def test_faces_from_nearer_have_a_cache_of_their_own(tmp_path: Path) -> None:
+    data = DataConfig(name="faces", image_size=16, num_train=2, num_test=2, cache=tmp_path)
+    near = load_images(data.model_copy(update={"zoom": 1.5}), "train").images
+    assert not torch.equal(near, load_images(data, "train").images)
+    assert torch.equal(near[1], render_face("avataaars", "train-000001", 16, 1.5)[0])
+
+
 @pytest.mark.parametrize(
     ("style", "chin", "part", "base"),
     [
@@ -132,11 +147,11 @@ def test_an_interrupted_cache_is_drawn_anew(tmp_path: Path, monkeypatch: pytest.
     whole = load(tmp_path / "whole")
     draw_face, calls = faces.render_face, []
 
-    def interrupted(style: str, seed: str, size: int) -> tuple[Tensor, dict[str, bool]]:
+    def interrupted(style: str, seed: str, size: int, zoom: float) -> tuple[Tensor, dict[str, bool]]:
         calls.append(seed)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return draw_face(style, seed, size)
+        return draw_face(style, seed, size, zoom)
 
     with monkeypatch.context() as patch:
         patch.setattr(faces, "render_face", interrupted)
