@@ -122,6 +122,8 @@ def test_a_later_override_wins_and_sections_appear_when_named(config_file: Path)
         ("initializer.fourier_features=8", "initializer.fourier_features go with space: point only"),
         ("data.name=cifar10", "data.path is required for data.name=cifar10"),
         ("data.name=mnist", "data.name: "),
+        ("data.zoom=2", "data.zoom is for data.name=faces"),
+        ("data.zoom=0.5", "data.zoom: "),
         ("data.labels=attributes", "data.attributes must name attributes if, and only if"),
         ("data.attributes=[Smiling]", "data.attributes must name attributes if, and only if"),
         ("autoencoder.objective.perceptual=lpips", "autoencoder.objective.lpips_weights must name the folder"),
