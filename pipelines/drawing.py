@@ -17,7 +17,7 @@ from cdrl.noise import derive_seed
 from cdrl.runs import load_tensors, save_tensors, write_json
 from pipelines.base import CDRLPipeline, SamplerOptions
 from pipelines.decoding import to_bytes
-from pipelines.generation import labels_in_turn
+from pipelines.generation import label_asked, labels_in_turn
 
 
 class SampleStore:
@@ -47,7 +47,7 @@ class SampleStore:
         self.settings: dict[str, Any] = {
             **pipeline.sampling(options).model_dump(),
             "guidance": guidance,
-            "label": "in turn" if label is None and pipeline.model.num_classes else label,
+            "label": label_asked(pipeline, label),
             "weights": _fingerprint(model),
         }
         key = derive_seed(*(f"{name}={value}" for name, value in self.settings.items()))
