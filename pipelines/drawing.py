@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cdrl.engine import World, barrier
-from cdrl.loop import Interrupted, progress_bar, stop_requests
+from cdrl.loop import Interrupted, stop_requests
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 from cdrl.runs import load_tensors, save_tensors, write_json
 from cdrl.sampler import deciding
 from pipelines.base import CDRLPipeline, SamplerOptions

@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cdrl.data.preparing import picture_files
 from cdrl.data.sets import DataError, Part, Source, source_in_memory
 from cdrl.data.shards import has_foreign_shards, read_shards
 from cdrl.data.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 
 Split = Literal["train", "test"]
 
@@ -132,10 +132,12 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
     """Shards are read twice: for what is known about their samples, and for the images."""
     chosen: list[list[ForeignSample]] = []
     num_classes = 0
-    for shard in tqdm(shards, desc=f"listing {root.name}", unit="shard", disable=None):
-        samples = list(list_foreign_shard(shard))
-        num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
-        chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
+    with progress_bar(len(shards), f"listing {root.name}", unit="shard") as bar:
+        for shard in shards:
+            samples = list(list_foreign_shard(shard))
+            num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
+            chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
+            bar.update()
     everything = [sample for samples in chosen for sample in samples]
     if not everything:
         raise DataError(f"{root}: none of its images falls into the {split} split; make train/ and test/ folders")
