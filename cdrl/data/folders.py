@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdrl.data.preparing import picture_files
-from cdrl.data.sets import DataError, Part, Source, source_in_memory
+from cdrl.data.sets import DataError, Part, Source, fingerprint_of, source_in_memory
 from cdrl.data.shards import has_foreign_shards, read_shards
 from cdrl.data.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.noise import derive_seed
@@ -156,7 +157,17 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
                 )
             first = rows.stop
 
-    return Source(parts, len(everything), tuple(map(str, range(num_classes))), attribute_names)
+    ends = list(itertools.accumulate(map(len, chosen)))
+
+    def fingerprint(rows: slice) -> str:
+        read = [
+            shard
+            for shard, samples, end in zip(shards, chosen, ends, strict=True)
+            if rows.start < end and end - len(samples) < rows.stop
+        ]
+        return fingerprint_of(read, *(known[rows] for known in (labels, attributes) if known is not None))
+
+    return Source(parts, fingerprint, len(everything), tuple(map(str, range(num_classes))), attribute_names)
 
 
 def _join_labels(samples: Sequence[ForeignSample], root: Path) -> Tensor | None:

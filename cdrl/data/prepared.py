@@ -41,7 +41,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
 
     Raises:
         DataError: a picture is damaged (the shards before it stay for the next call), or the folder holds a set that
-            was prepared otherwise.
+            was prepared otherwise, or shards of files that have changed since.
     """
     folder = _folder(data, split)
     metadata = {"preparation": preparation(data, split)}
@@ -58,6 +58,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
         write_images_resumably(
             folder,
             lambda start: _samples(data, source, start),
+            source.fingerprint,
             (data.channels, data.image_size, data.image_size),
             metadata,
             label_names=source.label_names,

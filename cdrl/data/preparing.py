@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cdrl.data.sets import DataError, ImageSet, Part, Source
+from cdrl.data.sets import DataError, ImageSet, Part, Source, fingerprint_of
 from cdrl.progress import progress_bar
 
 _CHUNK = 64  # pictures that are decoded together
@@ -163,7 +163,10 @@ def picture_files(
                     None if attributes is None else attributes[rows],
                 )
 
-    return Source(parts, len(paths), label_names, attribute_names)
+    def fingerprint(rows: slice) -> str:
+        return fingerprint_of(paths[rows], *(known[rows] for known in (labels, attributes) if known is not None))
+
+    return Source(parts, fingerprint, len(paths), label_names, attribute_names)
 
 
 def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tensor:
