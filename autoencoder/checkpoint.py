@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -16,8 +17,8 @@ WEIGHTS = "autoencoder.safetensors"
 DESCRIPTION = "autoencoder.json"
 
 
-def save_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
-    """Write weights and what is needed to rebuild the network into ``folder``."""
+def save_autoencoder(folder: Path, autoencoder: Autoencoder, **facts: Any) -> None:
+    """Write weights, what is needed to rebuild the network, and ``facts`` of its training into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / WEIGHTS, autoencoder.state_dict())
     description = {
@@ -25,6 +26,7 @@ def save_autoencoder(folder: Path, autoencoder: Autoencoder) -> None:
         "architecture": autoencoder.config.model_dump(mode="json"),
         "image_channels": autoencoder.image_channels,
         "image_size": autoencoder.image_size,
+        **facts,
     }
     write_json(folder / DESCRIPTION, description)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
 from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
-from cdrl.loop import Interrupted, any_process, progress_bar, save_picture, stop_requests
+from cdrl.loop import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.monitor import DivergenceError, summed_over_processes
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
 
 HELD_OUT = 256
@@ -93,22 +95,21 @@ class StageOneTrainer:
         networks = [self.autoencoder] if self.discriminator is None else [self.autoencoder, self.discriminator]
         return [weight.detach() for network in networks for weight in network.averaged.parameters()]
 
-    def save(self, path: Path, step: int) -> None:
-        """Write a checkpoint after ``step`` updates; every process calls it."""
+    def save(self, path: Path, state: Mapping[str, float]) -> None:
+        """Write a checkpoint with ``state`` in its state.json; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
             self.autoencoder.save(folder, "autoencoder")
             if self.discriminator is not None:
                 self.discriminator.save(folder, "discriminator")
             if self.world.is_main:
-                images = step * self.training.batch_size
-                write_json(folder / "state.json", {"step": step, "images": images, "processes": self.world.size})
+                write_json(folder / "state.json", state)
 
-    def load(self, path: Path) -> int:
-        """Take up a checkpoint; returns the number of updates it holds."""
+    def load(self, path: Path) -> dict[str, Any]:
+        """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
         self.autoencoder.load(path, "autoencoder")
         if self.discriminator is not None:
             self.discriminator.load(path, "discriminator")
-        return int(read_json(path / "state.json")["step"])
+        return read_json(path / "state.json")
 
     def close(self) -> None:
         """Let go of the engines."""
@@ -127,6 +128,8 @@ def autocast(training: StageOneTrainingConfig, device: torch.device) -> contextl
 def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_out: GridSet, world: World) -> None:
     """Train the first stage, or go on from the run's last checkpoint; leaves the averaged network in ``run.model``.
 
+    Its autoencoder.json tells the ``step``, the ``images`` seen, and the wall and CPU seconds that these took.
+
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergenceError: the loss or the weights are not finite; the last checkpoint stays as it was.
@@ -139,7 +142,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         stop_requested = stack.enter_context(stop_requests())
         trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
         last = run.last_checkpoint()
-        step = trainer.load(last[1]) if last else 0
+        state = trainer.load(last[1]) if last else {"step": 0}
+        step, stopwatch = int(state["step"]), Stopwatch(state)
         log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
         progress = stack.enter_context(progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main))
         started, since = time.monotonic(), step
@@ -147,7 +151,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         def export() -> None:
             if world.is_main:
                 with written_whole(run.model) as folder:
-                    save_autoencoder(folder, trainer.autoencoder.averaged)
+                    save_autoencoder(folder, trainer.autoencoder.averaged, **state)
 
         while True:
             # Done?
@@ -194,7 +198,9 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
             # Checkpoint.
             if kept:
-                trainer.save(run.checkpoint_path(step), step)
+                images = step * training.batch_size
+                state = {"step": step, "images": images, "processes": world.size, **stopwatch.seconds(world)}
+                trainer.save(run.checkpoint_path(step), state)
                 if world.is_main:
                     run.prune_checkpoints()
             if kept and not done:

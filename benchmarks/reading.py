@@ -17,10 +17,10 @@ import typer
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import trange
 
 from cdrl.config import DataConfig
 from cdrl.data import Sample, TrainingSet, open_source, read_shards, stream_shards, write_prepared, write_shards
+from cdrl.progress import progress_bar
 
 app = typer.Typer(add_completion=False, help="Rates and memory of reading shards and of preparing pictures.")
 
@@ -92,7 +92,8 @@ def shards(
         # As a consumer does it, every batch is looked at.
         loader = DataLoader(Steps(data, steps), batch_size=None, num_workers=workers)
         marks, seen, total, started, cpu = [], 0, 0.0, 0.0, cpu_seconds()
-        for step, (images, _) in zip(trange(steps, disable=None), loader, strict=True):
+        bar = progress_bar(steps, "read")
+        for step, (images, _) in enumerate(loader):
             total += float(images[0, 0, 0, 0])
             if not step:
                 started = time.perf_counter()  # workers have started
@@ -100,6 +101,8 @@ def shards(
                 seen += len(images)
             if step % max(1, steps // 10) == 0 or step == steps - 1:
                 marks.append((step * batch_size, *megabytes()))
+            bar.update()
+        bar.close()
         wall = time.perf_counter() - started
     print(f"{len(grids)} images {list(grids.grids.shape[1:])} in shards, {workers} workers, batches of {batch_size}")
     print(f"{seen} images in {wall:.1f} s: {seen / wall:.0f} images/s; {seen / (cpu_seconds() - cpu):.0f} a CPU second")

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from cdrl.engine import World
 from cdrl.monitor import summed_over_processes
@@ -30,16 +27,6 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run goes on later
     def at(cls, step: int, num_steps: int) -> Interrupted:
         """Of a training that is to go on after ``step`` of ``num_steps``."""
         return cls(f"stopped at step {step} of {num_steps}; the same command goes on from there")
-
-
-def progress_bar(
-    total: int, description: str, *, initial: int = 0, unit: str = "step", shown: bool = True
-) -> tqdm[NoReturn]:
-    """A progress bar with rate and time left; a line now and then where the output is no terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 20.0
-    bar = functools.partial(tqdm, total=total, initial=initial, desc=description, unit=unit, mininterval=interval)
-    # Where it is shown, TQDM_DISABLE in the environment decides: giving disable=False would overrule that.
-    return bar() if shown else bar(disable=True)
 
 
 def save_picture(path: Path, picture: Tensor) -> None:

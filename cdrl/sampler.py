@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -55,6 +55,19 @@ def resolved(sampling: SamplingConfig, trained_steps: int) -> SamplingConfig:
     usual = AUTO_TEMPERATURE if steps == "auto" else 1.0
     temperature = usual if sampling.temperature is None else sampling.temperature
     return sampling.model_copy(update={"steps": steps, "temperature": temperature})
+
+
+def deciding(sampling: SamplingConfig, trained_steps: int) -> dict[str, Any]:
+    """Those of the `resolved` settings, by name, that images drawn under them depend on."""
+    settings = resolved(sampling, trained_steps).model_dump()
+    idle: set[str] = set()
+    if sampling.kernel != "hmc":
+        idle |= {"leapfrog_steps"}
+    if settings["steps"] in ("auto", 0, trained_steps):
+        idle |= {"step_adjustment"}
+    if settings["steps"] == 0:
+        idle |= {"kernel", "leapfrog_steps", "temperature"}
+    return {name: value for name, value in settings.items() if name not in idle}
 
 
 def sampler_settings(

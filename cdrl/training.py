@@ -17,9 +17,10 @@ from cdrl.checkpoint import save_model
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.engine import World, barrier
-from cdrl.loop import Interrupted, Stopwatch, any_process, progress_bar, save_picture, stop_requests
+from cdrl.loop import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.model import CDRL
 from cdrl.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
+from cdrl.progress import progress_bar
 from cdrl.runs import MetricsLog, Run, read_json, written_whole
 from cdrl.trainer import CooperativeTrainer
 

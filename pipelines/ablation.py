@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from cdrl.config import Config, ConfigError, load_config
-from cdrl.loop import progress_bar
 from cdrl.processes import side_by_side
+from cdrl.progress import progress_bar
 from cdrl.runs import Run, read_json, write_json, written_whole
 from cdrl.training import trained_steps
 from pipelines.evaluation import run_figures

@@ -14,9 +14,9 @@ from torch import Tensor
 from autoencoder.latents import latents_of
 from cdrl.checkpoint import load_model
 from cdrl.config import Config, SamplingConfig, parse_config
-from cdrl.loop import progress_bar
 from cdrl.model import CDRL, Label
 from cdrl.noise import ImageNoise, derive_seed
+from cdrl.progress import progress_bar
 from cdrl.runs import RunError
 from cdrl.sampler import (
     AUTO_REACH,

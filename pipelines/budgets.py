@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autoencoder.lite0 import Lite0
+from cdrl.config import SamplingConfig
 from cdrl.data import load_images
 from cdrl.runs import RunError, write_json
 from cdrl.sampler import AUTO_REACH, SamplerSettings, step_adjustment
@@ -49,9 +50,14 @@ def budgets(pipeline: CDRLPipeline) -> dict[str, SamplerSettings]:
     }
 
 
-def gradients(settings: SamplerSettings) -> int:
-    """Energy gradients that an image costs under Langevin steps, with that of the last denoising."""
-    return sum(settings["steps"]) + bool(settings["denoise"])
+def gradients(settings: SamplerSettings, own: SamplingConfig) -> int:
+    """Energy gradients that an image costs under the kernel that ``own`` names, with that of the last denoising.
+
+    A kernel that accepts or rejects asks for one more a level than its steps do: that of the place it comes to last.
+    """
+    a_step = own.leapfrog_steps if own.kernel == "hmc" else 1
+    a_level = int(own.kernel != "langevin")
+    return sum(a_step * steps + a_level for steps in settings["steps"] if steps) + bool(settings["denoise"])
 
 
 Ruler = Callable[[Tensor, Tensor], float]
@@ -92,7 +98,7 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     name, ruler = ruler_of(pipeline, run, num_images)
-    rows = []
+    own, rows = pipeline.sampling({}), []
     for title, settings in budgets(pipeline).items():
         distances, started = [], time.monotonic()
         for seed in seeds:
@@ -101,14 +107,14 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
         rows.append(
             {
                 "steps": title,
-                "gradients": gradients(settings),
+                "gradients": gradients(settings, own),
                 name: statistics.mean(distances),
                 "half_range": (max(distances) - min(distances)) / 2,
                 "seconds": (time.monotonic() - started) / len(distances),
                 "settings": {name: value for name, value in settings.items() if name != "kernel"},
             }
         )
-    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": pipeline.sampling({}).model_dump()}
+    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": own.model_dump()}
     write_json(run / "steps.json", {**facts, "rows": rows})
     return rows
 

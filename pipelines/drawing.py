@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from cdrl.engine import World, barrier
-from cdrl.loop import Interrupted, progress_bar, stop_requests
+from cdrl.loop import Interrupted, stop_requests
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 from cdrl.runs import load_tensors, save_tensors, write_json
+from cdrl.sampler import deciding
 from pipelines.base import CDRLPipeline, SamplerOptions
 from pipelines.decoding import to_bytes
-from pipelines.generation import labels_in_turn
+from pipelines.generation import label_asked, labels_in_turn
 
 
 class SampleStore:
     """Samples of one model under one setting of the sampler, in a folder: images by seed, uint8 [C, H, W].
 
     Any command that asks for a seed which is there gets the image that is there, whichever command drew it.
+    ``settings`` are all that the images depend on beside their seeds, and nothing else; the folder's name tells them.
 
     Args:
         run: the samples go below it, into evaluation/samples_….
@@ -45,9 +48,9 @@ class SampleStore:
     ) -> None:
         self._pipeline, self._label, self._guidance, self._options = pipeline, label, guidance, options
         self.settings: dict[str, Any] = {
-            **pipeline.sampling(options).model_dump(),
+            **deciding(pipeline.sampling(options), pipeline.config.training.langevin_steps),
             "guidance": guidance,
-            "label": "in turn" if label is None and pipeline.model.num_classes else label,
+            "label": label_asked(pipeline, label),
             "weights": _fingerprint(model),
         }
         key = derive_seed(*(f"{name}={value}" for name, value in self.settings.items()))

@@ -17,6 +17,8 @@ Curve = dict[str, Points]
 """Lines by name: one a level, or a single one without a name."""
 
 _NOT_CURVES = ("step", "images")
+_SETTINGS = ("num_images", "num_samples", "seed", "fresh", "level", "sampling")
+"""What figures were asked under, which stands among them in the JSON files."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Facts:
     Attributes:
         name: the folder's name, longer where two runs share it.
         model: config.json of the model; empty without one.
+        stage_one: autoencoder.json of the run's own first stage; empty without one.
         config: the run's resolved configuration; empty where nothing tells it.
         curves: by name, in the order of the log.
         figures: by name, in words.
@@ -36,6 +39,7 @@ class Facts:
     folder: Path
     name: str
     model: dict[str, Any]
+    stage_one: dict[str, Any]
     config: dict[str, Any]
     curves: dict[str, Curve]
     figures: dict[str, str]
@@ -53,10 +57,12 @@ def read_facts(run: Path, name: str) -> Facts:
     if not config_file.exists() and not model_file.exists():
         raise RunError(f"{run}: no run there: it has neither config.yaml nor model/")
     model = read_json(model_file) if model_file.exists() else {}
+    stage_one_file = run / "autoencoder" / "model" / "autoencoder.json"
     return Facts(
         folder=run,
         name=name,
         model=model,
+        stage_one=read_json(stage_one_file) if stage_one_file.exists() else {},
         config=read_yaml(config_file) if config_file.exists() else model.get("config", {}),
         curves=read_curves(run / "metrics.jsonl"),
         figures=read_figures(run),
@@ -85,7 +91,7 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def read_figures(run: Path) -> dict[str, str]:
-    """The numbers of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
+    """The figures of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
     figures: dict[str, str] = {}
     for path in sorted(run.glob("*.json")):
         values = read_json(path)
@@ -99,6 +105,8 @@ def read_figures(run: Path) -> dict[str, str]:
 def _numbers(values: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for name, value in values.items():
+        if name in _SETTINGS:
+            continue
         if isinstance(value, dict):
             found += _numbers(value, f"{above}{name} / ")
         elif isinstance(value, int | float) and not isinstance(value, bool):

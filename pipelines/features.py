@@ -15,7 +15,7 @@ from torch_fidelity.registry import register_feature_extractor
 
 from autoencoder.lite0 import PACKAGE, Lite0
 from cdrl.engine import weights_only_unpickling
-from cdrl.loop import progress_bar
+from cdrl.progress import progress_bar
 from cdrl.runs import RunError
 from pipelines.decoding import to_bytes
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 
 from cdrl.loop import save_picture
-from cdrl.runs import written_whole
-from pipelines.base import CDRLPipeline, Generated, SamplerOptions
+from cdrl.runs import discard, read_json, write_json, written_whole
+from pipelines.base import CDRLPipeline, Generated, SamplerOptions, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture
 
 GRID_IMAGES = 64
+RECORD = "sampling.json"
 
 
 def run_sample(
@@ -32,6 +33,8 @@ def run_sample(
 ) -> Path:
     """Draw images of a run into files, see `write_samples`; returns their folder, RUN/generated unless ``out`` is.
 
+    sampling.json beside them tells seeds, classes or concepts, guidance, settings of the sampler and the model's step.
+
     Args:
         label: class id for all images; -1 for no class; all classes in turn by default.
         concepts: attributes and their values, such as ``Smiling=1``, in place of a class: see `compose`.
@@ -46,15 +49,27 @@ def run_sample(
         raise ValueError("--label and --with: expected one of them, found both")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     seeds, folder = range(seed, seed + num_images), run / "generated" if out is None else out
+    asked: dict[str, Any] = {"concepts": list(concepts)} if concepts else {"label": label_asked(pipeline, label)}
+    facts = {"num_images": num_images, "seed": seed, **asked, "guidance": guidance}
     if concepts:
         ids = parse_concepts(pipeline.config.data, concepts)
         generated = compose(pipeline, num_images, ids, seeds=seeds, guidance=guidance, **options)
-        write_samples(pipeline, generated, folder, caption=[pipeline.class_names[i] for i in ids])
+        caption = [pipeline.class_names[i] for i in ids]
     else:
         labels = labels_in_turn(pipeline, seeds) if label is None else label
         generated = pipeline(num_images, seeds=seeds, label=labels, guidance=guidance, **options)
-        write_samples(pipeline, generated, folder)
+        caption = []
+    # The record of other images must not stand beside these.
+    discard(folder / RECORD)
+    write_samples(pipeline, generated, folder, caption)
+    write_json(folder / RECORD, {**facts, **model_facts(run, pipeline, options)})
     return folder
+
+
+def model_facts(run: Path, pipeline: CDRLPipeline, options: SamplerOptions) -> dict[str, Any]:
+    """What a record of images says of their sampler and of their model, whose step may be unknown."""
+    step = read_json(find_model(run) / "config.json").get("step")
+    return {"sampling": pipeline.sampling(options).model_dump(), "model_step": step}
 
 
 def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:
@@ -83,6 +98,11 @@ def write_images(images: Sequence[Image.Image], folder: Path) -> None:
 def default_device() -> torch.device:
     """A GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def label_asked(pipeline: CDRLPipeline, label: int | None) -> int | str | None:
+    """What records say of a class id for all images, of which None is all classes in turn where there are any."""
+    return "in turn" if label is None and pipeline.model.num_classes else label
 
 
 def labels_in_turn(pipeline: CDRLPipeline, seeds: Sequence[int]) -> list[int] | None:

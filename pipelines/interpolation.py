@@ -12,12 +12,12 @@ from torch import Tensor
 from cdrl.loop import save_picture
 from cdrl.model import CDRL
 from cdrl.noise import InterpolatedNoise
-from cdrl.runs import RunError
+from cdrl.runs import RunError, discard, write_json
 from cdrl.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
 from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, stream_seeds
 from pipelines.decoding import grid_picture
-from pipelines.generation import default_device, labels_in_turn
+from pipelines.generation import default_device, labels_in_turn, model_facts
 
 
 def between_classes(model: CDRL, labels: Sequence[int], share: Tensor) -> tuple[Propose, LevelLogDensity]:
@@ -93,6 +93,8 @@ def run_interpolation(
 ) -> Path:
     """Interpolate between two samples of a run, in a picture RUN/interpolations/A_to_B.png; returns its path.
 
+    A_to_B.json beside it tells seeds, classes, settings of the sampler and the model's step.
+
     Args:
         label: class id of all images; -1 for no class. By default either end has the class that ``run.py sample``
             gives its seed.
@@ -107,5 +109,10 @@ def run_interpolation(
     labels = (labels_in_turn(pipeline, seeds) or (-1, -1)) if label is None else (label, label)
     generated = interpolated(pipeline, seeds, num_images, labels, **options)
     picture = run / "interpolations" / f"{seeds[0]}_to_{seeds[1]}.png"
+    record = picture.with_suffix(".json")
+    # That of another picture must not stand beside this one.
+    discard(record)
     save_picture(picture, grid_picture(generated.tensors, columns=num_images))
+    facts = {"num_images": num_images, "seeds": list(seeds), "labels": list(labels)}
+    write_json(record, {**facts, **model_facts(run, pipeline, options)})
     return picture

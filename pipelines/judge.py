@@ -17,8 +17,8 @@ from kornia.geometry.transform import hflip
 from torch import Tensor, nn
 
 from cdrl.checkpoint import load_weights
-from cdrl.loop import progress_bar
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 from cdrl.runs import save_tensors
 
 WIDTH = 32

@@ -134,7 +134,10 @@ def evaluate_run(
 
 
 def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:
-    """What a figure's name must say of the sampling: all that is not the run's own way, nothing otherwise."""
+    """What a figure's name must say of the sampling: all that is not the run's own way, nothing otherwise.
+
+    ``facts`` have only those settings of the sampler that the images depend on.
+    """
     own = pipeline.sampling({}).model_dump()
     words = {
         "steps": "steps{}",
@@ -144,7 +147,7 @@ def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> st
         "kernel": "{}",
         "leapfrog_steps": "leapfrog{}",
     }
-    parts = [word.format(facts[name]) for name, word in words.items() if facts[name] != own[name]]
+    parts = [word.format(facts[name]) for name, word in words.items() if facts.get(name, own[name]) != own[name]]
     if facts["guidance"]:
         parts.append(f"w{facts['guidance']:g}")
     if isinstance(facts["label"], int):
@@ -161,10 +164,11 @@ def in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"{name}: {value_in_words(figure)}" for name, figure in figures.items()]
     facts = next(iter(figures.values()))
     known = facts["reference_images"]
+    chains = f"{facts['steps']} {facts['kernel']} steps a level" if facts["steps"] else "initializer alone"
     lines.append(
         f"{facts['samples']} samples of seeds {facts['first_seed']} … {facts['first_seed'] + facts['samples'] - 1} "
         f"({facts['model']} model, step {facts['model_step']}) against {facts['reference']}"
-        f"{'' if known is None else f' ({known} images)'}; {facts['steps']} {facts['kernel']} steps a level, guidance "
+        f"{'' if known is None else f' ({known} images)'}; {chains}, guidance "
         f"{facts['guidance']:g}; {facts['images_per_second']:.4g} images a second"
     )
     return "\n".join(lines)

@@ -202,16 +202,26 @@ def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
 
 
 def _overview(facts: Sequence[Facts]) -> list[list[str]]:
-    rows = [["", *(f.name for f in facts)]]
-    for key, title in (
-        ("step", "steps"),
-        ("images", "images seen"),
-        ("wall_seconds", "wall seconds"),
-        ("cpu_seconds", "CPU seconds"),
-    ):
-        rows.append([title, *(f"{f.model[key]:,}" if f.model.get(key) is not None else "" for f in facts)])
-    rows.append(["best in training", *(f.best for f in facts)])
-    return rows
+    first_stages = [f.stage_one for f in facts]
+    return [
+        ["", *(f.name for f in facts)],
+        *_cost_rows([f.model for f in facts]),
+        *(_cost_rows(first_stages, "first stage: ") if any("step" in each for each in first_stages) else []),
+        ["best in training", *(f.best for f in facts)],
+    ]
+
+
+def _cost_rows(models: Sequence[Mapping[str, Any]], before: str = "") -> list[list[str]]:
+    titles = {
+        "step": "steps",
+        "images": "images seen",
+        "wall_seconds": "wall seconds",
+        "cpu_seconds": "CPU seconds",
+    }
+    return [
+        [before + title, *(f"{model[key]:,}" if model.get(key) is not None else "" for model in models)]
+        for key, title in titles.items()
+    ]
 
 
 def _figures_table(facts: Sequence[Facts]) -> list[list[str]]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdrl.loop import progress_bar
 from cdrl.mcmc import with_gradient
+from cdrl.progress import progress_bar
 from cdrl.sampler import LevelLogDensity
 from cdrl.schedule import NoiseSchedule
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import run as door
 from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from cdrl.data import read_shards
-from cdrl.runs import Run
+from cdrl.runs import Run, read_json
 from tests.helpers import (
     FIXTURES,
     metrics,
@@ -236,7 +236,9 @@ def test_training_and_sampling_end_to_end(config: Path, tmp_path: Path) -> None:
         output, errors = command.communicate(timeout=240)
         assert command.returncode == 0, errors
     assert f"3 samples in {out}" in output
-    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000001.png", "000002.png", "grid.png"]
+    images = ["000000.png", "000001.png", "000002.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*images, "grid.png", "sampling.json"]
+    assert read_json(out / "sampling.json")["model_step"] == 4
     assert Image.open(out / "000000.png").size == (8, 8)
 
 

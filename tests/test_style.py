@@ -11,7 +11,9 @@ from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize(
-    "command", ["ruff check .", "ruff format --check .", "mypy cdrl"], ids=["lint", "format", "types"]
+    "command",
+    ["ruff check .", "ruff format --check .", "mypy cdrl pipelines autoencoder benchmarks run.py"],
+    ids=["lint", "format", "types"],
 )
 def test_the_tree_passes(command: str) -> None:
     result = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)

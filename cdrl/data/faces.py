@@ -23,13 +23,13 @@ import torch
 from dicebear import Avatar, Style
 from filelock import FileLock
 from torch import Tensor
-from tqdm import tqdm
 
 from cdrl.data.folders import Split
 from cdrl.data.preparing import decode_image
 from cdrl.data.sets import DataError, Source, source_in_memory
 from cdrl.data.shard_writing import write_shards
 from cdrl.data.shards import Sample, has_index, read_shards
+from cdrl.progress import progress_bar
 
 _CACHE_VERSION = "v1"
 _FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
@@ -144,9 +144,14 @@ def _render_to_cache(folder: Path, style: str, split: Split, num: int, size: int
         "creator": _read_definition(style)["meta"]["creator"],
         "versions": {package: version(package) for package in ("dicebear-core", "dicebear-styles", "resvg-py")},
     }
-    faces = tqdm(_render_all(jobs), total=num, desc=f"drawing {split} faces", unit="face", disable=None)
-    samples = (Sample(torch.from_numpy(pixels), attributes=attributes) for pixels, attributes in faces)
-    write_shards(folder, samples, metadata, attribute_names=tuple(FACE_STYLES[style].attributes))
+    with progress_bar(num, f"drawing {split} faces", unit="face") as bar:
+
+        def samples() -> Iterator[Sample]:
+            for pixels, attributes in _render_all(jobs):
+                yield Sample(torch.from_numpy(pixels), attributes=attributes)
+                bar.update()
+
+        write_shards(folder, samples(), metadata, attribute_names=tuple(FACE_STYLES[style].attributes))
 
 
 def _render_all(jobs: list[_Job]) -> Iterator[_Face]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from cdrl.data.preparing import picture_files
-from cdrl.data.sets import DataError, Part, Source, source_in_memory
+from cdrl.data.sets import DataError, Part, Source, fingerprint_of, source_in_memory
 from cdrl.data.shards import has_foreign_shards, read_shards
 from cdrl.data.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.noise import derive_seed
+from cdrl.progress import progress_bar
 
 Split = Literal["train", "test"]
 
@@ -132,10 +133,12 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
     """Shards are read twice: for what is known about their samples, and for the images."""
     chosen: list[list[ForeignSample]] = []
     num_classes = 0
-    for shard in tqdm(shards, desc=f"listing {root.name}", unit="shard", disable=None):
-        samples = list(list_foreign_shard(shard))
-        num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
-        chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
+    with progress_bar(len(shards), f"listing {root.name}", unit="shard") as bar:
+        for shard in shards:
+            samples = list(list_foreign_shard(shard))
+            num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
+            chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
+            bar.update()
     everything = [sample for samples in chosen for sample in samples]
     if not everything:
         raise DataError(f"{root}: none of its images falls into the {split} split; make train/ and test/ folders")
@@ -154,7 +157,17 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
                 )
             first = rows.stop
 
-    return Source(parts, len(everything), tuple(map(str, range(num_classes))), attribute_names)
+    ends = list(itertools.accumulate(map(len, chosen)))
+
+    def fingerprint(rows: slice) -> str:
+        read = [
+            shard
+            for shard, samples, end in zip(shards, chosen, ends, strict=True)
+            if rows.start < end and end - len(samples) < rows.stop
+        ]
+        return fingerprint_of(read, *(known[rows] for known in (labels, attributes) if known is not None))
+
+    return Source(parts, fingerprint, len(everything), tuple(map(str, range(num_classes))), attribute_names)
 
 
 def _join_labels(samples: Sequence[ForeignSample], root: Path) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from cdrl.data.checksums import check_published
 from cdrl.data.folders import Split
 from cdrl.data.preparing import read_bytes
-from cdrl.data.sets import DataError, ImageSet, Part, Source, source_in_memory
+from cdrl.data.sets import DataError, ImageSet, Part, Source, fingerprint_of, source_in_memory
 
 _SIDE = 32
 _IMAGENET32_FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
@@ -112,7 +112,8 @@ def open_imagenet32(path: Path, split: Split) -> Source:
             start = max(start - len(images), 0)
 
     names = tuple(str(label) for label in range(1, _IMAGENET32_CLASSES + 1))
-    return Source(parts, label_names=names, published_size=_SIDE)
+    # Which file a picture is from is not known before they are read.
+    return Source(parts, lambda rows: fingerprint_of(files), label_names=names, published_size=_SIDE)
 
 
 def _read_imagenet32(file: Path) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from cdrl.config import DataConfig
 from cdrl.data.folders import Split
@@ -16,6 +15,7 @@ from cdrl.data.sets import DataError, GridSet, Source
 from cdrl.data.shard_writing import discard_leftovers, write_images_resumably
 from cdrl.data.shards import Sample, has_index, read_index, read_shards
 from cdrl.data.streaming import stream_shards
+from cdrl.progress import progress_bar
 
 
 def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
 
     Raises:
         DataError: a picture is damaged (the shards before it stay for the next call), or the folder holds a set that
-            was prepared otherwise.
+            was prepared otherwise, or shards of files that have changed since.
     """
     folder = _folder(data, split)
     metadata = {"preparation": preparation(data, split)}
@@ -58,6 +58,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
         write_images_resumably(
             folder,
             lambda start: _samples(data, source, start),
+            source.fingerprint,
             (data.channels, data.image_size, data.image_size),
             metadata,
             label_names=source.label_names,
@@ -99,8 +100,7 @@ def _check_preparation(data: DataConfig, split: Split) -> None:
 
 
 def _samples(data: DataConfig, source: Source, start: int) -> Iterator[Sample]:
-    bar = tqdm(total=source.count, initial=start, desc=f"preparing {data.name}", unit="image", disable=None)
-    with bar:
+    with progress_bar(source.count, f"preparing {data.name}", initial=start, unit="image") as bar:
         for part in prepared_parts(source, data.image_size, data.channels, data.name, start):
             for row, picture in enumerate(part.pictures):
                 label = None if part.labels is None else int(part.labels[row])

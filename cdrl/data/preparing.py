@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
-from cdrl.data.sets import DataError, ImageSet, Part, Source
+from cdrl.data.sets import DataError, ImageSet, Part, Source, fingerprint_of
+from cdrl.progress import progress_bar
 
 _CHUNK = 64  # pictures that are decoded together
 _CHUNK_PIXELS = 2**22  # pixels that are resized together, of as many pictures as that makes
@@ -54,13 +54,12 @@ def prepared_parts(source: Source, size: int, channels: int, name: str, start: i
 
 
 def read_source(source: Source, size: int, channels: int, name: str) -> ImageSet:
-    """All pictures of a source in memory, as `prepared_parts` makes them; a progress bar shows on a terminal."""
-    bar = tqdm(total=source.count, desc=f"reading {name}", unit="image", disable=None)
+    """All pictures of a source in memory, as `prepared_parts` makes them."""
     # Where the number is known, the pictures are never in memory twice.
     images = None if source.count is None else torch.empty(source.count, channels, size, size, dtype=torch.uint8)
     parts: list[Part] = []
     count = 0  # not the bar's own, which stands still where it is not shown
-    with bar:
+    with progress_bar(source.count, f"reading {name}", unit="image") as bar:
         for part in prepared_parts(source, size, channels, name):
             pictures = torch.as_tensor(part.pictures)
             if images is not None:
@@ -164,7 +163,10 @@ def picture_files(
                     None if attributes is None else attributes[rows],
                 )
 
-    return Source(parts, len(paths), label_names, attribute_names)
+    def fingerprint(rows: slice) -> str:
+        return fingerprint_of(paths[rows], *(known[rows] for known in (labels, attributes) if known is not None))
+
+    return Source(parts, fingerprint, len(paths), label_names, attribute_names)
 
 
 def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tensor:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+_LARGE = 2**20  # bytes; pictures are smaller, and many
+_END = 2**16
 
 
 class DataError(ValueError):
@@ -122,12 +127,14 @@ class Source:
 
     Attributes:
         parts: the pictures in a fixed order, from the one of the given number on.
+        fingerprint: a hash of what some of the pictures come from, found without reading any: see `fingerprint_of`.
         count: how many there are; None where only reading tells.
         label_names, attribute_names: as in `ImageSet`.
         published_size: the side of the pictures, where all were published at one size.
     """
 
     parts: Callable[[int], Iterator[Part]]
+    fingerprint: Callable[[slice], str]
     count: int | None = None
     label_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
@@ -141,7 +148,30 @@ def source_in_memory(images: ImageSet, published_size: int | None = None) -> Sou
         labels = None if images.labels is None else images.labels[start:]
         yield Part(images.images[start:], labels, None if images.attributes is None else images.attributes[start:])
 
-    return Source(parts, len(images), images.label_names, images.attribute_names, published_size)
+    def fingerprint(rows: slice) -> str:
+        known = [tensor[rows] for tensor in (images.labels, images.attributes) if tensor is not None]
+        return fingerprint_of((), images.images[rows], *known)
+
+    return Source(parts, fingerprint, len(images), images.label_names, images.attribute_names, published_size)
+
+
+def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
+    """A hash of the files' names and sizes, whatever folder they are in, and of the tensors' numbers.
+
+    Archives are often as large as others of their kind: of a large file both ends are looked at, too.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        size = file.stat().st_size if file.is_file() else 0
+        digest.update(f"{file.name}\0{size}\0".encode())
+        if size >= _LARGE:
+            with file.open("rb") as content:
+                digest.update(content.read(_END))
+                content.seek(size - _END)
+                digest.update(content.read(_END))
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def first_not_finite(grids: Grids) -> int | None:

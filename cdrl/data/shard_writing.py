@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,12 +61,13 @@ def write_shards(
     folder = _prepare_folder(folder)
     discard_leftovers(folder)
     layout = _Layout(folder, shard_size, label_names, attribute_names)
-    _write(layout, samples, metadata, _Written([], []), _SampleCheck(layout))
+    _write(layout, samples, metadata, _Written([], [], []), _SampleCheck(layout))
 
 
 def write_images_resumably(
     folder: str | Path,
     samples_from: Callable[[int], Iterable[Sample]],
+    fingerprint: Callable[[slice], str],
     shape: tuple[int, int, int],
     metadata: Mapping[str, Any],
     label_names: tuple[str, ...] = (),
@@ -75,25 +76,26 @@ def write_images_resumably(
     """As `write_shards` for images uint8 ``shape``; shards that an earlier call of the same kind completed are kept.
 
     The same bytes come of it, however often it was interrupted. ``samples_from(n)`` gives the samples from number
-    ``n`` on; ``metadata`` tells sets that differ apart.
+    ``n`` on, and ``fingerprint(rows)`` tells what those of ``rows`` come from; ``metadata`` tells sets that differ
+    apart.
 
     Raises:
-        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call.
+        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call. Or they come
+            from something else than the samples would now.
     """
     folder = _prepare_folder(folder)
-    plan = json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]).encode()
-    plan_file = folder / (_PLAN + PARTIAL)
-    if not plan_file.is_file() or plan_file.read_bytes() != plan:
+    plan = _Plan(json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]), fingerprint)
+    origins = plan.origins_of(folder)
+    if origins is None:
         discard_leftovers(folder)
     elif (folder / (INDEX + PARTIAL)).is_file():
         # It was cut short while the files took their names.
         _publish(folder, read_index(folder, INDEX + PARTIAL))
         return
     layout = _Layout(folder, SHARD_SIZE, label_names, attribute_names, plan)
-    written = _take_up(layout)
-    count = sum(shard.count for shard in written.shards)
-    check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), count)
-    _write(layout, samples_from(count), metadata, written, check)
+    written = _take_up(layout, plan, origins or [])
+    check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), written.num_samples)
+    _write(layout, samples_from(written.num_samples), metadata, written, check)
 
 
 def discard_leftovers(folder: Path) -> None:
@@ -102,21 +104,46 @@ def discard_leftovers(folder: Path) -> None:
         leftover.unlink()
 
 
+class _Plan(NamedTuple):
+    """What tells later calls whose shards these are, by settings in ``words`` and by what full shards come from."""
+
+    words: str
+    fingerprint: Callable[[slice], str]
+
+    def write(self, folder: Path, origins: Sequence[str]) -> None:
+        """Leave it in ``folder``, with the fingerprints of its full shards."""
+        _put(folder / (_PLAN + PARTIAL), json.dumps({"words": self.words, "origins": origins}).encode())
+
+    def origins_of(self, folder: Path) -> list[str] | None:
+        """The fingerprints of the full shards that a call with the same settings has left there; None without one."""
+        path = folder / (_PLAN + PARTIAL)
+        try:
+            found = json.loads(read_bytes(path)) if path.is_file() else None
+        except ValueError:
+            return None  # not whole, as after a loss of power
+        return found["origins"] if isinstance(found, dict) and found.get("words") == self.words else None
+
+
 class _Layout(NamedTuple):
-    """``plan`` tells later calls whose shards these are, if they may go on with them."""
+    """``plan`` is there if later calls may go on."""
 
     folder: Path
     shard_size: int
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
-    plan: bytes | None = None
+    plan: _Plan | None = None
 
 
 class _Written(NamedTuple):
-    """Shards that are whole, each with its rows of the table of samples."""
+    """Shards that are whole, each with its rows of the table of samples; and what the full ones of a plan come from."""
 
     shards: list[Shard]
     tables: list[dict[str, Tensor]]
+    origins: list[str]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.count for shard in self.shards)
 
 
 def _write(
@@ -126,8 +153,12 @@ def _write(
     for number, chunk in enumerate(_chunks(map(check, samples), shard_size), start=len(written.shards)):
         name = f"shard-{number:06d}.tar"
         content = _encode_shard(name, chunk, attribute_names)
-        if plan is not None and number == 0:
-            _put(folder / (_PLAN + PARTIAL), plan)
+        if plan is not None:
+            # Before the shard itself: none is taken up whose origin is not known. One that is not full is the last
+            # and is always written again, since there may be more samples by then.
+            if len(chunk) == shard_size:
+                written.origins.append(plan.fingerprint(slice(written.num_samples, written.num_samples + shard_size)))
+            plan.write(folder, written.origins)
         _put(folder / (name + PARTIAL), content)
         _note(layout, name, content, written)
     if check.first is None or not written.shards:
@@ -137,7 +168,7 @@ def _write(
     index = Index(
         format=FORMAT,
         version=VERSION,
-        count=sum(shard.count for shard in written.shards),
+        count=written.num_samples,
         shape=tuple(check.first.shape),
         dtype=str(check.first.dtype).removeprefix("torch."),
         label_names=label_names,
@@ -161,14 +192,26 @@ def _prepare_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _take_up(layout: _Layout) -> _Written:
-    """The whole shards that an earlier call left."""
-    written = _Written([], [])
-    while (path := layout.folder / f"shard-{len(written.shards):06d}.tar{PARTIAL}").is_file():
+def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[str]) -> _Written:
+    """The whole and full shards that an earlier call left.
+
+    Raises:
+        DataError: what they come from has changed.
+    """
+    written = _Written([], [], [])
+    for number, origin in enumerate(origins):
+        path = layout.folder / f"shard-{number:06d}.tar{PARTIAL}"
+        first = written.num_samples
         try:
             _note(layout, path.name.removesuffix(PARTIAL), read_bytes(path), written)
         except (DataError, KeyError, tarfile.TarError):
-            break  # not whole after all, as after a loss of power: it is written again
+            break  # not there, or not whole after all, as after a loss of power: it is written again
+        if plan.fingerprint(slice(first, written.num_samples)) != origin:
+            raise DataError(
+                f"{layout.folder}: unfinished, and images {first} … {written.num_samples - 1} of it come from files "
+                "that have changed since: bring the files back, or remove this folder to begin anew"
+            )
+        written.origins.append(origin)
     return written
 
 

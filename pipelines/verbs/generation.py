@@ -26,7 +26,7 @@ def sample(
     *,
     options: Options,
 ) -> None:
-    """Draw images into 000000.png, 000001.png, … and grid.png.
+    """Draw images into 000000.png, 000001.png, … and grid.png; sampling.json keeps the settings.
 
     Examples:
 
@@ -108,7 +108,7 @@ def interpolate(
     """Go from one sample to another through images whose noise lies between theirs.
 
     The ends are what sample draws for their seeds. Where these have different classes, the density between them is a
-    mixture of both, in the logarithm.
+    mixture of both, in the logarithm. The settings are kept beside the picture, in a .json.
 
     Examples:
 

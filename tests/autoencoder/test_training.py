@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from autoencoder.training import StageOneTrainer
 from cdrl.config import Config
 from cdrl.loop import Interrupted
 from cdrl.monitor import DivergenceError
-from cdrl.runs import Run, load_tensors
+from cdrl.runs import Run, load_tensors, read_json, write_json
 from pipelines.training import run_stage_one
 from tests.helpers import metrics, tiny_config
 
@@ -69,11 +71,32 @@ def test_a_model_older_than_the_last_checkpoint_is_exported_anew(
 ) -> None:
     """As after a crash between the two."""
     with monkeypatch.context() as patched:
-        patched.setattr("autoencoder.training.save_autoencoder", lambda folder, autoencoder: folder.mkdir())
+        patched.setattr("autoencoder.training.save_autoencoder", lambda folder, *_, **__: folder.mkdir())
         run_stage_one(stage_one(), tmp_path)
     assert not list((tmp_path / "autoencoder" / "model").iterdir())
     run_stage_one(stage_one(), tmp_path)
     assert all(torch.equal(tensor, weights(tmp_path)[name]) for name, tensor in weights(whole).items())
+
+
+def test_the_cost_of_a_first_stage_is_kept_through_interruptions(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    checkpoints = tmp_path / "autoencoder" / "checkpoints"
+    shutil.rmtree(checkpoints / "step_00000006")
+    path = checkpoints / "step_00000004" / "state.json"
+    state = read_json(path)
+    assert 0 < state["cpu_seconds"] < 60
+    write_json(path, {**state, "wall_seconds": 5000.0, "cpu_seconds": 3000.0})
+    before = time.monotonic(), time.process_time()
+    run_stage_one(stage_one(), tmp_path)
+    wall, cpu = time.monotonic() - before[0], time.process_time() - before[1]
+    description = tmp_path / "autoencoder" / "model" / "autoencoder.json"
+    cost = read_json(description)
+    assert (cost["step"], cost["images"]) == (6, 48)
+    assert 5000 < cost["wall_seconds"] <= 5000.01 + wall
+    assert 3000 < cost["cpu_seconds"] <= 3000.01 + cpu
+    # A run that is done costs nothing more.
+    run_stage_one(stage_one(), tmp_path)
+    assert read_json(description) == cost
 
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

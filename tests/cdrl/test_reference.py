@@ -1,18 +1,55 @@
-"""Both networks and the sampler against the authors' code, on their checkpoints' weights."""
+"""Networks, guidance and sampler against the authors' code, under weights read from their checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from cdrl.model import CDRL
 from cdrl.noise import ImageNoise
+from cdrl.published import load_published
 from cdrl.sampler import sample
-from tests.cdrl.reference import NUM_CLASSES, SHAPE, reference_answers, reference_model
+from pipelines.guidance import guided
+from tests.helpers import FIXTURES
 
+NUM_CLASSES = {"uncond": 0, "cond": 10}
+SHAPE = (3, 16, 16)
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=["raw", "ema"])
+def weights(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=NUM_CLASSES)
+def condition(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(condition: str, weights: str) -> CDRL:
+    path = FIXTURES / f"official_{condition}_tiny.pth.tar"
+    # The averaged ones are what is read unless told otherwise.
+    model = load_published(path).model if weights == "ema" else load_published(path, average=False).model
+    assert (model.shape, model.num_classes) == (SHAPE, NUM_CLASSES[condition])
+    return model
+
+
+@pytest.fixture
+def answers(condition: str, weights: str) -> dict[str, Tensor]:
+    """What their code answers; class ids are ours (-1 for null)."""
+    with np.load(FIXTURES / f"official_{condition}_tiny.npz") as file:
+        found = {
+            name.removeprefix(f"{weights}_"): torch.tensor(file[name])
+            for name in file.files
+            if name.startswith(f"{weights}_")
+        }
+    return {name: tensor - 1 if "label" in name else tensor for name, tensor in found.items()}
 
 
 class NoNoise(ImageNoise):
@@ -33,10 +70,7 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
 
 
-@pytest.mark.parametrize("weights", ["raw", "ema"])
-@pytest.mark.parametrize("condition", NUM_CLASSES)
-def test_energy_and_its_gradient_equal_the_authors_at_every_level(condition: str, weights: str) -> None:
-    model, answers = reference_model(condition, weights), reference_answers(condition, weights)
+def test_energy_and_its_gradient_equal_the_authors_at_every_level(model: CDRL, answers: dict[str, Tensor]) -> None:
     for level in range(6):
         y = answers["input"].clone().requires_grad_()
         value = model.log_density(y, level, answers.get(f"label_level{level}")) * model.schedule.step_size[level] ** 2
@@ -45,31 +79,17 @@ def test_energy_and_its_gradient_equal_the_authors_at_every_level(condition: str
         assert_close(gradient, answers[f"energy_grad_level{level}"])
 
 
-@pytest.mark.parametrize("weights", ["raw", "ema"])
-@pytest.mark.parametrize("condition", NUM_CLASSES)
-def test_proposals_equal_the_authors_at_every_level(condition: str, weights: str) -> None:
-    model, answers = reference_model(condition, weights), reference_answers(condition, weights)
+def test_proposals_equal_the_authors_at_every_level(model: CDRL, answers: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for level in range(6):
             ours = model.propose(answers["input"], level, answers.get(f"label_level{level}"))
             assert_close(ours, answers[f"proposal_level{level}"])
 
 
-@pytest.mark.parametrize("weights", ["raw", "ema"])
-@pytest.mark.parametrize("condition", NUM_CLASSES)
-def test_a_trajectory_without_noise_passes_where_the_authors_passes(condition: str, weights: str) -> None:
+def test_a_trajectory_without_noise_passes_where_the_authors_passes(model: CDRL, answers: dict[str, Tensor]) -> None:
     """Algorithm 2 with every draw zero; the conditional one is guided (eq. 11, 12)."""
-    model, answers = reference_model(condition, weights), reference_answers(condition, weights)
-    null = model.conditioned(None)
-    chosen = model.conditioned(answers["sample_label"]) if "sample_label" in answers else null
     w = answers["sample_guidance"].item() if "sample_guidance" in answers else 0.0
-
-    def log_density(y: Tensor, level: int) -> Tensor:
-        return (1 + w) * chosen.log_density(y, level) - w * null.log_density(y, level)
-
-    def propose(x_next: Tensor, level: int) -> Tensor:
-        return (1 + w) * chosen.propose(x_next, level) - w * null.propose(x_next, level)
-
+    propose, log_density = guided(model, answers.get("sample_label"), w, len(answers["x6"]))
     visited: dict[int, Tensor] = {}
 
     def remember(*, level: int, step: int, y: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Sequence
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from cdrl.config import SamplingConfig, ScheduleConfig
 from cdrl.mcmc import Kernel, Position, hmc, langevin, mala
 from cdrl.noise import ImageNoise
-from cdrl.sampler import denoised, refine, sample, sampler_settings, step_adjustment
+from cdrl.sampler import deciding, denoised, refine, sample, sampler_settings, step_adjustment
 from cdrl.schedule import NoiseSchedule
 
 MEAN, VARIANCE = 0.7, 0.2
@@ -293,3 +295,26 @@ def test_an_image_depends_on_its_own_seed_alone(seeds: Sequence[int], kernel: Ke
         return sample(levels.schedule, levels.posterior_mean, levels.log_density, noise, SHAPE, steps=3, kernel=kernel)
 
     torch.testing.assert_close(draw(seeds)[list(seeds).index(4)], draw([4])[0], rtol=0, atol=1e-6)
+
+
+def test_settings_decide_upon_images_just_where_they_change_some() -> None:
+    levels = GaussianLevels(fine_schedule(coefficient=1.0))
+    images: dict[bytes, str] = {}
+    told = set()
+    for kernel, leapfrog_steps, steps, adjusted, temperature in itertools.product(
+        ("langevin", "mala", "hmc"), (2, 3), (0, 2, 4, "auto"), (False, True), (None, 0.5)
+    ):
+        settings = {"kernel": kernel, "leapfrog_steps": leapfrog_steps, "steps": steps}
+        config = SamplingConfig.model_validate({**settings, "step_adjustment": adjusted, "temperature": temperature})
+        drawn = sample(
+            levels.schedule,
+            levels.posterior_mean,
+            levels.log_density,
+            ImageNoise(range(16)),
+            (1, 2, 2),
+            **sampler_settings(config, trained_steps=4, num_levels=6),
+        )
+        words = json.dumps(deciding(config, trained_steps=4))
+        assert images.setdefault(drawn.numpy().tobytes(), words) == words
+        told.add(words)
+    assert len(told) == len(images)

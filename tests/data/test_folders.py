@@ -11,7 +11,7 @@ import webdataset
 from PIL import Image
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, ImageSet, Sample, Split, load_images, write_shards
+from cdrl.data import DataError, ImageSet, Sample, Split, load_images, open_source, write_shards
 from cdrl.data.folders import belongs_to
 
 
@@ -134,6 +134,22 @@ def test_foreign_shards_with_classes(tmp_path: Path) -> None:
     assert images.labels.tolist() == [2, 0, 1, 1]
     assert images.label_names == ("0", "1", "2")
     assert len(load(tmp_path, "test", "shards")) == 1
+
+
+def test_foreign_shards_are_told_by_those_that_hold_the_images(tmp_path: Path) -> None:
+    def fingerprints() -> list[str]:
+        source = open_source(DataConfig(name="shards", path=tmp_path, image_size=4), "train")
+        return [source.fingerprint(slice(*rows)) for rows in ((0, 3), (2, 3), (2, 4), (3, 5))]
+
+    for shard in range(2):
+        keys = [str(3 * shard + place) for place in range(3 - shard)]
+        write_foreign(tmp_path / f"train-{shard}.tar", {key: {"npy": grey(7), "cls": b"1"} for key in keys})
+    write_foreign(tmp_path / "val-0.tar", {"9": {"npy": grey(7), "cls": b"1"}})
+    before = fingerprints()
+    larger = npy(np.zeros((90, 90), np.uint8))
+    write_foreign(tmp_path / "train-1.tar", {key: {"npy": larger, "cls": b"1"} for key in ("3", "4")})
+    after = fingerprints()
+    assert [first == second for first, second in zip(before, after, strict=True)] == [True, True, False, False]
 
 
 def test_foreign_shards_with_attributes_in_split_folders(tmp_path: Path) -> None:

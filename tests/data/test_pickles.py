@@ -15,6 +15,7 @@ import pytest
 from cdrl.config import DataConfig
 from cdrl.data import DataError, ImageSet, Split, load_images
 from cdrl.data.checksums import PUBLISHED_MD5
+from cdrl.data.pickles import open_imagenet32
 
 CIFAR10 = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -193,6 +194,16 @@ def test_cifar100_has_its_fine_classes(tmp_path: Path, monkeypatch: pytest.Monke
             assert images.label_names == tuple(fine)
 
 
+def assert_told_by_its_files(folder: Path, name: str) -> None:
+    def fingerprint() -> str:
+        return open_imagenet32(folder, "train").fingerprint(slice(0, 1))
+
+    before, file = fingerprint(), folder / name
+    assert fingerprint() == before
+    file.write_bytes(file.read_bytes() + b"0")
+    assert fingerprint() != before
+
+
 @pytest.mark.parametrize("suffix", ["", ".npz"])
 def test_imagenet32(tmp_path: Path, suffix: str) -> None:
     for number, name in enumerate([*(f"train_data_batch_{n}" for n in range(1, 11)), "val_data"]):
@@ -204,6 +215,7 @@ def test_imagenet32(tmp_path: Path, suffix: str) -> None:
         else:
             (tmp_path / name).write_bytes(pickle.dumps(batch, protocol=2))
     train, test = load(tmp_path, "train", "imagenet32"), load(tmp_path, "test", "imagenet32")
+    assert_told_by_its_files(tmp_path, f"train_data_batch_4{suffix}")
     assert np.array_equal(train.images[18:].numpy(), make_pixels(2, 9).reshape(2, 3, 32, 32))
     assert train.labels is not None
     assert train.labels.tolist() == [label for number in range(10) for label in (number, 999)]

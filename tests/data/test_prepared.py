@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -127,8 +130,8 @@ def test_wherever_it_is_cut_short_the_same_bytes_come_of_it(
     monkeypatch.setattr(shard_writing, "SHARD_SIZE", 50)
     whole = prepare(config(pictures, tmp_path / "whole"))
     assert sum(name.startswith("train/shard") for name in whole) == 3
-    # The plan, three shards, table and index; then the same five take their names.
-    for count in range(11):
+    # Three shards, the plan before each, table and index; then five of them take their names.
+    for count in range(13):
         data = config(pictures, tmp_path / str(count))
         with monkeypatch.context() as patch:
             interrupt_after(patch, count)
@@ -145,7 +148,7 @@ def test_shards_before_the_interruption_are_not_made_again(
     monkeypatch.setattr(shard_writing, "SHARD_SIZE", 50)
     data = config(pictures, tmp_path / "prepared")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)  # the plan and two shards
+        interrupt_after(patch, 4)  # two shards, the plan before each
         with pytest.raises(KeyboardInterrupt):
             prepare(data)
     source, starts = open_source(data, "train"), []
@@ -154,16 +157,78 @@ def test_shards_before_the_interruption_are_not_made_again(
         starts.append(start)
         return source.parts(start)
 
-    write_prepared(data, "train", source.__class__(parts, source.count, source.label_names))
+    write_prepared(data, "train", replace(source, parts=parts))
     assert starts == [100]
     # A set that is complete is not touched, nor are its pictures read.
-    write_prepared(data, "train", source.__class__(parts, source.count, source.label_names))
+    write_prepared(data, "train", replace(source, parts=parts))
     assert starts == [100]
     # Nor is anything left of the first attempt, should it have been cut short between its very last two moves.
     leftover = tmp_path / "prepared" / "train" / "plan.json.partial"
     leftover.write_text("[]")
     write_prepared(data, "train", source)
     assert not leftover.exists()
+
+
+def copied(pictures: Path, folder: Path) -> Path:
+    for file in pictures.rglob("*.*"):
+        target = folder / file.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    return folder
+
+
+def left_unfinished(data: DataConfig, monkeypatch: pytest.MonkeyPatch, moves: int) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, moves)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: save_picture(folder / "cat" / "0001.jpg", 999, (30, 60)),
+        lambda folder: (folder / "cat" / "0001.jpg").unlink(),
+        lambda folder: save_picture(folder / "cat" / "0000.jpg", 999, (30, 40)),
+        lambda folder: (folder / "cat" / "0003.jpg").rename(folder / "cat" / "0200.jpg"),
+        lambda folder: (folder / "dog" / "0040.jpg").rename(folder / "cat" / "0040.jpg"),
+    ],
+    ids=["another size", "one less", "one more", "another name", "another class"],
+)
+def test_shards_of_files_that_have_changed_are_not_gone_on_with(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(shard_writing, "SHARD_SIZE", 50)
+    folder, original = (copied(pictures, tmp_path / name) for name in ("pictures", "original"))
+    data = config(folder, tmp_path / "prepared")
+    left_unfinished(data, monkeypatch, 2)  # the plan and a shard of the cats
+    before = contents(tmp_path / "prepared")
+    change(folder / "train")
+    unfinished = tmp_path / "prepared" / "train"
+    with pytest.raises(DataError, match=rf"^{unfinished}: unfinished, and images 0 … 49 of it .* remove this folder"):
+        prepare(data)
+    assert contents(tmp_path / "prepared") == before
+    # Brought back, they are gone on with; or all begins anew.
+    shutil.rmtree(folder)
+    original.rename(folder)
+    finished = prepare(data)
+    change(folder / "train")
+    shutil.rmtree(unfinished)
+    assert prepare(data) == prepare(config(folder, tmp_path / "anew")) != finished
+
+
+@pytest.mark.parametrize("moves", [4, 6, 7])
+def test_pictures_that_come_after_those_of_the_shards_may_change(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moves: int
+) -> None:
+    """Cut short after two shards, after the third, which is not full, or before the index."""
+    monkeypatch.setattr(shard_writing, "SHARD_SIZE", 50)
+    folder = copied(pictures, tmp_path / "pictures")
+    data = config(folder, tmp_path / "prepared")
+    left_unfinished(data, monkeypatch, moves)
+    for number in range(110, 110 + moves):
+        save_picture(folder / "train" / "dog" / f"{number:04d}.jpg", number, (30, 40))
+    assert prepare(data) == prepare(config(folder, tmp_path / "anew"))
 
 
 def test_a_full_disk_is_named_and_the_next_call_goes_on(
@@ -192,7 +257,7 @@ def test_a_shard_that_lost_its_end_is_made_again(
     whole = prepare(config(pictures, tmp_path / "whole"))
     data = config(pictures, tmp_path / "prepared")
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
+        interrupt_after(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             prepare(data)
     shard = tmp_path / "prepared" / "train" / "shard-000001.tar.partial"
@@ -201,12 +266,7 @@ def test_a_shard_that_lost_its_end_is_made_again(
 
 
 def test_a_damaged_picture_is_named_and_mending_it_is_enough(pictures: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    for file in (pictures / "train").rglob("*.jpg"):
-        target = folder / file.relative_to(pictures)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    save_picture(folder / "test" / "cat" / "0.jpg", 0, (20, 20))
+    folder = copied(pictures, tmp_path / "pictures")
     broken = folder / "train" / "dog" / "0100.jpg"
     content = broken.read_bytes()
     broken.write_bytes(content[:90])

@@ -1,11 +1,13 @@
 """What an image set accepts, and what it says about contradictions."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from cdrl.data import DataError, GridSet, ImageSet
+from cdrl.data.sets import fingerprint_of, source_in_memory
 
 IMAGES = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -43,6 +45,34 @@ def test_select_keeps_images_labels_and_attributes_together() -> None:
     assert chosen.attributes is not None
     assert chosen.attributes.tolist() == [[True], [True]]
     assert (chosen.label_names, chosen.attribute_names) == (("a", "b"), ("x",))
+
+
+def test_a_source_in_memory_is_told_by_its_numbers_row_by_row() -> None:
+    def fingerprints(images: torch.Tensor, labels: torch.Tensor) -> list[str]:
+        source = source_in_memory(ImageSet(images, labels, ("a", "b")))
+        return [source.fingerprint(slice(row, row + 1)) for row in range(4)]
+
+    before = fingerprints(IMAGES, LABELS)
+    assert before == fingerprints(IMAGES.clone(), LABELS.clone())
+    brighter, relabeled = IMAGES.clone(), LABELS.clone()
+    brighter[2, 1, 1, 0] += 1
+    relabeled[0] = 1
+    after = fingerprints(brighter, relabeled)
+    assert [first == second for first, second in zip(before, after, strict=True)] == [False, True, False, True]
+
+
+def test_large_files_are_told_by_their_ends_and_by_no_folder(tmp_path: Path) -> None:
+    file = tmp_path / "large.tar"
+    content = bytearray(2**21)
+    found = set()
+    for changed in (0, 5, 2**21 - 1):
+        content[changed] += 1
+        file.write_bytes(content)
+        found.add(fingerprint_of([file]))
+    assert len(found) == 3
+    (tmp_path / "moved").mkdir()
+    assert fingerprint_of([file.rename(tmp_path / "moved" / file.name)]) in found
+    assert fingerprint_of([file.with_name("other.tar")]) not in found
 
 
 def test_grids_are_finite_numbers() -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdrl.noise import ImageNoise
 from cdrl.runs import RunError, read_json
 from pipelines import CDRLPipeline
+from pipelines.base import Ingredients
 from pipelines.budgets import budget_table, budgets, compare_budgets, gradients, ruler_of
 from tests.helpers import save_tiny_run, tiny_config
 
@@ -21,11 +23,31 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_the_paper_spends_90_gradients_and_auto_29_and_denoising_one(run: Path) -> None:
-    table = budgets(CDRLPipeline.from_pretrained(run))
-    costs = {name: gradients(settings) for name, settings in table.items()}
+    pipeline = CDRLPipeline.from_pretrained(run)
+    table, own = budgets(pipeline), pipeline.sampling({})
+    costs = {name: gradients(settings, own) for name, settings in table.items()}
     assert (costs["15"], costs["8"], costs["5"], costs["3"]) == (91, 49, 31, 19)
     assert (costs["auto"], costs["the run's own"]) == (30, 43)
-    assert gradients({**table["15"], "denoise": 0.0}) == 90
+    assert gradients({**table["15"], "denoise": 0.0}, own) == 90
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
+@pytest.mark.parametrize(("steps", "denoise"), [(3, 2.0), ("auto", 0.0), (0, 1.0)])
+def test_the_cost_is_how_often_the_energy_is_asked(run: Path, kernel: str, steps: int | str, denoise: float) -> None:
+    pipeline = CDRLPipeline.from_pretrained(run)
+    asked: list[int] = []
+    changes = {"kernel": kernel, "steps": steps, "denoise": denoise, "leapfrog_steps": 4}
+    pipeline.config = tiny_config(schedule={"num_levels": 6}, sampling=changes)
+
+    def ingredients(rows: slice) -> Ingredients:
+        def log_density(y: Tensor, level: int) -> Tensor:
+            asked.append(level)
+            return -y.square().flatten(1).sum(dim=1)
+
+        return ImageNoise([1]), lambda x_next, level: x_next, log_density
+
+    pipeline.draw(1, ingredients)
+    assert gradients(pipeline.settings({}), pipeline.sampling({})) == len(asked)
 
 
 def test_fewer_steps_are_longer_ones(run: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cdrl.config import Config, DataConfig
-from cdrl.runs import RunError
+from cdrl.runs import RunError, read_json
 from pipelines import CDRLPipeline
 from pipelines.attributes import (
     AttributeReferee,
@@ -112,6 +112,8 @@ def test_samples_of_concepts_bear_their_names(run: Path, pipeline: CDRLPipeline,
     for index, image in enumerate(expected):
         assert Image.open(folder / f"{index:06d}.png").tobytes() == image.tobytes()
     assert Image.open(folder / "grid.png").size == (3 * 66 + 2, 66 + 2 + 20)
+    record = read_json(folder / "sampling.json")
+    assert (record["concepts"], record["guidance"], "label" in record) == (["Smiling=1", "Eyeglasses=0"], 1.0, False)
     with pytest.raises(ValueError, match="expected one of them, found both"):
         run_sample(run, 1, concepts=["Smiling=1"], label=0)
 

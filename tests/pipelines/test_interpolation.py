@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdrl.runs import RunError
+from cdrl.runs import RunError, read_json
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_pil
 from pipelines.interpolation import between_classes, interpolated, run_interpolation
@@ -73,6 +73,13 @@ def test_a_picture_is_a_row_whose_ends_are_those_of_sampling(run: Path, pipeline
         left = 2 + 34 * column
         tile = shown.crop((left, 2, left + 32, 34)).resize((8, 8), Image.Resampling.NEAREST)
         assert np.abs(np.asarray(tile, int) - np.asarray(expected, int)).max() <= 1
+    assert read_json(picture.with_suffix(".json")) == {
+        "num_images": 4,
+        "seeds": [13, 18],
+        "labels": [3, 8],
+        "sampling": {**tiny_config().sampling.model_dump(), "steps": 2, "temperature": 1.0},
+        "model_step": None,
+    }
 
 
 def test_what_cannot_be_interpolated_is_refused(pipeline: CDRLPipeline, run: Path, tmp_path: Path) -> None:

@@ -55,7 +55,10 @@ def run(tmp_path: Path) -> Path:
         save_picture(folder / "samples" / f"step_{step:08d}.png", torch.full((3, 5, 7), 50 * step, dtype=torch.uint8))
     blocks = {"count": 2, "images": 50, "mean": 13.25, "std": 0.5, "values": [13.75, 12.75]}
     write_json(folder / "evaluation.json", {"fd_lite0_100_test": {"value": 12.5, "blocks": blocks}})
-    write_json(folder / "judge.json", {"accuracy": 0.875, "nested": {"deep": 3}, "list": [1, 2]})
+    asked = {"num_images": 4321, "seed": 8765, "sampling": {"steps": 6543, "denoise": 2.0}}
+    write_json(folder / "judge.json", {**asked, "accuracy": 0.875, "nested": {"deep": 3, "seed": 8766}, "list": [1, 2]})
+    cost = {"step": 9, "images": 72, "wall_seconds": 1234.5, "cpu_seconds": 2345.5}
+    write_json(folder / "autoencoder" / "model" / "autoencoder.json", {"format": 1, **cost})
     return folder
 
 
@@ -75,6 +78,9 @@ def test_a_page_holds_what_the_run_holds_and_needs_nothing_else(run: Path) -> No
     assert "one<two" not in text
     for shown in ("12.5 (2 blocks of 50: 13.25 ± 0.5)", "judge: accuracy", "0.875", "judge: nested / deep", "step 4"):
         assert shown in text
+    figures = dict(re.findall(r'<tr><td>([^<]*)</td><td class="number">([^<]*)</td></tr>', text))
+    assert [name for name in figures if name.startswith("judge")] == ["judge: accuracy", "judge: nested / deep"]
+    assert (figures["first stage: wall seconds"], figures["first stage: CPU seconds"]) == ("1,234.5", "2,345.5")
     assert len(pictures(text, "svg+xml")) == 2
     assert all(b"<svg" in picture for picture in pictures(text, "svg+xml"))
     first, last, neighbours = (Image.open(io.BytesIO(picture)) for picture in pictures(text, "png"))
