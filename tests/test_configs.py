@@ -50,7 +50,7 @@ MILLIONS = {
     "fashion_mnist_latent.yaml": (0.2187, 0.5132),
     "imagenet32.yaml": (139.3, 3.77),
     "imagenet32_conditional.yaml": (140.3, 3.181),
-    "faces_composition.yaml": (0.5406, 0.0880),
+    "faces_composition.yaml": (1.820, 0.0880),
     "quickstart.yaml": (0.8633, 0.1293),
     **{f"ablation/{name}.yaml": (0.2179, 0.1298) for name in ABLATIONS},
     "ablation/no_initializer.yaml": (0.2179, 0),
