@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from cdrl.runs import RunError
+from cdrl.runs.run import RunError
 
 
 class Foreign:

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from autoencoder.model import Autoencoder
-from cdrl.checkpoint import load_weights
 from cdrl.config import BottleneckConfig
-from cdrl.runs import RunError, read_json, save_tensors, write_json
+from cdrl.runs.model_folder import load_weights
+from cdrl.runs.run import RunError, read_json, save_tensors, write_json
 
 FORMAT = 1
 WEIGHTS = "autoencoder.safetensors"

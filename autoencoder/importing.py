@@ -24,7 +24,7 @@ from torch import Tensor
 from autoencoder.archives import read_description, read_tensors
 from autoencoder.model import Autoencoder
 from cdrl.config import BottleneckConfig
-from cdrl.runs import RunError, load_tensors, read_json
+from cdrl.runs.run import RunError, load_tensors, read_json
 
 IMAGE_SIZE = 256
 """Side of the images if neither the user nor the checkpoint names one: most published first stages learned this."""

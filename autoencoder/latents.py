@@ -14,8 +14,8 @@ from torch import Tensor
 from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
 from cdrl.data import DataError, GridSet, Sample, read_shards, stream_shards, write_shards
-from cdrl.noise import ImageNoise, derive_seed
-from cdrl.progress import progress_bar
+from cdrl.runs.progress import progress_bar
+from cdrl.sampling.noise import ImageNoise, derive_seed
 
 BATCH = 64
 

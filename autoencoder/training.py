@@ -18,12 +18,12 @@ from autoencoder.model import Autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
-from cdrl.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
-from cdrl.loop import Interrupted, Stopwatch, any_process, save_picture, stop_requests
-from cdrl.monitor import DivergenceError, summed_over_processes
-from cdrl.noise import derive_seed
-from cdrl.progress import progress_bar
-from cdrl.runs import MetricsLog, Run, read_json, write_json, written_whole
+from cdrl.runs.progress import progress_bar
+from cdrl.runs.run import MetricsLog, Run, read_json, write_json, written_whole
+from cdrl.sampling.noise import derive_seed
+from cdrl.training.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
+from cdrl.training.monitor import DivergenceError, summed_over_processes
 
 HELD_OUT = 256
 """Held-out images on which PSNR and SSIM are logged during training."""

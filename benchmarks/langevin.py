@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.plain import PlainEnergy, langevin_step
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
-from cdrl.mcmc import Position, langevin, recovery, with_gradient
-from cdrl.noise import ImageNoise
+from cdrl.sampling.kernels import Position, langevin, recovery, with_gradient
+from cdrl.sampling.noise import ImageNoise
 
 LEVEL = 2
 

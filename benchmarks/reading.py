@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cdrl.config import DataConfig
 from cdrl.data import Sample, TrainingSet, open_source, read_shards, stream_shards, write_prepared, write_shards
-from cdrl.progress import progress_bar
+from cdrl.runs.progress import progress_bar
 
 app = typer.Typer(add_completion=False, help="Rates and memory of reading shards and of preparing pictures.")
 

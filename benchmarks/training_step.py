@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
-from cdrl.noise import ImageNoise
-from cdrl.objective import cooperative_losses
+from cdrl.sampling.noise import ImageNoise
+from cdrl.training.objective import cooperative_losses
 
 
 class Update:

@@ -12,10 +12,10 @@ import typer
 
 from pipelines import CDRLPipeline
 from pipelines.composition import compose
-from pipelines.detection import grids_of
-from pipelines.inpainting import Hidden, fill
-from pipelines.masks import box
-from pipelines.scores import read_levels
+from pipelines.detection.detect import grids_of
+from pipelines.detection.scores import read_levels
+from pipelines.inpainting.fill import Hidden, fill
+from pipelines.inpainting.masks import box
 
 
 def jobs(pipeline: CDRLPipeline, batch: int) -> dict[str, Callable[[], object]]:

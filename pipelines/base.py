@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from autoencoder.latents import latents_of
-from cdrl.checkpoint import load_model
 from cdrl.config import Config, SamplingConfig, parse_config
 from cdrl.model import CDRL, Label
-from cdrl.noise import ImageNoise, derive_seed
-from cdrl.progress import progress_bar
-from cdrl.runs import RunError
-from cdrl.sampler import (
+from cdrl.runs.model_folder import load_model
+from cdrl.runs.progress import progress_bar
+from cdrl.runs.run import RunError
+from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.sampler import (
     AUTO_REACH,
     Callback,
     Constrain,
@@ -167,7 +167,7 @@ class CDRLPipeline:
             ingredients: which of the images -> what draws them.
             constrain: which of the images, their noise -> what puts back what is known of them after every move.
             settings: of the sampler, where no options can say them.
-            passes: visits to each level, see `cdrl.sampler.sample`.
+            passes: visits to each level, see `cdrl.sampling.sampler.sample`.
             options: see `SamplerOptions`.
         """
         batch_size, callback = options.get("batch_size", 64), options.get("callback")
@@ -227,7 +227,7 @@ class CDRLPipeline:
         """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].
 
         Args:
-            log_z: log normalizer of the level's energy, as `cdrl.annealing.log_normalizer` brackets it or
+            log_z: log normalizer of the level's energy, as `cdrl.sampling.annealing.log_normalizer` brackets it or
                 ``run.py density`` reports it; without it the answer is right up to a constant.
         """
         alpha_y = self.model.schedule.alpha_y[level].to(points.device)

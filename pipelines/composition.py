@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cdrl.config import DataConfig
 from cdrl.model import CDRL, Label
-from cdrl.noise import ImageNoise
-from cdrl.sampler import LevelLogDensity, Propose
+from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.sampler import LevelLogDensity, Propose
 from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, chosen_seeds, stream_seeds
 
 

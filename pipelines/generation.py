@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cdrl.loop import save_picture
-from cdrl.runs import discard, read_json, write_json, written_whole
+from cdrl.runs.run import discard, read_json, write_json, written_whole
+from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, SamplerOptions, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cdrl.model import CDRL, Label
-from cdrl.sampler import LevelLogDensity, Propose
+from cdrl.sampling.sampler import LevelLogDensity, Propose
 
 
 def guided(model: CDRL, label: Label, weight: float, count: int) -> tuple[Propose, LevelLogDensity]:

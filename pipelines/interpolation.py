@@ -9,12 +9,12 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from cdrl.loop import save_picture
 from cdrl.model import CDRL
-from cdrl.noise import InterpolatedNoise
-from cdrl.runs import RunError, discard, write_json
-from cdrl.sampler import LevelLogDensity, Propose
+from cdrl.runs.run import RunError, discard, write_json
+from cdrl.sampling.noise import InterpolatedNoise
+from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
+from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, stream_seeds
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_in_turn, model_facts

@@ -22,7 +22,7 @@ import run as door
 from cdrl.data import load_images
 from pipelines import CDRLPipeline
 from pipelines.composition import compose
-from pipelines.inpainting import Averaged, Hidden, fill
+from pipelines.inpainting.fill import Averaged, Hidden, fill
 from tests.helpers import FIXTURES, tiny_values, write_config
 
 FOLDER = FIXTURES / "behaviour"

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from autoencoder.model import Autoencoder
-from cdrl.checkpoint import save_model
 from cdrl.config import BottleneckConfig, Config, parse_config
 from cdrl.data import TrainingSet
-from cdrl.engine import start
 from cdrl.model import CDRL
-from cdrl.runs import Run
-from cdrl.training import train
+from cdrl.runs.model_folder import save_model
+from cdrl.runs.run import Run
+from cdrl.training.engine import start
+from cdrl.training.loop import train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder
 
 Module = TypeVar("Module", bound=nn.Module)

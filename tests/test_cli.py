@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import run as door
 from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from cdrl.data import read_shards
-from cdrl.runs import Run, read_json
+from cdrl.runs.run import Run, read_json
 from tests.helpers import (
     FIXTURES,
     metrics,

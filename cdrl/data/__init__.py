@@ -1,7 +1,8 @@
 """Data: published formats, drawn faces, shards and points, and how they are served to training."""
 
-from cdrl.data.faces import FACE_STYLES, render_face
-from cdrl.data.folders import Split
+from cdrl.data.images.files import read_picture
+from cdrl.data.images.preparing import prepare_images
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
 from cdrl.data.loading import (
     StreamedTrainingSet,
     TrainingSet,
@@ -12,14 +13,19 @@ from cdrl.data.loading import (
     num_classes,
     possible_labels,
 )
-from cdrl.data.points import NUM_SQUARES, checkerboard_density, inside_squares, sample_checkerboard, square_index
-from cdrl.data.prepared import read_prepared, write_prepared
-from cdrl.data.preparing import prepare_images, read_picture
-from cdrl.data.sets import DataError, Grids, GridSet, ImageSet, Source
-from cdrl.data.shard_writing import write_shards
-from cdrl.data.shards import Sample, read_shards
+from cdrl.data.readers.faces import FACE_STYLES, render_face
+from cdrl.data.readers.points import (
+    NUM_SQUARES,
+    checkerboard_density,
+    inside_squares,
+    sample_checkerboard,
+    square_index,
+)
+from cdrl.data.shards.prepared import read_prepared, write_prepared
+from cdrl.data.shards.reading import Sample, read_shards
+from cdrl.data.shards.streaming import stream_shards
+from cdrl.data.shards.writing import write_shards
 from cdrl.data.sources import load_images, open_source, training_images
-from cdrl.data.streaming import stream_shards
 
 __all__ = [
     "FACE_STYLES",

@@ -10,8 +10,8 @@ from kornia.geometry.transform import hflip
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data.sets import DataError, Grids, GridSet, ImageSet, first_not_finite
-from cdrl.noise import derive_seed
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, first_not_finite
+from cdrl.sampling.noise import derive_seed
 
 _ALL = slice(None)
 _MAX_CACHED_EPOCHS = 2  # a batch may end one epoch and begin the next

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from cdrl.config import DataConfig
-from cdrl.data.celeba import open_celeba, open_celebahq
-from cdrl.data.dtd import open_dtd
-from cdrl.data.faces import open_faces
-from cdrl.data.folders import Split, open_folder, open_shard_folder
-from cdrl.data.idx import open_fashion_mnist
-from cdrl.data.pickles import open_cifar10, open_cifar100, open_imagenet32
-from cdrl.data.prepared import read_prepared
-from cdrl.data.preparing import read_source
-from cdrl.data.sets import DataError, GridSet, ImageSet, Source, source_in_memory
-from cdrl.data.svhn import open_svhn
+from cdrl.data.images.preparing import read_source
+from cdrl.data.images.sets import DataError, GridSet, ImageSet, Source, Split, source_in_memory
+from cdrl.data.readers.celeba import open_celeba, open_celebahq
+from cdrl.data.readers.dtd import open_dtd
+from cdrl.data.readers.faces import open_faces
+from cdrl.data.readers.folders import open_folder, open_shard_folder
+from cdrl.data.readers.idx import open_fashion_mnist
+from cdrl.data.readers.pickles import open_cifar10, open_cifar100, open_imagenet32
+from cdrl.data.readers.svhn import open_svhn
+from cdrl.data.shards.prepared import read_prepared
 
 _DIGITS_TEST = 500
 

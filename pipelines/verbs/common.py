@@ -140,9 +140,9 @@ def clear_errors() -> Iterator[None]:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
     from cdrl.config import ConfigError
     from cdrl.data import DataError
-    from cdrl.loop import Interrupted
-    from cdrl.monitor import DivergenceError
-    from cdrl.runs import RunError
+    from cdrl.runs.run import RunError
+    from cdrl.training.interruption import Interrupted
+    from cdrl.training.monitor import DivergenceError
 
     try:
         yield

@@ -19,7 +19,7 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     """
     with clear_errors():
         from cdrl.config import load_config
-        from pipelines.preparing import run_preparation
+        from pipelines.jobs.preparing import run_preparation
 
         for line in run_preparation(load_config(config, overrides or ())):
             typer.echo(line)

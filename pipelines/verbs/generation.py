@@ -79,7 +79,7 @@ def chains(
     python run.py chains runs/digits --kernel mala --level 2 --every 50
     """
     with clear_errors():
-        from pipelines.chains import in_words, run_chains
+        from pipelines.studies.long_chains import in_words, run_chains
 
         picture, levels = run_chains(
             run,
@@ -170,7 +170,7 @@ def inpaint(
     python run.py inpaint runs/digits --test 200 --box center
     """
     with clear_errors():
-        from pipelines.filling import Filling, Gap, in_words, measure_inpainting, run_inpainting
+        from pipelines.inpainting.study import Filling, Gap, in_words, measure_inpainting, run_inpainting
 
         if (image is None) == (test is None):
             raise ValueError("expected an IMAGE or --test N, one of them")

@@ -24,7 +24,7 @@ def import_cdrl(
     Example: python run.py import-cdrl cifar10.pth.tar runs/published && python run.py sample runs/published
     """
     with clear_errors():
-        from pipelines.importing import import_cdrl as make_run
+        from pipelines.jobs.importing import import_cdrl as make_run
 
         make_run(checkpoint, run, average=not raw, image_size=image_size)
 
@@ -53,7 +53,7 @@ def import_autoencoder(
     python run.py encode configs/celebahq256_vq_f4.yaml autoencoder.run=runs/vq-f4
     """
     with clear_errors():
-        from pipelines.importing import import_autoencoder as make_run
+        from pipelines.jobs.importing import import_autoencoder as make_run
 
         first_stage = make_run(path, run, average=not raw, image_size=image_size)
         image = (first_stage.image_channels, first_stage.image_size, first_stage.image_size)

@@ -21,7 +21,7 @@ def judge(
     Example: python run.py judge runs/digits
     """
     with clear_errors():
-        from pipelines.evaluation import judge_run
+        from pipelines.evaluation.referee import judge_run
 
         for name, value in judge_run(run, num_images, seed).items():
             typer.echo(f"{name}: {value}")
@@ -67,7 +67,7 @@ def evaluate(
     torchrun --standalone --nproc_per_node 8 run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500
     """
     with clear_errors():
-        from pipelines.measuring import evaluate_run, in_words
+        from pipelines.evaluation.evaluate import evaluate_run, in_words
 
         figures = evaluate_run(
             run,
@@ -107,7 +107,7 @@ def report(
     python run.py report runs/digits runs/longer --out digits.html
     """
     with clear_errors():
-        from pipelines.report import write_report
+        from pipelines.report.page import write_report
 
         typer.echo(str(write_report(runs, out, neighbours=neighbours)))
 
@@ -129,8 +129,8 @@ def judge_composition(
     Example: python run.py judge-composition runs/faces_composition
     """
     with clear_errors():
-        from pipelines.attributes import in_words, run_composition
-        from pipelines.sweep import parse_weights
+        from pipelines.evaluation.attributes import in_words, run_composition
+        from pipelines.studies.guidance_sweep import parse_weights
 
         figures = run_composition(run, parse_weights(weights), num_images, seed=seed, **options)
         typer.echo(in_words(figures))
@@ -157,7 +157,7 @@ def sweep_guidance(
     python run.py sweep-guidance runs/digits --weights 0,1,4 --num-images 100 --blocks 1
     """
     with clear_errors():
-        from pipelines.sweep import parse_weights, run_guidance_sweep
+        from pipelines.studies.guidance_sweep import parse_weights, run_guidance_sweep
 
         folder, sweep = run_guidance_sweep(run, parse_weights(weights), num_images, blocks=blocks, seed=seed, **options)
         typer.echo(sweep.table())
@@ -184,7 +184,7 @@ def roles(
     python run.py roles runs/digits --steps 5 --label 3
     """
     with clear_errors():
-        from pipelines.roles import run_roles
+        from pipelines.studies.roles import run_roles
 
         picture, figures = run_roles(run, num_images, fresh=fresh, seed=seed, label=label, **options)
         for name, value in figures.items():
@@ -210,8 +210,8 @@ def compare(
     python run.py compare configs/drl_cifar10.yaml configs/cifar10.yaml --images 2560000 --runs runs/drl
     """
     with clear_errors():
-        from pipelines.ablation import compare as compare_configs
-        from pipelines.ablation import parse_seeds
+        from pipelines.studies.ablation import compare as compare_configs
+        from pipelines.studies.ablation import parse_seeds
 
         table = compare_configs(
             configs, runs, seeds=parse_seeds(seeds), images=images, num_samples=samples, processes=processes
@@ -231,7 +231,7 @@ def density(
     Example: python run.py density runs/checkerboard
     """
     with clear_errors():
-        from pipelines.density import density_report, density_table
+        from pipelines.studies.density import density_report, density_table
 
         typer.echo(density_table(density_report(run, num_samples, seed)))
         typer.echo(f"picture and figures in {run / 'density.png'} and {run / 'density.json'}")
@@ -266,7 +266,7 @@ def detect(
     --out cifar100:cifar-100-python --out celeba:celeba --out svhn:svhn --out dtd:dtd
     """
     with clear_errors():
-        from pipelines.detection import in_words, run_detection
+        from pipelines.detection.detect import in_words, run_detection
 
         detection = run_detection(run, out, in_distribution=in_distribution, num_images=num_images, seed=seed)
         typer.echo(in_words(detection.report))
@@ -285,8 +285,8 @@ def compare_steps(
     Example: python run.py compare-steps runs/digits
     """
     with clear_errors():
-        from pipelines.ablation import parse_seeds
-        from pipelines.budgets import budget_table, compare_budgets
+        from pipelines.studies.ablation import parse_seeds
+        from pipelines.studies.step_budgets import budget_table, compare_budgets
 
         typer.echo(budget_table(compare_budgets(run, num_images, parse_seeds(seeds), batch_size)))
         typer.echo(f"written to {run / 'steps.json'}")

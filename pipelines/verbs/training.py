@@ -21,7 +21,7 @@ def quickstart(
     Example: python run.py quickstart
     """
     with clear_errors():
-        from pipelines.quickstart import run_quickstart
+        from pipelines.jobs.quickstart import run_quickstart
 
         run_quickstart(config, run_folder(config, run), short=short)
 
@@ -34,7 +34,7 @@ def train_autoencoder(config: ConfigPath, overrides: Overrides = None, run: RunO
     """
     with clear_errors():
         from cdrl.config import load_config
-        from pipelines.training import run_stage_one
+        from pipelines.jobs.training import run_stage_one
 
         run_stage_one(load_config(config, overrides or ()), run_folder(config, run))
 
@@ -47,7 +47,7 @@ def encode(config: ConfigPath, overrides: Overrides = None, run: RunOption = Non
     """
     with clear_errors():
         from cdrl.config import load_config
-        from pipelines.training import run_encoding
+        from pipelines.jobs.training import run_encoding
 
         run_encoding(load_config(config, overrides or ()), run_folder(config, run))
 
@@ -66,6 +66,6 @@ def train(config: ConfigPath, overrides: Overrides = None, run: RunOption = None
     """
     with clear_errors():
         from cdrl.config import load_config
-        from pipelines.training import run_stage_two
+        from pipelines.jobs.training import run_stage_two
 
         run_stage_two(load_config(config, overrides or ()), run_folder(config, run))

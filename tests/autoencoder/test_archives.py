@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from autoencoder.archives import Foreign, StoredTensor, read_description, read_tensors
-from cdrl.runs import RunError
+from cdrl.runs.run import RunError
 from tests.published import Touch
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoencoder.importing import load_published_autoencoder
 from autoencoder.model import Autoencoder, GaussianLatent, QuantizedLatent
-from cdrl.runs import RunError
+from cdrl.runs.run import RunError
 from tests.helpers import FIXTURES, scrambled
 from tests.published import Answers, Sizes, Touch, answers, diffusers_weights, published_model, write_diffusers
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from autoencoder.training import StageOneTrainer
 from cdrl.config import Config
-from cdrl.loop import Interrupted
-from cdrl.monitor import DivergenceError
-from cdrl.runs import Run, load_tensors, read_json, write_json
-from pipelines.training import run_stage_one
+from cdrl.runs.run import Run, load_tensors, read_json, write_json
+from cdrl.training.interruption import Interrupted
+from cdrl.training.monitor import DivergenceError
+from pipelines.jobs.training import run_stage_one
 from tests.helpers import metrics, tiny_config
 
 

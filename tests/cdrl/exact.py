@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from cdrl.model import log_density
-from cdrl.noise import ImageNoise
+from cdrl.sampling.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule
 
 

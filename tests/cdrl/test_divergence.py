@@ -18,14 +18,14 @@ from autoencoder.checkpoint import save_autoencoder
 from autoencoder.latents import encode_images
 from cdrl.config import Config
 from cdrl.data import DataError, GridSet, TrainingSet, check_batch, load_images
-from cdrl.engine import Trainee
-from cdrl.loop import Interrupted
-from cdrl.monitor import SIGNS, DivergenceError, DivergenceWatch
-from cdrl.objective import Diagnostics, Losses
-from cdrl.runs import Run, load_tensors, read_json
-from cdrl.trainer import CooperativeTrainer
-from cdrl.training import MAX_ROLLBACKS
-from pipelines.training import run_stage_two
+from cdrl.runs.run import Run, load_tensors, read_json
+from cdrl.training.engine import Trainee
+from cdrl.training.interruption import Interrupted
+from cdrl.training.loop import MAX_ROLLBACKS
+from cdrl.training.monitor import SIGNS, DivergenceError, DivergenceWatch
+from cdrl.training.objective import Diagnostics, Losses
+from cdrl.training.trainer import CooperativeTrainer
+from pipelines.jobs.training import run_stage_two
 from tests.helpers import metrics, tiny_autoencoder, tiny_config, train_on
 
 SMALL: dict[str, Any] = {
@@ -346,7 +346,7 @@ def test_a_rolled_back_run_that_is_taken_up_equals_an_uninterrupted_one(
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, config: Config, run: Path) -> None:
     """What a stop at ``step`` leaves."""
     with monkeypatch.context() as patch:
-        patch.setattr("cdrl.training.any_process", lambda flag, world: True)
+        patch.setattr("cdrl.training.loop.any_process", lambda flag, world: True)
         for _ in range(step):
             with pytest.raises(Interrupted):
                 run_stage_two(config, run)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from cdrl.config import ScheduleConfig
-from cdrl.mcmc import Kernel, Position, hmc, langevin, mala, recovery, with_gradient
 from cdrl.model import CDRL
-from cdrl.objective import Losses, cooperative_losses
-from cdrl.sampler import LevelLogDensity, Propose, denoised, refine, sample
+from cdrl.sampling.kernels import Kernel, Position, hmc, langevin, mala, recovery, with_gradient
+from cdrl.sampling.sampler import LevelLogDensity, Propose, denoised, refine, sample
 from cdrl.schedule import NoiseSchedule
+from cdrl.training.objective import Losses, cooperative_losses
 from pipelines.composition import composed
 from pipelines.guidance import guided
 from tests.cdrl.exact import GaussianData, ManyChains, assert_moments, covariance_of

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cdrl.config import Config, ScheduleConfig
-from cdrl.mcmc import Position, recovery, with_gradient
 from cdrl.model import CDRL, Label, proposal_mean
-from cdrl.noise import ImageNoise
-from cdrl.sampler import refine
+from cdrl.sampling.kernels import Position, recovery, with_gradient
+from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.sampler import refine
 from cdrl.schedule import NoiseSchedule
 from tests.cdrl.exact import covariance_of
 from tests.helpers import tiny_config, tiny_model

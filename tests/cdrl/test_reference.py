@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from cdrl.model import CDRL
-from cdrl.noise import ImageNoise
-from cdrl.published import load_published
-from cdrl.sampler import sample
+from cdrl.runs.published import load_published
+from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.sampler import sample
 from pipelines.guidance import guided
 from tests.helpers import FIXTURES
 

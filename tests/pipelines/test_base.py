@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from cdrl.config import ConfigError
-from cdrl.mcmc import hmc, langevin, mala
-from cdrl.noise import ImageNoise, derive_seed
-from cdrl.runs import RunError, read_json, write_json
-from cdrl.sampler import sample
+from cdrl.runs.run import RunError, read_json, write_json
+from cdrl.sampling.kernels import hmc, langevin, mala
+from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.sampler import sample
 from pipelines import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from tests.helpers import save_tiny_run, tiny_config

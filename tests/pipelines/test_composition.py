@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from cdrl.config import Config, DataConfig
-from cdrl.runs import RunError, read_json
+from cdrl.runs.run import RunError, read_json
 from pipelines import CDRLPipeline
-from pipelines.attributes import (
+from pipelines.composition import compose, composed, parse_concepts
+from pipelines.evaluation.attributes import (
     AttributeReferee,
     asked_attributes,
     composition_picture,
@@ -23,9 +24,8 @@ from pipelines.attributes import (
     shown_values,
     values_in_turn,
 )
-from pipelines.composition import compose, composed, parse_concepts
+from pipelines.evaluation.judge import AttributeJudge, JudgeNetwork
 from pipelines.generation import run_sample
-from pipelines.judge import AttributeJudge, JudgeNetwork
 from tests.helpers import save_tiny_run, tiny_config
 
 ATTRIBUTES = ("Smiling", "Eyeglasses", "Long_Hair")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cdrl.runs import read_json
+from cdrl.runs.run import read_json
 from pipelines import CDRLPipeline
 from pipelines.generation import run_sample
 

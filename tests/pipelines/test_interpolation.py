@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cdrl.runs import RunError, read_json
+from cdrl.runs.run import RunError, read_json
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_pil
 from pipelines.interpolation import between_classes, interpolated, run_interpolation

@@ -1,0 +1,67 @@
+"""The result of a run: a folder ``model/`` of safetensors and config.json that opens with no other file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cdrl.config import parse_config
+from cdrl.model import CDRL
+from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+
+FORMAT = 1
+
+
+def save_model(folder: Path, model: CDRL, description: dict[str, Any]) -> None:
+    """Write the networks and what is needed to rebuild them into ``folder``.
+
+    Args:
+        description: must hold ``config``, the resolved configuration as plain values.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "energy.safetensors", model.energy.state_dict())
+    if model.initializer is not None:
+        save_tensors(folder / "initializer.safetensors", model.initializer.state_dict())
+    shape = {"format": FORMAT, "shape": list(model.shape), "num_classes": model.num_classes}
+    write_json(folder / "config.json", {**shape, **description})
+
+
+def load_model(folder: Path) -> tuple[CDRL, dict[str, Any]]:
+    """The model in evaluation mode and its description.
+
+    Raises:
+        RunError: a file is missing, damaged or of another model.
+    """
+    path = folder / "config.json"
+    description = read_json(path)
+    if description.get("format") != FORMAT:
+        raise RunError(f"{path}: expected a CDRL model of format {FORMAT}, found {description.get('format')!r}")
+    try:
+        config = parse_config(description["config"], source=str(path))
+        model = CDRL.from_config(config, description["shape"], description["num_classes"])
+    except KeyError as error:
+        raise RunError(f"{path}: not the description of a CDRL model: it lacks {error}") from None
+    load_weights(model.energy, folder / "energy.safetensors")
+    if model.initializer is not None:
+        load_weights(model.initializer, folder / "initializer.safetensors")
+    return model.eval().requires_grad_(False), description
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module whose weights it must match exactly.
+
+    Raises:
+        RunError: the file is missing, damaged, or holds other names or shapes.
+    """
+    tensors, expected = load_tensors(path), module.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise RunError(f"{path}: of another model: it {'lacks' if name in expected else 'also holds'} '{name}'")
+        if tensors[name].shape != expected[name].shape:
+            raise RunError(
+                f"{path}: of another model: '{name}' is {list(tensors[name].shape)}, "
+                f"expected {list(expected[name].shape)}"
+            )
+    module.load_state_dict(tensors)

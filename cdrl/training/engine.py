@@ -1,0 +1,247 @@
+"""DeepSpeed: start-up, one engine for each network, moving averages, whole checkpoints."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cdrl.config import ConfigError
+from cdrl.runs.run import RunError, load_tensors, save_tensors, written_whole
+from cdrl.training.muon import Muon
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int, accumulation: int) -> list[range]:
+        """This process's rows of a global batch, one range a micro-batch.
+
+        Raises:
+            ConfigError: the batch cannot be divided evenly.
+        """
+        parts = self.size * accumulation
+        if batch_size % parts:
+            raise ConfigError(
+                f"training.batch_size={batch_size} cannot be divided among {self.size} processes "
+                f"x {accumulation} micro-batches"
+            )
+        share, micro = batch_size // self.size, batch_size // parts
+        first = self.rank * share
+        return [range(first + i * micro, first + (i + 1) * micro) for i in range(accumulation)]
+
+
+def start() -> World:
+    """Join the processes that torchrun or the deepspeed launcher started; alone, be a world of one."""
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Otherwise a shared-memory collective is compiled for minutes; gloo serves the CPU well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+class Trainee:
+    """One network with its optimizer in a DeepSpeed engine, and the moving average of its weights."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        world: World,
+        *,
+        learning_rate: float,
+        lr_factor: Callable[[int], float],
+        gradient_clip: float,
+        batch_size: int,
+        accumulation: int = 1,
+        ema: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        optimizer: str = "adam",
+        zero_stage: int = 1,
+        bfloat16: bool = False,
+    ) -> None:
+        """
+        Args:
+            bfloat16: the engine's calls happen under torch.autocast.
+            lr_factor: number of updates made -> factor on the learning rate.
+            optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
+            ema: decay of the moving average; 0 keeps the weights themselves.
+        """
+        self.world, self.zero_stage = world, zero_stage
+        module = module.to(world.device)
+        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(ema))
+        if optimizer == "muon":
+            updates: torch.optim.Optimizer = Muon(module.parameters(), learning_rate, betas)
+        else:
+            updates = torch.optim.Adam(module.parameters(), lr=learning_rate, betas=betas, fused=True)
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=updates,
+            lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lr_factor),
+            config={
+                "train_batch_size": batch_size,
+                "train_micro_batch_size_per_gpu": batch_size // (world.size * accumulation),
+                "gradient_accumulation_steps": accumulation,
+                "gradient_clipping": gradient_clip,
+                "zero_optimization": {"stage": zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "torch_autocast": {"enabled": bfloat16, "dtype": "bfloat16"},
+                "steps_per_print": 2**62,
+            },
+        )
+
+    @property
+    def module(self) -> Any:
+        """The bare network."""
+        return self.engine.module
+
+    @contextmanager
+    def whole(self) -> Iterator[Any]:
+        """The bare network with all of its weights here, also where ZeRO stage 3 spreads them."""
+        parameters = list(self.module.parameters()) if self.zero_stage == 3 else []
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.zero_stage == 3):
+            yield self.module
+
+    def update(self, loss: Tensor) -> None:
+        """Backward pass and, at the end of an accumulation, one optimizer step and the moving average."""
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.backward(loss)
+        self.engine.step()
+        if boundary:
+            with self.whole() as module:
+                self.average.update_parameters(module)
+
+    @property
+    def averaged(self) -> Any:
+        """The network under its averaged weights."""
+        return self.average.module
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write engine state and average below ``folder``; every process calls it."""
+        self.engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+        if self.world.is_main:
+            save_tensors(folder / f"{name}_average.safetensors", self.average.state_dict())
+        barrier()
+
+    def load(self, folder: Path, name: str) -> None:
+        """Take up what `save` wrote, bit for bit; every process calls it.
+
+        Raises:
+            RunError: something of it is missing, damaged, or of another network.
+        """
+        average = load_tensors(folder / f"{name}_average.safetensors")
+        try:
+            with _safe_unpickling():
+                found, _ = self.engine.load_checkpoint(str(folder), tag=name)
+            self.average.load_state_dict(average)
+        except Exception as error:
+            # What is damaged may fail in any way at all.
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(f"{folder / name}: not a whole checkpoint of this network ({reason})") from None
+        if found is None:
+            raise RunError(f"{folder / name}: not a whole checkpoint: its files are missing")
+        self.average.to(self.world.device)
+
+    def refresh_learning_rate(self) -> None:
+        """Give the next update the learning rate that ``lr_factor`` has for it now."""
+        scheduler = self.engine.lr_scheduler
+        rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas)]
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def close(self) -> None:
+        """Let go of what the engine registered in this process."""
+        self.engine.destroy()
+
+
+@contextmanager
+def weights_only_unpickling() -> Iterator[None]:
+    """Have torch.load read tensors and plain values only, also where other people's code calls it."""
+    previous = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = previous
+
+
+@contextmanager
+def _safe_unpickling() -> Iterator[None]:
+    """Let what DeepSpeed writes pass as well."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    plain = [LossScaler, ZeroStageEnum, fragment_address]
+    with weights_only_unpickling(), torch.serialization.safe_globals(plain):
+        yield
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def checkpoint_written_whole(path: Path, world: World) -> Iterator[Path]:
+    """A checkpoint folder that all processes write into and that takes its name when all are done."""
+    partial = path.with_name(f".partial-{path.name}")
+    if world.is_main:
+        with written_whole(path) as partial_of_main:
+            partial_of_main.mkdir(parents=True)
+            barrier()
+            yield partial_of_main
+            barrier()
+    else:
+        barrier()
+        yield partial
+        barrier()
+    barrier()
+
+
+def linear_schedule(
+    num_steps: int, warmup_steps: int, head_start: int, decay_fraction: float, floor: float
+) -> Callable[[int], float]:
+    """Learning-rate factor: linear warm-up (eq. 15), then flat, then linear decay to ``floor`` over the last share."""
+    decay_steps = max(1, round(decay_fraction * num_steps)) if decay_fraction else 0
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + head_start) / warmup_steps) if warmup_steps else 1.0
+        if not decay_steps:
+            return warm
+        left = min(1.0, max(0.0, (num_steps - step) / decay_steps))
+        return warm * (floor + (1 - floor) * left)
+
+    return factor

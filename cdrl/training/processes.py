@@ -1,0 +1,134 @@
+"""Many jobs side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from cdrl.training.interruption import Interrupted, stop_requests
+
+_INTERRUPTED, _FAILED = 130, 2
+_ALONE: dict[str, str | None] = {
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")),
+}
+"""Environment of a process that works by itself: one thread, no bar among those of others, no group to join."""
+
+
+def side_by_side(
+    job: Callable[..., None], arguments: Sequence[tuple[Any, ...]], processes: int
+) -> Iterator[tuple[int, str | None]]:
+    """Call ``job(*arguments[i])`` for every i in a process of its own with one thread, so many at a time.
+
+    Yields i as each ends, and None or, in one line, why it failed; a failure stops none of the others.
+
+    Args:
+        job: importable by name.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, when all that had begun have stopped in order.
+    """
+    waiting, stopping = list(range(len(arguments))), False
+    running: dict[int, tuple[BaseProcess, Connection]] = {}
+    with stop_requests() as stop_requested:
+        try:
+            while running or (waiting and not stopping):
+                while waiting and len(running) < processes and not stop_requested():
+                    index = waiting.pop(0)
+                    running[index] = _started(job, arguments[index])
+                if stop_requested() and not stopping:
+                    stopping = True
+                    for process, _ in running.values():
+                        process.terminate()
+                wait([process.sentinel for process, _ in running.values()], timeout=0.5)
+                for index in [index for index, (process, _) in running.items() if process.exitcode is not None]:
+                    process, receiving = running.pop(index)
+                    failure = _failure(process.exitcode or 0, receiving)
+                    if failure is None or not stopping:
+                        yield index, failure
+                    else:
+                        waiting.append(index)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+    if waiting:
+        raise Interrupted("stopped; the same command goes on from there")
+
+
+def _started(job: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_by_itself, args=(sending, job, arguments))
+    with _environment(_ALONE), sending:
+        process.start()
+    return process, receiving
+
+
+def _failure(exit_code: int, receiving: Connection) -> str | None:
+    if exit_code == 0:
+        return None
+    with receiving, suppress(EOFError):
+        if receiving.poll():
+            return receiving.recv()
+    return f"its process ended with exit code {exit_code}"
+
+
+def _by_itself(sending: Connection, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    _stop_with_parent()
+    torch.set_num_threads(1)
+    try:
+        job(*arguments)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _end(sending, str(stop) or "stopped", _INTERRUPTED)
+    except Exception as error:  # whatever stops one job must not stop the others
+        if os.environ.get("CDRL_TRACEBACK"):
+            traceback.print_exc()
+        _end(sending, " ".join(f"{type(error).__name__}: {error}".split()), _FAILED)
+
+
+def _end(sending: Connection, why: str, exit_code: int) -> None:
+    with suppress(BrokenPipeError):  # where nobody is left to be told
+        sending.send(why)
+    sys.exit(exit_code)
+
+
+def _stop_with_parent() -> None:
+    """Stop in order when the process that started this one is gone: two must never write one run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    """Variables set, or unset for None, for processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(variables: dict[str, str | None]) -> None:
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)

@@ -1,0 +1,189 @@
+"""How often composed attributes (eq. 13, 14) are what was asked for, as a classifier of real images reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from autoencoder.model import Autoencoder
+from cdrl.config import DataConfig
+from cdrl.data import ImageSet, load_images
+from cdrl.runs.run import RunError, write_json
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.composition import compose, concept_class
+from pipelines.decoding import LatentDecoder, captioned_picture
+from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
+from pipelines.generation import default_device
+
+JUDGE_STEPS = 500
+COLUMNS = 8
+
+Readings = dict[str, float]
+"""Share of images that are read as asked: attribute -> share, and ``all`` of them at once."""
+
+
+@dataclass(frozen=True)
+class AttributeReferee:
+    """A judge of the attributes of a data set, with its accuracy on real images.
+
+    Attributes:
+        names: of the attributes, in the judge's order.
+        real: its readings of the held-out images against the truth.
+        reconstructed: the same after the first stage and back, for runs of latents: what samples can be at best.
+    """
+
+    judge: AttributeJudge
+    names: tuple[str, ...]
+    real: Readings
+    reconstructed: Readings | None
+
+    @classmethod
+    def of(cls, data: DataConfig, autoencoder: Autoencoder | None) -> AttributeReferee:
+        """Train the judge on the training split."""
+        train, test = load_images(data, "train"), load_images(data, "test")
+        judge = train_attribute_judge(
+            train.images / 127.5 - 1, known_attributes(train, data.attributes), steps=JUDGE_STEPS, seed=0
+        )
+        truth, real = known_attributes(test, data.attributes), test.images / 127.5 - 1
+        reconstructed = None
+        if autoencoder is not None:
+            reconstructed = readings(judge.read(reconstructions(autoencoder, real)), truth, data.attributes)
+        return cls(judge, data.attributes, readings(judge.read(real), truth, data.attributes), reconstructed)
+
+
+def known_attributes(images: ImageSet, names: Sequence[str]) -> Tensor:
+    """What is true of images that have attributes: bool [N, A], in the order of ``names``."""
+    assert images.attributes is not None
+    return images.attributes[:, [images.attribute_names.index(name) for name in names]]
+
+
+@torch.no_grad()
+def reconstructions(autoencoder: Autoencoder, images: Tensor) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] through the first stage and back, on the CPU."""
+    device = next(autoencoder.parameters()).device
+    parts = [autoencoder.decode(autoencoder.encode(part.to(device)).mean) for part in images.split(64)]
+    return torch.cat(parts).float().clamp(-1, 1).cpu()
+
+
+def readings(read: Tensor, asked: Tensor, names: Sequence[str]) -> Readings:
+    """Share of rows in which what was read, bool [N, A], is what was asked for, bool [N, A]."""
+    right = read == asked
+    shares = dict(zip(names, right.float().mean(dim=0).tolist(), strict=True))
+    return {**shares, "all": right.all(dim=1).float().mean().item()}
+
+
+def values_in_turn(num_images: int, num_attributes: int) -> Tensor:
+    """Every combination of values in turn: bool [N, M]; bit i of the image's number is the i-th attribute's value."""
+    return (torch.arange(num_images)[:, None] >> torch.arange(num_attributes)) % 2 == 1
+
+
+def asked_attributes(num_attributes: int) -> list[tuple[int, ...]]:
+    """Which attributes are composed: every two of them, and all."""
+    everything = tuple(range(num_attributes))
+    return sorted({*combinations(everything, 2), everything}, key=len)
+
+
+def judged_composition(
+    pipeline: CDRLPipeline,
+    referee: AttributeReferee,
+    attributes: Sequence[int],
+    guidance: float | None,
+    seeds: Sequence[int],
+    **options: Unpack[SamplerOptions],
+) -> Readings:
+    """Draw images that are to show values of some attributes, all combinations in turn, and have them read.
+
+    Args:
+        guidance: w; None for the plain sum of log densities, see `composed`.
+    """
+    asked = values_in_turn(len(seeds), len(attributes))
+    concepts = [[concept_class(a, bool(value)) for value in asked[:, i]] for i, a in enumerate(attributes)]
+    drawn = compose(pipeline, len(seeds), concepts, seeds=seeds, guidance=guidance, **options)
+    read = referee.judge.read(drawn.tensors.cpu())[:, list(attributes)]
+    return readings(read, asked, [referee.names[a] for a in attributes])
+
+
+def shown_values(num_attributes: int) -> list[dict[int, bool]]:
+    """The rows of the picture: attributes true, one more a row; then all but one true; then all false."""
+    growing = [dict.fromkeys(range(count), True) for count in range(1, num_attributes + 1)]
+    all_but_one = [{a: a != other for a in range(num_attributes)} for other in range(num_attributes)]
+    return [*growing, *all_but_one, dict.fromkeys(range(num_attributes), False)]
+
+
+def composition_picture(
+    pipeline: CDRLPipeline, guidance: float, seeds: Sequence[int], **options: Unpack[SamplerOptions]
+) -> Tensor:
+    """The same seeds under growing and changing sets of concepts, named under each row (Figure 4): uint8 [3, H, W]."""
+    names, rows = pipeline.config.data.attributes, []
+    for values in shown_values(len(names)):
+        concepts = [concept_class(a, value) for a, value in values.items()]
+        images = compose(pipeline, len(seeds), concepts, seeds=seeds, guidance=guidance, **options).tensors
+        free = [f"any {name}" for a, name in enumerate(names) if a not in values]
+        rows.append((images, [*(pipeline.class_names[concept] for concept in concepts), *free]))
+    return captioned_picture(rows, columns=len(seeds))
+
+
+def run_composition(
+    run: Path,
+    weights: Sequence[float],
+    num_images: int,
+    *,
+    seed: int = 0,
+    **options: Unpack[SamplerOptions],
+) -> dict[str, Any]:
+    """Judge compositions under every weight and the plain sum; figures.json and a picture a weight in RUN/composition.
+
+    Every two attributes are composed, and all of them. All ways see the same seeds.
+
+    Args:
+        num_images: a set of attributes and a weight.
+
+    Raises:
+        RunError: the run's classes are no attributes, or fewer than two.
+        ValueError: there is no such kernel.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    data, decoder = pipeline.config.data, pipeline.decoder
+    if len(data.attributes) < 2:
+        raise RunError(f"{run}: composition is judged for two or more of data.attributes, found {len(data.attributes)}")
+    referee = AttributeReferee.of(data, decoder.autoencoder if isinstance(decoder, LatentDecoder) else None)
+    seeds = range(seed, seed + num_images)
+    ways: dict[str, float | None] = {**{f"w={weight:g}": weight for weight in weights}, "sum": None}
+    drawn = {
+        "+".join(data.attributes[a] for a in attributes): {
+            way: judged_composition(pipeline, referee, attributes, weight, seeds, **options)
+            for way, weight in ways.items()
+        }
+        for attributes in asked_attributes(len(data.attributes))
+    }
+    folder = run / "composition"
+    for weight in weights:
+        picture = composition_picture(pipeline, weight, range(seed, seed + COLUMNS), **options)
+        save_picture(folder / f"guidance_{weight:g}.png", picture)
+    figures = {
+        "num_images": num_images,
+        "seed": seed,
+        "sampling": pipeline.sampling(options).model_dump(),
+        "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
+        "composed": drawn,
+    }
+    write_json(folder / "figures.json", figures)
+    return figures
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The figures of `run_composition`, a line a set of attributes and way."""
+
+    def line(name: str, shares: Readings) -> str:
+        return f"{name}: " + ", ".join(f"{attribute} {share:.3f}" for attribute, share in shares.items())
+
+    lines = [line(f"judge on real {name}", shares) for name, shares in figures["judge_right"].items() if shares]
+    lines += [line(f"{way:>6}", shares) for ways in figures["composed"].values() for way, shares in ways.items()]
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""Distances between sets of images, by torch-fidelity, under names that say what was compared.
+
+``fid`` and ``kid`` are said of Inception's published weights alone. On other features the same formulas are ``fd_X``
+and ``kd_X``, with the features' name for X.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from cdrl.runs.run import RunError
+from pipelines.evaluation.features import Features
+
+Statistics = dict[str, np.ndarray]
+"""``mu`` [D], float32, and ``sigma`` [D, D], float64: the types that torch-fidelity finds, so that results are its."""
+
+KID_SUBSET = 1000
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with.
+
+    Attributes:
+        name: ``train``, ``test`` or the name of a file of statistics; a number behind it where not all images count.
+        images: how many images the statistics are of; None where that is not known.
+        features: of those images, or of some of them, [N, D]; None for statistics alone.
+    """
+
+    name: str
+    images: int | None
+    statistics: Statistics
+    features: Tensor | None
+
+
+def frechet_distance(features1: Tensor, features2: Tensor) -> float:
+    """Fréchet distance of two sets of features, [N1, D] and [N2, D].
+
+    Gaussians are fitted to both: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., 2017).
+    """
+    return statistics_distance(statistics_of(features1), statistics_of(features2))
+
+
+def statistics_of(features: Tensor) -> Statistics:
+    """Mean and covariance of features [N, D]."""
+    return fid_features_to_statistics(features.float().cpu())
+
+
+def statistics_distance(first: Statistics, second: Statistics) -> float:
+    """Fréchet distance of two Gaussians."""
+    (distance,) = fid_statistics_to_metric(first, second, verbose=False).values()
+    return float(distance)
+
+
+def read_statistics(path: Path) -> Reference:
+    """Published statistics: an .npz file with ``mu`` [D] and ``sigma`` [D, D].
+
+    Raises:
+        RunError: the file is missing, damaged, or without them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            mu, sigma = stored["mu"], stored["sigma"]
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise ValueError(f"mu {list(mu.shape)} and sigma {list(sigma.shape)} do not fit each other")
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path}: expected an .npz file with mu [D] and sigma [D, D] ({reason})") from error
+    return Reference(path.stem, None, {"mu": mu.astype(np.float32), "sigma": sigma.astype(np.float64)}, None)
+
+
+def compared(samples: Features, reference: Reference) -> dict[str, float]:
+    """All metrics that the features allow, each under the short name by which `metric_name` knows it.
+
+    ``fid`` is the Fréchet distance. With a reference's features, not its statistics alone, there are ``kid``, the
+    mean over 100 subsets of 1,000 images or as many as there are (Bińkowski et al., 2018), and ``precision`` and
+    ``recall`` with 3 neighbours and no more reference images than samples (Kynkäänniemi et al., 2019). With logits
+    there is ``inception_score`` over 10 splits (Salimans et al., 2016).
+
+    Raises:
+        RunError: the reference is of features of another size.
+    """
+    width, expected = samples.pooled.shape[1], len(reference.statistics["mu"])
+    if width != expected:
+        raise RunError(f"{reference.name}: statistics of {expected} features, but these images have {width}")
+    values = {"fid": statistics_distance(statistics_of(samples.pooled), reference.statistics)}
+    if reference.features is not None:
+        count = min(len(samples.pooled), len(reference.features))
+        subset = min(KID_SUBSET, count)
+        kernel = kid_features_to_metric(samples.pooled, reference.features, kid_subset_size=subset, verbose=False)
+        near = prc_features_to_metric(samples.pooled, some_of(reference.features, count), verbose=False)
+        values["kid"] = kernel[KEY_METRIC_KID_MEAN]
+        values["precision"], values["recall"] = near[KEY_METRIC_PRECISION], near[KEY_METRIC_RECALL]
+    if samples.logits is not None:
+        values["inception_score"] = isc_features_to_metric(samples.logits)[KEY_METRIC_ISC_MEAN]
+    return values
+
+
+def metric_name(metric: str, label: str | None, samples: int, against: str) -> str:
+    """What a metric of `compared` is called in full, such as ``fid_50k_train`` or ``fd_lite0_3k_test``.
+
+    Args:
+        label: of the features, see `Extractor`.
+    """
+    of = label or "inception"
+    short = {
+        "fid": f"fd_{label}" if label else "fid",
+        "kid": f"kd_{label}" if label else "kid",
+        "precision": f"precision_{of}",
+        "recall": f"recall_{of}",
+        "inception_score": f"score_{label}" if label else "inception_score",
+    }[metric]
+    return f"{short}_{in_thousands(samples)}" + ("" if metric == "inception_score" else f"_{against}")
+
+
+def in_thousands(count: int) -> str:
+    """50000 as 50k, 300 as 300."""
+    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
+
+
+def some_of(rows: Tensor, count: int) -> Tensor:
+    """``count`` of the rows at random, the same ones each time, in their order: sets may be sorted by class."""
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
+    return rows[chosen.sort().values]

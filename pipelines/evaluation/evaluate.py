@@ -1,0 +1,269 @@
+"""How good a run's samples are: FID and its kin, of a finished run or while it trains."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from cdrl.config import Config, DataConfig
+from cdrl.data import Split, load_images
+from cdrl.model import CDRL
+from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+from cdrl.training.engine import World, start
+from cdrl.training.loop import Measured
+from cdrl.training.monitor import summed_over_processes
+from pipelines.base import CDRLPipeline, SamplerOptions, find_model
+from pipelines.decoding import Decoder, to_bytes
+from pipelines.evaluation.distances import (
+    Reference,
+    compared,
+    in_thousands,
+    metric_name,
+    read_statistics,
+    some_of,
+    statistics_distance,
+    statistics_of,
+)
+from pipelines.evaluation.features import INCEPTION_FILE, Extractor, FeaturesName, load_extractor
+from pipelines.evaluation.sample_store import SampleStore
+from pipelines.generation import labels_in_turn
+
+MOST_KEPT = 50_000
+"""Reference features that are kept one by one; statistics are of all."""
+BLOCK_IMAGES = 10
+"""Images that a block of seeds has at least."""
+
+
+def evaluate_run(
+    run: Path,
+    num_images: int = 10_000,
+    *,
+    split: Split = "train",
+    reference_images: int | None = None,
+    statistics: Path | None = None,
+    features: FeaturesName = "inception",
+    weights: Path | None = None,
+    seed: int = 0,
+    label: int | None = None,
+    guidance: float = 0.0,
+    blocks: int = 5,
+    best: bool = False,
+    **options: Unpack[SamplerOptions],
+) -> dict[str, dict[str, Any]]:
+    """Measure samples of a run against real images; every process calls it, the main one measures.
+
+    Images are drawn once, see `SampleStore`: interrupted, the same call goes on. RUN/evaluation.json holds what was
+    ever measured, by name, each figure with all that it depends on; this call's figures are returned.
+
+    Args:
+        num_images: samples, of the seeds from ``seed`` on.
+        reference_images: so many real images, the same ones each time; all by default.
+        statistics: published statistics of real images (.npz with mu and sigma) to be used instead of a split.
+        features: ``inception``, or ``lite0`` where its weights cannot be had.
+        weights: the file of Inception's weights; by default it is looked for in the folder ``data.cache``.
+        label: class id of all images; -1 for no class; all classes in turn by default.
+        blocks: parts into which the seeds are divided to see how much the figures vary; 1 for none.
+        best: the model that was best in training, instead of the last.
+        options: see `SamplerOptions`.
+
+    Raises:
+        RunError: the run has no images or no such model, or the weights or the statistics cannot be used.
+        ValueError: there are too few images, or more are wanted than the split has.
+        Interrupted: after Ctrl-C or SIGTERM, with all finished batches kept.
+    """
+    if blocks > 1 and num_images < blocks * BLOCK_IMAGES:
+        raise ValueError(f"num_images: {blocks} blocks need {blocks * BLOCK_IMAGES} at least, found {num_images}")
+    model = run / "best" if best else find_model(run)
+    world = start()
+    pipeline = CDRLPipeline.from_pretrained(model, world.device)
+    data = pipeline.config.data
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: images are evaluated, but this is a run of 2-D points: python run.py density {run}")
+    store = SampleStore(run, model, pipeline, label=label, guidance=guidance, **options)
+    seeds = range(seed, seed + num_images)
+    if not world.is_main:
+        store.draw(seeds, world)
+        return {}
+    # What may be missing is asked for before the long work; what the others need not wait for comes after theirs.
+    extractor = load_extractor(features, weights or data.cache / INCEPTION_FILE, world.device)
+    if statistics is not None:
+        reference = read_statistics(statistics)
+        store.draw(seeds, world)
+    else:
+        name, real = real_images(data, split, reference_images)
+        store.draw(seeds, world)
+        reference = read_reference(data, name, real, extractor)
+    images, rate = store.read(seeds)
+    drawn = extractor(images, progress="features")
+    size = num_images // blocks
+    values = compared(drawn, reference)
+    parts = [compared(drawn[size * i : size * (i + 1)], reference) for i in range(blocks)] if blocks > 1 else []
+    facts = {
+        "samples": num_images,
+        "first_seed": seed,
+        **store.settings,
+        "model": "best" if best else "last",
+        "model_step": read_json(model / "config.json").get("step"),
+        "reference": reference.name,
+        "reference_images": reference.images,
+        "features": features,
+        "features_weights": extractor.weights,
+        "images_per_second": round(rate, 3),
+        "processes": world.size,
+    }
+    suffix = differences_in_words(pipeline, facts)
+    figures = {
+        metric_name(metric, extractor.label, num_images, reference.name) + suffix: {
+            "value": value,
+            "blocks": _spread([part[metric] for part in parts], size) if parts else None,
+            **facts,
+        }
+        for metric, value in values.items()
+    }
+    path = run / "evaluation.json"
+    known = read_json(path) if path.exists() else {}
+    write_json(path, {**known, **figures})
+    return figures
+
+
+def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:
+    """What a figure's name must say of the sampling: all that is not the run's own way, nothing otherwise.
+
+    ``facts`` have only those settings of the sampler that the images depend on.
+    """
+    own = pipeline.sampling({}).model_dump()
+    words = {
+        "steps": "steps{}",
+        "step_adjustment": "adjusted{}",
+        "temperature": "temperature{}",
+        "denoise": "denoise{}",
+        "kernel": "{}",
+        "leapfrog_steps": "leapfrog{}",
+    }
+    parts = [word.format(facts[name]) for name, word in words.items() if facts.get(name, own[name]) != own[name]]
+    if facts["guidance"]:
+        parts.append(f"w{facts['guidance']:g}")
+    if isinstance(facts["label"], int):
+        parts.append(f"class{facts['label']}")
+    if facts["first_seed"]:
+        parts.append(f"seed{facts['first_seed']}")
+    if facts["model"] == "best":
+        parts.append("best")
+    return "".join(f"_{part}" for part in parts)
+
+
+def in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a figure, and what all of them have in common."""
+    lines = [f"{name}: {value_in_words(figure)}" for name, figure in figures.items()]
+    facts = next(iter(figures.values()))
+    known = facts["reference_images"]
+    chains = f"{facts['steps']} {facts['kernel']} steps a level" if facts["steps"] else "initializer alone"
+    lines.append(
+        f"{facts['samples']} samples of seeds {facts['first_seed']} … {facts['first_seed'] + facts['samples'] - 1} "
+        f"({facts['model']} model, step {facts['model_step']}) against {facts['reference']}"
+        f"{'' if known is None else f' ({known} images)'}; {chains}, guidance "
+        f"{facts['guidance']:g}; {facts['images_per_second']:.4g} images a second"
+    )
+    return "\n".join(lines)
+
+
+def value_in_words(figure: Mapping[str, Any]) -> str:
+    """A figure of RUN/evaluation.json and its spread over blocks of seeds."""
+    blocks = figure["blocks"]
+    spread = "" if blocks is None else " ({count} blocks of {images}: {mean:.4g} ± {std:.2g})".format(**blocks)
+    return f"{figure['value']:.5g}{spread}"
+
+
+def real_images(data: DataConfig, split: Split, count: int | None = None) -> tuple[str, Tensor]:
+    """Images of a split prepared as for training, uint8 [N, C, H, W], and what they are called in names.
+
+    Args:
+        count: so many of them, the same ones each time; all by default.
+
+    Raises:
+        DataError: the data set cannot be read.
+        ValueError: the split has fewer images.
+    """
+    images = load_images(data, split).images
+    if count is None or count == len(images):
+        return split, images
+    if not 2 <= count < len(images):
+        raise ValueError(f"reference_images: the {split} split has {len(images)} images, found {count}")
+    return f"{split}_{in_thousands(count)}", some_of(images, count)
+
+
+def read_reference(data: DataConfig, name: str, images: Tensor, extractor: Extractor) -> Reference:
+    """Features and statistics of `real_images`, from the folder ``data.cache`` if they are there.
+
+    Several processes may ask at a time: one computes, the others wait.
+    """
+    # The images themselves are part of the key: a folder's may change, and so may their preparation.
+    key = _hash_of(data.name, name, list(images.shape), extractor.weights, images.numpy())
+    path = data.cache / "features" / f"{data.name}_{name}_{key}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            pooled = extractor(images, progress=f"features of {data.name} {name}").pooled
+            arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
+            save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
+    stored = load_tensors(path)
+    statistics = {part: stored[part].numpy() for part in ("mu", "sigma")}
+    return Reference(name, len(images), statistics, stored["features"])
+
+
+class TrainingEvaluation:
+    """A metric of ``config.evaluation``, measured on a model in training; lower is better.
+
+    Every process draws its share of the samples and makes their features; all of them come to the same value.
+    """
+
+    def __init__(self, config: Config, decoder: Decoder, world: World) -> None:
+        """
+        Raises:
+            RunError: Inception's weights cannot be used.
+            DataError: the data set cannot be read.
+        """
+        assert config.evaluation is not None
+        settings = config.evaluation
+        self._config, self._decoder, self._world = config, decoder, world
+        name: FeaturesName = "inception" if settings.metric == "fid" else "lite0"
+        self._extractor = load_extractor(name, settings.weights or config.data.cache / INCEPTION_FILE, world.device)
+        self._reference = read_reference(config.data, *real_images(config.data, settings.split), self._extractor)
+        self.name = metric_name("fid", self._extractor.label, settings.num_samples, self._reference.name)
+
+    def __call__(self, model: CDRL) -> Measured:
+        """The metric of so many samples of seeds 0, 1, …, drawn in the run's own way, classes in turn."""
+        assert self._config.evaluation is not None
+        count, world = self._config.evaluation.num_samples, self._world
+        pipeline = CDRLPipeline(model, self._decoder, self._config, ())
+        seeds = range(world.rank, count, world.size)
+        drawn = pipeline(len(seeds), seeds=seeds, label=labels_in_turn(pipeline, seeds))
+        own = self._extractor(to_bytes(drawn.tensors).cpu()).pooled
+        gathered = torch.zeros(count, own.shape[1], device=world.device)
+        gathered[world.rank :: world.size] = own.to(world.device)
+        pooled = summed_over_processes(gathered)
+        return Measured(self.name, statistics_distance(statistics_of(pooled), self._reference.statistics))
+
+
+def _spread(values: list[float], images: int) -> dict[str, Any]:
+    return {
+        "count": len(values),
+        "images": images,
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)),
+        "values": values,
+    }
+
+
+def _hash_of(*parts: Any) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else f"{part}\x1f".encode())
+    return digest.hexdigest()

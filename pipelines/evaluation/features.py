@@ -1,0 +1,150 @@
+"""Networks on whose features images are compared, in torch-fidelity's form: Inception of a file, packaged Lite0."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.registry import register_feature_extractor
+
+from autoencoder.lite0 import PACKAGE, Lite0
+from cdrl.runs.progress import progress_bar
+from cdrl.runs.run import RunError
+from cdrl.training.engine import weights_only_unpickling
+from pipelines.decoding import to_bytes
+
+FeaturesName = Literal["inception", "lite0"]
+
+INCEPTION_FILE = URL_INCEPTION_V3.rpartition("/")[2]
+_INCEPTION_HASH = Path(INCEPTION_FILE).stem.rpartition("-")[2]
+"""How the SHA-256 of the published file begins: its name ends with that."""
+_INCEPTION_LAYERS = [FeatureExtractorInceptionV3.get_default_feature_layer_for_metric(m) for m in ("fid", "isc")]
+_POOLED = "pooled"
+_BATCH = 64  # torch-fidelity's own
+
+
+class Lite0Extractor(FeatureExtractorBase):
+    """EfficientNet-Lite0's pooled features for torch-fidelity, which knows them as ``lite0``."""
+
+    def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
+        super().__init__(name, features_list)
+        self.network = Lite0()
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return (_POOLED,)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"fid": _POOLED, "kid": _POOLED, "prc": _POOLED}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        """Features [N, 112] of uint8 images [N, 1 or 3, H, W]."""
+        return (lite0_features_of_bytes(images, self.network),)
+
+
+register_feature_extractor("lite0", Lite0Extractor)
+
+
+def lite0_features_of_bytes(images: Tensor, network: Lite0) -> Tensor:
+    """EfficientNet-Lite0's pooled stage-5 features of uint8 images [N, 1 or 3, H, W]: [N, 112]."""
+    return network.pooled_features(images / 127.5 - 1)
+
+
+@torch.no_grad()
+def lite0_features(images: Tensor, network: Lite0) -> Tensor:
+    """The same of images in [-1, 1], rounded to 8 bits. Distances on them are called ``fd_lite0``; they are not FID."""
+    return torch.cat([lite0_features_of_bytes(part, network) for part in to_bytes(images).split(_BATCH)])
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network says of N images, on the CPU.
+
+    Attributes:
+        pooled: [N, D].
+        logits: [N, 1008], of Inception alone.
+    """
+
+    pooled: Tensor
+    logits: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Features:
+        return Features(self.pooled[rows], None if self.logits is None else self.logits[rows])
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A network that makes features, and how metrics on them are called.
+
+    Attributes:
+        label: None for Inception with its published weights, whose Fréchet distance alone is FID; otherwise what its
+            distances have in their names.
+        weights: which weights these are, for caches and for the record.
+    """
+
+    network: FeatureExtractorBase
+    label: str | None
+    weights: str
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, *, progress: str | None = None) -> Features:
+        """Features of uint8 images [N, 1 or 3, H, W]; grey ones are read as three equal channels.
+
+        Args:
+            progress: what the progress bar shall say; without it there is none.
+        """
+        parts = []
+        bar = progress_bar(len(images), progress or "", unit="image", shown=progress is not None)
+        for part in images.split(_BATCH):
+            answers = self.network(part.expand(-1, 3, -1, -1).to(self.device))
+            parts.append([answer.cpu() for answer in answers])
+            bar.update(len(part))
+        bar.close()
+        return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
+
+
+def load_extractor(name: FeaturesName, weights: Path, device: torch.device) -> Extractor:
+    """The network of this name.
+
+    Args:
+        weights: the file of Inception's weights; the others come inside a package.
+
+    Raises:
+        RunError: the file is missing, or holds something else.
+        ConfigError: the package is not installed.
+    """
+    if name == "lite0":
+        lite0 = Lite0Extractor("lite0", [_POOLED]).to(device)
+        return Extractor(lite0, "lite0", PACKAGE, device)
+    return _inception(weights, device)
+
+
+def _inception(path: Path, device: torch.device) -> Extractor:
+    if not path.is_file():
+        raise RunError(
+            f"{path}: no Inception weights there: fetch {URL_INCEPTION_V3} and put it there, or name its place with "
+            "--weights; distances on features that need no download: --features lite0"
+        )
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with weights_only_unpickling():
+            network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", list(_INCEPTION_LAYERS), feature_extractor_weights_path=str(path)
+            )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"{path}: expected Inception weights as {URL_INCEPTION_V3} has them ({reason})") from error
+    label = None if found.startswith(_INCEPTION_HASH) else f"inception_{found[:8]}"
+    return Extractor(network.to(device), label, found, device)

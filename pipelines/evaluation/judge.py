@@ -1,0 +1,173 @@
+"""A small classifier trained on real images, which reads classes or attributes off generated ones.
+
+For classes it knows one more class, junk: corrupted real images (noise, mixtures of two, shuffled blocks, blur). An
+image is accepted when it is not read as junk. A softmax's confidence alone would accept noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
+from kornia.geometry.transform import hflip
+from torch import Tensor, nn
+
+from cdrl.runs.model_folder import load_weights
+from cdrl.runs.progress import progress_bar
+from cdrl.runs.run import save_tensors
+from cdrl.sampling.noise import derive_seed
+
+WIDTH = 32
+BATCH = 64
+
+
+class JudgeNetwork(nn.Module):
+    """Four convolutions, then global mean: images [N, C, H, W] in [-1, 1] -> logits; `features` are [N, 128]."""
+
+    def __init__(self, channels: int, size: int, outputs: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs, width = channels, WIDTH
+        for index in range(4):
+            stride = 2 if size >> index > 4 else 1
+            layers += [nn.Conv2d(inputs, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU()]
+            inputs, width = width, min(2 * width, 4 * WIDTH)
+        self.trunk = nn.Sequential(*layers)
+        self.head = nn.Linear(inputs, outputs)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer reads, [N, 128]."""
+        return self.trunk(images).mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+@dataclass(frozen=True)
+class ClassJudge:
+    """Reads one of C classes, or junk (the last output)."""
+
+    network: JudgeNetwork
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Most likely true class [N], and whether the image is accepted (not read as junk) [N]."""
+        logits = torch.cat([self.network(part) for part in images.split(256)])
+        return logits[:, :-1].argmax(dim=1), logits.argmax(dim=1) != logits.shape[1] - 1
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Features for a Fréchet distance, [N, 128]."""
+        return torch.cat([self.network.features(part) for part in images.split(256)])
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors."""
+        save_tensors(path, self.network.state_dict())
+
+    @classmethod
+    def load(cls, path: Path, channels: int, size: int, num_classes: int) -> ClassJudge:
+        """The judge that `save` has written, of images [channels, size, size].
+
+        Raises:
+            RunError: the file is damaged, or of a judge of other images or classes.
+        """
+        network = JudgeNetwork(channels, size, num_classes + 1)
+        load_weights(network, path)
+        return cls(network.eval().requires_grad_(False))
+
+
+@dataclass(frozen=True)
+class AttributeJudge:
+    """Reads attributes that are true or false."""
+
+    network: JudgeNetwork
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> Tensor:
+        """Bool [N, A]."""
+        return torch.cat([self.network(part) for part in images.split(256)]) > 0
+
+
+def train_class_judge(images: Tensor, labels: Tensor, num_classes: int, *, steps: int, seed: int) -> ClassJudge:
+    """Train on real images [N, C, H, W] in [-1, 1] with class ids [N], and on junk made of them."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
+
+    def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
+        real = images[rows]
+        junk = corrupted(images[_rows(len(images), generator)], generator)
+        logits = network(torch.cat([_shifted(real, generator), _shifted(junk, generator)]))
+        return F.cross_entropy(logits, torch.cat([labels[rows], torch.full((len(junk),), num_classes)]))
+
+    return ClassJudge(_train(images, num_classes + 1, loss, generator, steps=steps, seed=seed))
+
+
+def train_attribute_judge(images: Tensor, attributes: Tensor, *, steps: int, seed: int) -> AttributeJudge:
+    """Train on real images [N, C, H, W] in [-1, 1] with true attributes, bool [N, A], and on their mirrors."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
+
+    def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
+        mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
+        batch = torch.where(mirrored, hflip(images[rows]), images[rows])
+        return F.binary_cross_entropy_with_logits(network(batch), attributes[rows].float())
+
+    return AttributeJudge(_train(images, attributes.shape[1], loss, generator, steps=steps, seed=seed))
+
+
+def corrupted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image [N, C, H, W] made junk in one of four ways, by turns."""
+    noise = torch.randn(images.shape, generator=generator)
+    strength = 0.3 + 0.9 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    other = images[torch.randperm(len(images), generator=generator)]
+    blocks = _shuffled_blocks(images, generator)
+    blurred = gaussian_blur2d(images, (5, 5), (1.5, 1.5))
+    ways = torch.stack([images + strength * noise, (images + other) / 2, blocks, blurred])
+    turn = torch.arange(len(images)) % len(ways)
+    return ways[turn, torch.arange(len(images))].clamp(-1, 1)
+
+
+def _shuffled_blocks(images: Tensor, generator: torch.Generator) -> Tensor:
+    size = images.shape[-1]
+    block = max(1, size // 4)
+    columns = F.unfold(images, block, stride=block)
+    return F.fold(
+        columns[:, :, torch.randperm(columns.shape[2], generator=generator)], (size, size), block, stride=block
+    )
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images shifted by one pixel or none, so that the judge does not hang on a pixel's place."""
+    dx, dy = torch.randint(-1, 2, (2,), generator=generator).tolist()
+    return torch.roll(images, (dx, dy), dims=(2, 3))
+
+
+def _rows(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(count, (BATCH,), generator=generator)
+
+
+def _train(
+    images: Tensor,
+    outputs: int,
+    loss: Callable[[JudgeNetwork, Tensor], Tensor],
+    generator: torch.Generator,
+    *,
+    steps: int,
+    seed: int,
+) -> JudgeNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "judge weights"))
+        network = JudgeNetwork(images.shape[1], images.shape[2], outputs)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
+    progress = progress_bar(steps, "judge")
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        loss(network, _rows(len(images), generator)).backward()
+        optimizer.step()
+        schedule.step()
+        progress.update()
+    progress.close()
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,139 @@
+"""What a judge trained on real images says of samples, and the figures of runs that are set side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from cdrl.config import Config, DataConfig
+from cdrl.data import inside_squares, load_images, num_classes
+from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.noise import derive_seed
+from pipelines.base import CDRLPipeline, Generated
+from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.judge import ClassJudge, train_class_judge
+from pipelines.generation import default_device, labels_in_turn
+
+JUDGE_STEPS = 800
+
+
+@dataclass(frozen=True)
+class Referee:
+    """A judge of a data set's classes, with its readings of the data set itself.
+
+    Attributes:
+        held_out: the judge's features of the held-out images, [N, 128].
+        real: ``accuracy_real_test``, ``accepted_real_test`` and ``fd_judge_train_test``: what samples can be at best.
+    """
+
+    judge: ClassJudge
+    held_out: Tensor
+    real: dict[str, float]
+
+    @classmethod
+    def of(cls, data: DataConfig, kept: Path | None = None) -> Referee:
+        """Train the judge of a data set, or take it up from the folder ``kept``, where it then stays.
+
+        Several processes may ask at a time: one of them trains it, the others wait.
+        """
+        train, test = load_images(data, "train"), load_images(data, "test")
+        assert train.labels is not None
+        assert test.labels is not None
+        images, classes = train.images / 127.5 - 1, num_classes(data, train)
+        if kept is None:
+            judge = train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0)
+        else:
+            kept.mkdir(parents=True, exist_ok=True)
+            path = kept / f"{data.name}_{derive_seed(data.model_dump_json(), JUDGE_STEPS):016x}.safetensors"
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0).save(path)
+            judge = ClassJudge.load(path, images.shape[1], images.shape[2], classes)
+        real = test.images / 127.5 - 1
+        read, accepted = judge.read(real)
+        held_out = judge.features(real)
+        figures = {
+            "accuracy_real_test": (read == test.labels).float().mean().item(),
+            "accepted_real_test": accepted.float().mean().item(),
+            "fd_judge_train_test": frechet_distance(judge.features(images), held_out),
+        }
+        return cls(judge, held_out, figures)
+
+    def figures(self, name: str, images: Tensor, labels: Tensor) -> dict[str, float]:
+        """What it says of images [N, C, H, W] in [-1, 1] that were to show the classes ``labels`` [N].
+
+        ``accuracy_*`` is the share read as the class asked for, ``accepted_*`` the share not read as junk,
+        ``fd_judge_*_test`` the Fréchet distance on the judge's features to the held-out images.
+        """
+        read, accepted = self.judge.read(images)
+        return {
+            f"accuracy_{name}": (read == labels).float().mean().item(),
+            f"accepted_{name}": accepted.float().mean().item(),
+            f"fd_judge_{name}_test": frechet_distance(self.judge.features(images), self.held_out),
+        }
+
+
+def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
+    """What a judge trained on the run's real images reads off them and off samples; also written to RUN/judge.json.
+
+    Raises:
+        RunError: the run has no classes.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    data = pipeline.config.data
+    if not has_classes(pipeline.config):
+        attributes = "; see: python run.py judge-composition" if data.labels == "attributes" else ""
+        raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}{attributes}")
+    figures = _judged(pipeline, Referee.of(data), num_images, seed)
+    write_json(run / "judge.json", {**figures, "num_images": num_images, "seed": seed})
+    return figures
+
+
+def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str, float]:
+    """The figures that there are for a run's kind, for samples and for the initializer alone where there is one.
+
+    Images with classes are read by a judge, see `Referee`, which is trained once and kept in the folder ``judges``.
+    Other images have ``fd_lite0_*_test``, the Fréchet distance on EfficientNet-Lite0 features to as many held-out
+    images, and 2-D points ``inside_*``, the share of them inside the checkerboard's squares.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    config = pipeline.config
+    if has_classes(config):
+        return _judged(pipeline, Referee.of(config.data, judges), num_images, seed)
+    drawn = _drawn(pipeline, num_images, seed)
+    if config.space == "point":
+        return {f"inside_{name}": inside_squares(each.grids).float().mean().item() for name, each, _ in drawn}
+    network = Lite0()
+    held_out = lite0_features(load_images(config.data, "test").images[:num_images] / 127.5 - 1, network)
+    return {
+        f"fd_lite0_{name}_test": frechet_distance(lite0_features(each.tensors.cpu(), network), held_out)
+        for name, each, _ in drawn
+    }
+
+
+def has_classes(config: Config) -> bool:
+    """Whether a run's samples are images of classes that a `ClassJudge` can read."""
+    return config.data.labels == "class" and config.space != "point"
+
+
+def _judged(pipeline: CDRLPipeline, referee: Referee, num_images: int, seed: int) -> dict[str, float]:
+    figures = dict(referee.real)
+    for name, generated, labels in _drawn(pipeline, num_images, seed):
+        figures |= referee.figures(name, generated.tensors.cpu(), torch.tensor(labels))
+    return figures
+
+
+def _drawn(pipeline: CDRLPipeline, num_images: int, seed: int) -> Iterator[tuple[str, Generated, list[int] | None]]:
+    """Samples, and what the initializer alone makes of the same seeds; the classes come in turn."""
+    seeds = range(seed, seed + num_images)
+    labels = labels_in_turn(pipeline, seeds)
+    alone = {} if pipeline.model.initializer is None else {"initializer": 0}
+    for name, steps in {"samples": None, **alone}.items():
+        yield name, pipeline(num_images, seeds=seeds, label=labels, steps=steps, progress=True), labels

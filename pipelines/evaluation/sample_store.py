@@ -1,0 +1,123 @@
+"""Samples by the thousand: drawn by all processes, kept batch by batch, taken up again where they were left."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from cdrl.runs.progress import progress_bar
+from cdrl.runs.run import load_tensors, save_tensors, write_json
+from cdrl.sampling.noise import derive_seed
+from cdrl.sampling.sampler import deciding
+from cdrl.training.engine import World, barrier
+from cdrl.training.interruption import Interrupted, stop_requests
+from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.decoding import to_bytes
+from pipelines.generation import label_asked, labels_in_turn
+
+
+class SampleStore:
+    """Samples of one model under one setting of the sampler, in a folder: images by seed, uint8 [C, H, W].
+
+    Any command that asks for a seed which is there gets the image that is there, whichever command drew it.
+    ``settings`` are all that the images depend on beside their seeds, and nothing else; the folder's name tells them.
+
+    Args:
+        run: the samples go below it, into evaluation/samples_….
+        model: folder of the model that ``pipeline`` has opened.
+        label: class id of all images; -1 for no class; None for all classes in turn.
+        guidance: weight w of classifier-free guidance (eq. 11, 12).
+        options: see `SamplerOptions`.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        model: Path,
+        pipeline: CDRLPipeline,
+        *,
+        label: int | None = None,
+        guidance: float = 0.0,
+        **options: Unpack[SamplerOptions],
+    ) -> None:
+        self._pipeline, self._label, self._guidance, self._options = pipeline, label, guidance, options
+        self.settings: dict[str, Any] = {
+            **deciding(pipeline.sampling(options), pipeline.config.training.langevin_steps),
+            "guidance": guidance,
+            "label": label_asked(pipeline, label),
+            "weights": _fingerprint(model),
+        }
+        key = derive_seed(*(f"{name}={value}" for name, value in self.settings.items()))
+        self.folder = run / "evaluation" / f"samples_{key:016x}"
+
+    def draw(self, seeds: range, world: World) -> None:
+        """Draw the images of ``seeds`` that are not there; every process calls it.
+
+        Raises:
+            Interrupted: after Ctrl-C or SIGTERM, with all finished batches kept.
+        """
+        size = self._options.get("batch_size", 64)
+        there = self._seeds()
+        # All look before any draws: the batches are then divided alike everywhere.
+        barrier()
+        batches = (seeds[start : start + size] for start in range(0, len(seeds), size))
+        waiting = [left for batch in batches if (left := [seed for seed in batch if seed not in there])]
+        if world.is_main and waiting:
+            write_json(self.folder / "settings.json", self.settings)
+        shown = world.is_main and self._options.get("progress", False)
+        bar = progress_bar(len(waiting), "draw", unit="batch", shown=shown)
+        with stop_requests() as stop_requested:
+            for batch in waiting[world.rank :: world.size]:
+                if stop_requested():
+                    raise Interrupted(f"stopped; what is drawn is kept in {self.folder}: the same command goes on")
+                self._draw_batch(batch, world)
+                bar.update(world.size)
+        bar.close()
+        barrier()
+
+    def read(self, seeds: range) -> tuple[Tensor, float]:
+        """Images uint8 [N, C, H, W] of ``seeds``, all drawn, and how many a second were drawn by all processes."""
+        images: dict[int, Tensor] = {}
+        seconds = 0.0
+        for path in self._files():
+            stored = load_tensors(path)
+            images.update(zip(stored["seeds"].tolist(), stored["images"], strict=True))
+            seconds += stored["seconds"].item() / stored["processes"].item()
+        return torch.stack([images[seed] for seed in seeds]), len(images) / seconds
+
+    def _draw_batch(self, batch: Sequence[int], world: World) -> None:
+        started = time.monotonic()
+        label = labels_in_turn(self._pipeline, batch) if self._label is None else self._label
+        own: SamplerOptions = {**self._options, "progress": False}
+        generated = self._pipeline(len(batch), seeds=batch, label=label, guidance=self._guidance, **own)
+        images = to_bytes(generated.tensors).cpu()
+        save_tensors(
+            self.folder / f"from_{batch[0]:08d}.safetensors",
+            {
+                "seeds": torch.tensor(batch),
+                "images": images,
+                "seconds": torch.tensor(time.monotonic() - started, dtype=torch.float64),
+                "processes": torch.tensor(world.size),
+            },
+        )
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("from_*.safetensors"))
+
+    def _seeds(self) -> set[int]:
+        return {seed for path in self._files() for seed in load_tensors(path)["seeds"].tolist()}
+
+
+def _fingerprint(model: Path) -> str:
+    """A hash of a model folder's weights."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(model.rglob("*.safetensors")):
+        digest.update(path.relative_to(model).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

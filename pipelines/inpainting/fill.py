@@ -1,0 +1,298 @@
+"""Images filled in: what is known of them stays exactly as it is, the rest is drawn (Appendix C)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Unpack
+
+import torch
+import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
+from PIL import Image
+from torch import Tensor
+
+from cdrl.config import SamplingConfig
+from cdrl.model import Label
+from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.sampler import Callback, Constrain
+from pipelines.base import CDRLPipeline, Ingredients, SamplerOptions
+from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
+from pipelines.inpainting.masks import hidden_cells
+from pipelines.inpainting.observations import Seen, block_means, cells, enlarged, kept, measured, weighed
+
+# Noise that is granted to what a decoder makes of known pixels: with less the chains' steps are too long for it.
+STD = 0.5
+PASSES = 2
+
+
+class Observation(Protocol):
+    """What is known of an image."""
+
+    @property
+    def seen(self) -> Seen:
+        """The part of images [N, C, H, W] that is known."""
+        ...
+
+    @property
+    def unknown(self) -> float:
+        """Share of the pixels of which something is unknown."""
+        ...
+
+    def shown(self, images: Tensor) -> Tensor:
+        """What a person is shown of what is known, as images [N, C, H, W]."""
+        ...
+
+    def latent_cells(self, factor: int) -> Tensor:
+        """Which cells [H / factor, W / factor] of a latent are known. Raises ValueError where there are none."""
+        ...
+
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
+        """Decoded ``images`` made fit for what is known of ``given``, both [N, C, H, W], to be put in."""
+        ...
+
+    def completed(self, images: Tensor, given: Tensor) -> Tensor:
+        """``images`` with all that is known of ``given``, both [N, C, H, W] in [-1, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """All pixels are known but those where ``mask``, bool [H, W], is true."""
+
+    mask: Tensor
+
+    @property
+    def seen(self) -> Seen:
+        return cells(~self.mask)
+
+    @property
+    def unknown(self) -> float:
+        return self.mask.float().mean().item()
+
+    def shown(self, images: Tensor) -> Tensor:
+        return torch.where(self.mask, 0.0, images)
+
+    def latent_cells(self, factor: int) -> Tensor:
+        known = ~hidden_cells(self.mask, factor)
+        if not known.any():
+            raise ValueError(f"by: reset knows whole cells of {factor}x{factor} pixels, and some of each is hidden")
+        return known
+
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
+        """Within some pixels of the seam the decoder's error there, smoothed, is taken off what it shows inside."""
+        known = (~self.mask).to(images)[None, None]
+        sigma = images.shape[-1] / 32
+        window = 2 * math.ceil(2 * sigma) + 1
+
+        def blur(values: Tensor) -> Tensor:
+            return gaussian_blur2d(values, (window, window), (sigma, sigma), border_type="replicate")
+
+        near = blur(known)
+        error = blur(self.seen(given - images)) / near.clamp(min=1e-6)
+        return (images + (2 * near).clamp(max=1) * error).clamp(-1, 1)
+
+    def completed(self, images: Tensor, given: Tensor) -> Tensor:
+        return torch.where(self.mask.to(images.device), images, given)
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The mean of every block of factor x factor pixels is known."""
+
+    factor: int
+
+    @property
+    def seen(self) -> Seen:
+        return block_means(self.factor)
+
+    @property
+    def unknown(self) -> float:
+        return 1.0
+
+    def shown(self, images: Tensor) -> Tensor:
+        return self.seen(images)
+
+    def latent_cells(self, factor: int) -> Tensor:
+        raise ValueError("by: a latent holds no means of pixels to be reset; use likelihood")
+
+    def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
+        return images
+
+    def completed(self, images: Tensor, given: Tensor) -> Tensor:
+        """A block whose new mean would push pixels out of [-1, 1] loses as much contrast as that takes."""
+        means = self.seen(given)
+        contrast = images - self.seen(images)
+        room = torch.where(contrast > 0, 1 - means, 1 + means)
+        excess = F.max_pool2d(contrast.abs() / room.clamp(min=1e-6), self.factor).clamp(min=1)
+        return means + contrast / enlarged(excess, self.factor)
+
+
+class Move(NamedTuple):
+    """Where the chains stood, y [N, *shape], after one move: step 0 is a proposal."""
+
+    level: int
+    step: int
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Images filled in.
+
+    Attributes:
+        tensors: [N, C, H, W] in [-1, 1], equal to the given ones in all that is known.
+        grids: what CDRL drew: pixels or standardized latents, [N, *shape].
+        energies: -f of the grids at level 0, up to a constant, [N].
+        by: ``reset`` or ``likelihood``, the one that was used.
+        sampling: settings of the sampler that were used, none left open.
+        chains: every move in its order, if asked for.
+    """
+
+    tensors: Tensor
+    grids: Tensor
+    energies: Tensor
+    by: str
+    sampling: SamplingConfig
+    chains: tuple[Move, ...] = ()
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """8-bit PIL images."""
+        return to_pil(self.tensors)
+
+
+class _Recorder:
+    """A callback that keeps every move, and passes it on."""
+
+    def __init__(self, callback: Callback | None) -> None:
+        self._moves: list[Move] = []
+        self._callback = callback
+
+    def __call__(self, *, level: int, step: int, y: Tensor) -> None:
+        self._moves.append(Move(level, step, y.cpu()))
+        if self._callback is not None:
+            self._callback(level=level, step=step, y=y)
+
+    def chains(self, batches: int) -> tuple[Move, ...]:
+        """The moves of all batches, each of which made the same ones."""
+        count = len(self._moves) // batches
+        parts = zip(*(self._moves[start : start + count] for start in range(0, len(self._moves), count)), strict=True)
+        return tuple(Move(same[0].level, same[0].step, torch.cat([move.y for move in same])) for same in parts)
+
+
+@torch.no_grad()
+def fill(
+    pipeline: CDRLPipeline,
+    given: Tensor,
+    observation: Observation,
+    *,
+    seeds: Sequence[int] | None = None,
+    label: Label = None,
+    guidance: float = 0.0,
+    by: str | None = None,
+    passes: int = PASSES,
+    keep_chains: bool = False,
+    **options: Unpack[SamplerOptions],
+) -> Filled:
+    """Draw each of some images from its own seed, given what is known of it.
+
+    Args:
+        given: images [N, C, H, W] in [-1, 1]; what is not known of them does not matter, not even in latent runs.
+        by: ``reset`` puts what is known back after every move (Appendix C), in a latent run the latent's cells whose
+            pixels are all known; ``likelihood`` multiplies the density by that of what is known, see
+            `pipelines.inpainting.observations.measured`. By default pixels are reset and latents weighed.
+        passes: visits to each level, see `cdrl.sampling.sampler.sample`: the more, the better the rest agrees with
+            what is known.
+        keep_chains: keep every move.
+        seeds, label, guidance, options: as in calling the pipeline; under a likelihood ``denoise`` is 1 by default,
+            since twice the gradient goes beyond what is known.
+
+    Raises:
+        ValueError: arguments are not fit for the images, or ``by`` is not for this run.
+    """
+    count, decoder = len(given), pipeline.decoder
+    if not isinstance(decoder, PixelDecoder | LatentDecoder):
+        raise ValueError("2-D points have no pixels to fill in")
+    if passes < 1:
+        raise ValueError(f"passes: expected at least 1, found {passes}")
+    latent = isinstance(decoder, LatentDecoder)
+    by = ("likelihood" if latent else "reset") if by is None else by
+    known = observation.seen(given.to(pipeline.device))
+    free = pipeline.ingredients(count, seeds, label, guidance)
+    batch_size = options.get("batch_size", 64)
+    recorder = _Recorder(options.get("callback")) if keep_chains else None
+    settings: SamplerOptions = {**options}
+    if recorder is not None:
+        settings["callback"] = recorder
+    if by == "reset":
+        constrain = resetting(pipeline, decoder, known, observation)
+        drawn = pipeline.draw(count, free, constrain, passes=passes, **settings)
+    elif by == "likelihood":
+        if settings.get("denoise") is None:
+            settings["denoise"] = 1.0
+        weighing = weighing_by_decoder(pipeline, decoder, known, observation, free)
+        drawn = pipeline.draw(count, weighing, passes=passes, **settings)
+    else:
+        raise ValueError(f"by: expected reset or likelihood, found '{by}'")
+    images = drawn.tensors
+    if latent:
+        images = observation.without_seam(images, known)
+    return Filled(
+        observation.completed(images, known),
+        drawn.grids,
+        energies_of(pipeline, drawn.grids, label, batch_size),
+        by,
+        pipeline.sampling(settings),
+        recorder.chains(math.ceil(count / batch_size)) if recorder is not None else (),
+    )
+
+
+def energies_of(pipeline: CDRLPipeline, grids: Tensor, label: Label, batch_size: int) -> Tensor:
+    """-f of grids [N, *shape] at level 0, so many at a time: [N]."""
+    labels = pipeline.model.labels(label, len(grids), grids.device)
+    parts = zip(grids.split(batch_size), labels.split(batch_size), strict=True)
+    return torch.cat([-pipeline.log_density(part, label=ids) for part, ids in parts])
+
+
+def resetting(
+    pipeline: CDRLPipeline, decoder: PixelDecoder | LatentDecoder, known: Tensor, observation: Observation
+) -> Callable[[slice, ImageNoise], Constrain]:
+    """What resets images, of which ``known`` [N, C, H, W] is what is seen; in a latent run their known cells."""
+    schedule = pipeline.model.schedule
+    if isinstance(decoder, PixelDecoder):
+        return lambda rows, noise: kept(schedule, known[rows], observation.seen, noise)
+    seen = cells(observation.latent_cells(known.shape[-1] // decoder.autoencoder.latent_shape[-1]).to(known.device))
+    # Where nothing is known the encoder is shown the mean colour of what is: its cells see a little of each other.
+    share = observation.seen(torch.ones_like(known))
+    mean = known.sum(dim=(2, 3), keepdim=True) / share.sum(dim=(2, 3), keepdim=True)
+    shown = known + (1 - share) * mean
+
+    def constrain(rows: slice, noise: ImageNoise) -> Constrain:
+        return kept(schedule, pipeline.encoded(shown[rows], noise), seen, noise)
+
+    return constrain
+
+
+def weighing_by_decoder(
+    pipeline: CDRLPipeline,
+    decoder: PixelDecoder | LatentDecoder,
+    known: Tensor,
+    observation: Observation,
+    free: Callable[[slice], Ingredients],
+) -> Callable[[slice], Ingredients]:
+    """The same ingredients, their density times the likelihood of ``known``, which is seen of decoded grids."""
+
+    def ingredients(rows: slice) -> Ingredients:
+        noise, propose, log_density = free(rows)
+        likelihood = measured(
+            pipeline.model.schedule,
+            log_density,
+            lambda grids: observation.seen(decoder.decoded(grids)),
+            known[rows],
+            STD,
+        )
+        return noise, propose, weighed(log_density, likelihood)
+
+    return ingredients

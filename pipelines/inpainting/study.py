@@ -1,0 +1,313 @@
+"""Filling in images of files and of held-out data, with pictures and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from cdrl.config import Config, DataConfig
+from cdrl.data import load_images, prepare_images, read_picture
+from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.noise import derive_seed
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.decoding import grid_picture
+from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.referee import Referee
+from pipelines.generation import default_device, write_images
+from pipelines.inpainting.fill import PASSES, Averaged, Filled, Hidden, Observation, fill
+from pipelines.inpainting.masks import box, irregular, read_mask
+from pipelines.inpainting.observations import enlarged
+
+# Real images to which filled ones are compared, at most.
+_COMPARED = 1000
+# Rows of a measurement's picture.
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What is not known of images, as it is asked for: exactly one of the four.
+
+    Attributes:
+        mask: a picture, white where the image is hidden, see `read_mask`.
+        box: a hidden rectangle, see `pipelines.inpainting.masks.box`.
+        irregular: seed of hidden free-form strokes, see `pipelines.inpainting.masks.irregular`.
+        observe: ``downsample:FACTOR``: all but the means of blocks.
+
+    Raises:
+        ValueError: none of them is given, or several are.
+    """
+
+    mask: Path | None = None
+    box: str | None = None
+    irregular: int | None = None
+    observe: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(each is not None for each in vars(self).values()) != 1:
+            raise ValueError("expected one of --mask, --box, --irregular and --observe")
+
+    @property
+    def given(self) -> tuple[str, str]:
+        """Which of the four it is, and what it says."""
+        return next((name, str(value)) for name, value in vars(self).items() if value is not None)
+
+    def observation(self, data: DataConfig, original: tuple[int, int]) -> Observation:
+        """What is known of a run's image that was (height, width) before it was prepared.
+
+        Raises:
+            DataError: the mask cannot be used.
+            ValueError: it is not fit for the run's images.
+        """
+        size = data.image_size
+        if self.observe is not None:
+            return averaged(self.observe, data)
+        if self.box is not None:
+            return Hidden(box(self.box, size, size))
+        if self.irregular is not None:
+            return Hidden(irregular(self.irregular, size, size))
+        assert self.mask is not None
+        return Hidden(read_mask(self.mask, original, size))
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How gaps are filled, beside the sampler's options.
+
+    Attributes:
+        fills: an image.
+        seed: of the first fill; the next has the next seed.
+        label: class id, -1 for no class; by default none, and for held-out images of a run with classes their own.
+        guidance, by, passes: see `fill`.
+    """
+
+    fills: int = 5
+    seed: int = 0
+    label: int | None = None
+    guidance: float = 0.0
+    by: str | None = None
+    passes: int = PASSES
+
+
+def run_inpainting(
+    run: Path, image: Path, gap: Gap, filling: Filling, *, out: Path | None = None, **options: Unpack[SamplerOptions]
+) -> tuple[Path, list[str]]:
+    """Fill in one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
+
+    The picture shows the image, what is known of it, and the fills. Returns the folder,
+    RUN/inpainted/NAME-OF-THE-IMAGE by default, and what must be told of how the image was prepared.
+
+    Raises:
+        RunError: the run has no images.
+        DataError: image or mask cannot be read or used.
+        ValueError: other arguments are not fit for the run.
+    """
+    pipeline = _pipeline_of_images(run)
+    data = pipeline.config.data
+    picture = read_picture(image)
+    observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
+    prepared, notes = prepared_image(picture, data, image, observation)
+    given = prepared[None] / 127.5 - 1
+    filled = filled_in(pipeline, given, observation, filling, **options)
+    folder = run / "inpainted" / image.stem if out is None else out
+    write_images(filled.images, folder)
+    tensors = filled.tensors.cpu()[None]
+    save_picture(folder / "grid.png", rows_picture(given, tensors, observation))
+    figures = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
+    write_json(folder / "figures.json", {"image": str(image), **circumstances(gap, filling, filled), **figures})
+    return folder, notes
+
+
+def measure_inpainting(
+    run: Path,
+    num_images: int,
+    gap: Gap,
+    filling: Filling,
+    *,
+    out: Path | None = None,
+    **options: Unpack[SamplerOptions],
+) -> tuple[Path, dict[str, Any]]:
+    """Fill in the first held-out images, and measure: FOLDER/figures.json and FOLDER/grid.png.
+
+    For the figures see `distances` and `plausibility`.
+
+    Raises:
+        RunError: the run has no images.
+        ValueError: there are fewer held-out images, or other arguments are not fit for the run.
+    """
+    if gap.mask is not None:
+        raise ValueError("mask: --test takes --box, --irregular or --observe")
+    pipeline = _pipeline_of_images(run)
+    data = pipeline.config.data
+    held_out = load_images(data, "test")
+    if not 2 <= num_images <= len(held_out):
+        raise ValueError(f"test: expected 2 … {len(held_out)} held-out images, found {num_images}")
+    held_out = held_out.select(range(num_images))
+    given = held_out.images / 127.5 - 1
+    observation = gap.observation(data, (data.image_size, data.image_size))
+    classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
+    filled = filled_in(pipeline, given, observation, filling, classes, **options)
+    tensors = filled.tensors.cpu().unflatten(0, (num_images, filling.fills))
+    figures = {
+        "num_images": num_images,
+        **circumstances(gap, filling, filled),
+        **distances(tensors, given, observation),
+        **plausibility(pipeline.config, tensors[:, 0], given, classes),
+    }
+    name = "_".join(("test", *gap.given)).replace(":", "_").replace(",", "_")
+    folder = run / "inpainted" / name if out is None else out
+    save_picture(folder / "grid.png", rows_picture(given[:_SHOWN], tensors[:_SHOWN], observation))
+    write_json(folder / "figures.json", figures)
+    return folder, figures
+
+
+def filled_in(
+    pipeline: CDRLPipeline,
+    given: Tensor,
+    observation: Observation,
+    filling: Filling,
+    classes: Tensor | None = None,
+    **options: Unpack[SamplerOptions],
+) -> Filled:
+    """Several fills of each of some images [N, C, H, W], one after the other: fill j of image i has seed + i fills + j.
+
+    Args:
+        classes: class ids [N] of the images, for fills that are told no other.
+    """
+    told = classes if filling.label is None else torch.full((len(given),), filling.label)
+    return fill(
+        pipeline,
+        given.repeat_interleave(filling.fills, dim=0),
+        observation,
+        seeds=range(filling.seed, filling.seed + len(given) * filling.fills),
+        label=None if told is None else told.repeat_interleave(filling.fills),
+        guidance=filling.guidance,
+        by=filling.by,
+        passes=filling.passes,
+        **options,
+    )
+
+
+def circumstances(gap: Gap, filling: Filling, filled: Filled) -> dict[str, Any]:
+    """All that figures of fills depend on beside the run and the images."""
+    return {
+        "gap": dict([gap.given]),
+        "filling": {**asdict(filling), "by": filled.by},
+        "sampling": filled.sampling.model_dump(),
+    }
+
+
+def averaged(text: str, data: DataConfig) -> Averaged:
+    """The observation ``downsample:FACTOR``. Raises ValueError for any other text, or a factor that does not fit."""
+    name, _, factor = text.partition(":")
+    if name != "downsample" or not factor.isdecimal():
+        raise ValueError(f"observe: expected downsample:FACTOR, found '{text}'")
+    if int(factor) < 2 or data.image_size % int(factor):
+        raise ValueError(f"observe: the factor must divide {data.image_size}, and be at least 2, found {factor}")
+    return Averaged(int(factor))
+
+
+def prepared_image(
+    picture: Tensor, data: DataConfig, source: Path, observation: Observation
+) -> tuple[Tensor, list[str]]:
+    """A picture uint8 [C, H, W] as the run's images are, uint8 [C', S, S], and what was done to it, in words.
+
+    Where means of blocks are observed, a picture with a pixel a block is taken for these means.
+    """
+    size, channels = data.image_size, data.channels
+    shape = tuple(picture.shape)
+    factor = observation.factor if isinstance(observation, Averaged) else 1
+    if factor > 1 and shape[1:] == (size // factor, size // factor):
+        low = prepare_images(picture[None], size // factor, channels)
+        return enlarged(low, factor)[0], [f"{source}: taken for the small image itself"]
+    prepared = prepare_images(picture[None], size, channels)[0]
+    if shape == tuple(prepared.shape):
+        return prepared, []
+    found, wanted = (f"{width}x{height}, {planes} channels" for planes, height, width in (shape, prepared.shape))
+    return prepared, [f"{source}: {found}, is prepared as training images are: {wanted}"]
+
+
+def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[str, float | None]:
+    """Figures of fills [N, F, C, H, W] of images ``truth`` [N, C, H, W], both in [-1, 1], by pixels.
+
+    ``error_of_the_known``: greatest difference from what was known, of pixels in 8 bits, or of means of such.
+    ``distance_to_truth``, ``closest_to_truth`` and ``diversity``: root mean square differences of what is not known,
+    in units of [-1, 1], from the truth, for all fills and for the closest of each image, and between fills of one
+    image; the last is None for one fill.
+    """
+    levels = _in_8_bits(filled)
+    difference = observation.seen((levels - _in_8_bits(truth)[:, None]).flatten(0, 1)).abs().max()
+    unknown = observation.unknown
+    squares = (filled - truth[:, None]).square().flatten(2).mean(dim=2) / unknown
+    pairs = [
+        (filled[:, one] - filled[:, other]).square().mean() / unknown
+        for one, other in combinations(range(filled.shape[1]), 2)
+    ]
+    return {
+        "error_of_the_known": difference.item(),
+        "distance_to_truth": squares.mean().sqrt().item(),
+        "closest_to_truth": squares.amin(dim=1).mean().sqrt().item(),
+        "diversity": torch.stack(pairs).mean().sqrt().item() if pairs else None,
+    }
+
+
+def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor | None) -> dict[str, float]:
+    """How real images [N, C, H, W] look that were filled in, and, beside it, how those look that they were made from.
+
+    Fréchet distances to training images, on a judge's features where there are ``classes`` [N], else on
+    EfficientNet-Lite0's; and of the judge, see `Referee`, the share read as their class, and that not read as junk.
+    """
+    train = load_images(config.data, "train").images
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(0, "compared")))
+    real = train[chosen[:_COMPARED]] / 127.5 - 1
+    both = {"filled": filled, "untouched": truth}
+    if classes is None:
+        network = Lite0()
+        features = lite0_features(real, network)
+        return {
+            f"fd_lite0_{name}_train": frechet_distance(lite0_features(images, network), features)
+            for name, images in both.items()
+        }
+    judge = Referee.of(config.data).judge
+    features = judge.features(real)
+    figures: dict[str, float] = {}
+    for name, images in both.items():
+        read, accepted = judge.read(images)
+        figures |= {
+            f"accuracy_{name}": (read == classes).float().mean().item(),
+            f"accepted_{name}": accepted.float().mean().item(),
+            f"fd_judge_{name}_train": frechet_distance(judge.features(images), features),
+        }
+    return figures
+
+
+def rows_picture(truth: Tensor, filled: Tensor, observation: Observation) -> Tensor:
+    """A row an image: itself, what is known of it, and its fills [N, F, …]: uint8 [3, H, W]."""
+    known = observation.shown(truth)
+    rows = torch.cat([truth[:, None], known[:, None], filled], dim=1)
+    return grid_picture(rows.flatten(0, 1), columns=rows.shape[1])
+
+
+def in_words(figures: Mapping[str, Any]) -> str:
+    """The measured figures, a line each."""
+    return "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
+
+
+def _pipeline_of_images(run: Path) -> CDRLPipeline:
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: images are filled in, but this is a run of 2-D points")
+    return pipeline
+
+
+def _in_8_bits(images: Tensor) -> Tensor:
+    return ((images.clamp(-1, 1) + 1) * 127.5).round()

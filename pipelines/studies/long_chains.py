@@ -1,0 +1,192 @@
+"""Long-run chains: what becomes of images when chains go on far beyond the steps they were trained with.
+
+Gao et al. (2021) run long chains on the conditional densities p(y_t | x_{t+1}), one level after the other, down from
+noise. So does this: Algorithm 2 with so many steps at every level. A chain that has an energy's own density for a
+steady state goes on showing realistic images; one that has learned to look right after K steps alone drifts away.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.sampler import denoised
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.decoding import grid_picture
+from pipelines.generation import default_device, labels_in_turn
+
+
+@dataclass(frozen=True)
+class Chains:
+    """States of long chains at every level.
+
+    Attributes:
+        kept: the steps of the states, from 0, the proposal, to the last, S of them.
+        states: y_t, [T, S, N, *shape].
+        accepted: share of a level's moves after which an image was another, [T]: 1 for unadjusted Langevin steps.
+    """
+
+    kept: tuple[int, ...]
+    states: Tensor
+    accepted: Tensor
+
+
+class _Recorder:
+    """A callback that keeps some states of each level, whichever images come together."""
+
+    def __init__(self, num_levels: int, kept: Sequence[int]) -> None:
+        self._states: list[dict[int, list[Tensor]]] = [{step: [] for step in kept} for _ in range(num_levels)]
+        self._moves, self._made = torch.zeros(num_levels), torch.zeros(num_levels)
+        self._last = torch.empty(0)
+
+    def __call__(self, *, level: int, step: int, y: Tensor) -> None:
+        if step:
+            self._moves[level] += (y != self._last).flatten(1).any(dim=1).sum().cpu()
+            self._made[level] += len(y)
+        if step in self._states[level]:
+            self._states[level][step].append(y.cpu())
+        self._last = y
+
+    def chains(self) -> Chains:
+        states = [torch.stack([torch.cat(parts) for parts in level.values()]) for level in self._states]
+        return Chains(tuple(self._states[0]), torch.stack(states), self._moves / self._made)
+
+
+def long_chains(
+    pipeline: CDRLPipeline,
+    seeds: Sequence[int],
+    label: Sequence[int] | int | None,
+    *,
+    every: int,
+    **options: Unpack[SamplerOptions],
+) -> Chains:
+    """Run Algorithm 2 with steps of the sizes used in training, and keep every so many states of every level."""
+    steps = long_steps(options)
+    recorder = _Recorder(pipeline.model.schedule.num_levels, sorted({*range(0, steps + 1, every), steps}))
+    own: SamplerOptions = {**long_options(options), "callback": recorder}
+    pipeline(len(seeds), seeds=seeds, label=label, **own)
+    return recorder.chains()
+
+
+def long_options(options: SamplerOptions) -> SamplerOptions:
+    """The sampler's options with what long chains have of their own. Raises ValueError as `long_steps`."""
+    return {**options, "steps": long_steps(options), "step_adjustment": False, "denoise": 0.0}
+
+
+def long_steps(options: SamplerOptions) -> int:
+    """Steps of the chain at every level, 1,000 unless told otherwise. Raises ValueError for none."""
+    steps = options.get("steps")
+    if steps == 0 or steps == "auto":
+        raise ValueError(f"steps: expected a number of at least 1 for long chains, found {steps}")
+    return 1000 if steps is None else steps
+
+
+def chain_figures(pipeline: CDRLPipeline, chains: Chains, label: Sequence[int] | int | None) -> list[dict[str, Any]]:
+    """A level's figures, from level 0 up: lists have one number for each kept state; what is not finite is None.
+
+    ``energy`` is the mean of -f(y_t) over the images, up to the level's constant, ``mean_abs`` that of |y_t|, and
+    ``drift`` is the last ``mean_abs`` less the first. ``accepted`` is the share of moves that were not refused: 1
+    under Langevin steps, which refuse none.
+    """
+    conditioned = pipeline.model.conditioned(label)
+    levels = []
+    with torch.no_grad():
+        for level, states in enumerate(chains.states):
+            energies = [-conditioned.log_density(y.to(pipeline.device), level).mean().item() for y in states]
+            mean_abs = [y.abs().mean().item() for y in states]
+            levels.append(
+                {
+                    "level": level,
+                    "energy": [_finite(energy) for energy in energies],
+                    "mean_abs": [_finite(size) for size in mean_abs],
+                    "drift": _finite(mean_abs[-1] - mean_abs[0]),
+                    "accepted": chains.accepted[level].item(),
+                }
+            )
+    return levels
+
+
+def chain_images(pipeline: CDRLPipeline, states: Tensor, level: int, label: Sequence[int] | int | None) -> Tensor:
+    """What a level's states y_t [S, N, *shape] show, image by image, decoded: [N, S, C, H, W] in [-1, 1].
+
+    Each is shown as the clean image that the level's density expects of it (eq. 18 with c = 1). At level 0 that is the
+    state itself but for noise which nobody sees.
+    """
+    schedule = pipeline.model.schedule.to(pipeline.device)
+    conditioned = pipeline.model.conditioned(label)
+    clean = [
+        denoised(schedule, conditioned.log_density, y.to(pipeline.device) / schedule.alpha_y[level], 1.0, level)
+        for y in states
+    ]
+    return torch.stack([pipeline.decoder.images(grids) for grids in clean], dim=1)
+
+
+def run_chains(
+    run: Path,
+    num_images: int = 8,
+    *,
+    seed: int = 0,
+    label: int | None = None,
+    every: int | None = None,
+    level: int = 0,
+    **options: Unpack[SamplerOptions],
+) -> tuple[Path, list[dict[str, Any]]]:
+    """Long chains of a run: a picture of one level's states, a row an image, and the figures of all levels in JSON.
+
+    Both lie in RUN/chains, named by kernel, steps and level; returns the picture's path and the figures.
+
+    Args:
+        label: class id for all images; -1 for no class; all classes in turn by default.
+        every: steps between two states that are kept; by default a tenth of all.
+        options: see `SamplerOptions`; 1,000 steps a level unless told otherwise.
+
+    Raises:
+        RunError: the run has no images.
+        ValueError: there is no such level, class or kernel.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: chains are shown as images, but this is a run of 2-D points")
+    num_levels = pipeline.model.schedule.num_levels
+    if not 0 <= level < num_levels:
+        raise ValueError(f"level: expected 0 … {num_levels - 1}, found {level}")
+    seeds = range(seed, seed + num_images)
+    labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
+    steps = long_steps(options)
+    chains = long_chains(
+        pipeline,
+        seeds,
+        labels,
+        every=max(1, steps // 10) if every is None else every,
+        **options,
+    )
+    figures = chain_figures(pipeline, chains, labels)
+    images = chain_images(pipeline, chains.states[level], level, labels)
+    sampling = pipeline.sampling(long_options(options))
+    picture = run / "chains" / f"{sampling.kernel}_{steps}_steps_level_{level}.png"
+    save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
+    facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": sampling.model_dump()}
+    write_json(picture.with_suffix(".json"), {**facts, "shown_level": level, "kept": chains.kept, "levels": figures})
+    return picture, figures
+
+
+def in_words(levels: Sequence[Mapping[str, Any]]) -> str:
+    """The figures of `chain_figures`, a line a level, in the order of sampling."""
+
+    def line(figures: Mapping[str, Any]) -> str:
+        drift = "out of all bounds" if figures["drift"] is None else f"by {figures['drift']:+.4f}"
+        return f"level {figures['level']}: mean |y| drifts {drift}, accepted {figures['accepted']:.3f}"
+
+    return "\n".join(line(figures) for figures in reversed(levels))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,148 @@
+"""What initializer and energies contribute to an image (Appendix F)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from cdrl.model import Label
+from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.sampler import LevelLogDensity, Propose
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions
+from pipelines.decoding import captioned_picture
+from pipelines.generation import default_device, labels_in_turn
+from pipelines.guidance import guided
+
+
+class TwoStreams(ImageNoise):
+    """Noise of proposals and noise of chains from streams of their own, one pair for each image.
+
+    Algorithm 2 asks for a proposal's mean before it draws the proposal's noise, and for a gradient before it draws a
+    step's: whichever of the two callables of `watched` was asked last says whose turn it is. The noise at the top
+    belongs to the proposals.
+    """
+
+    def __init__(self, proposals: Sequence[int], chains: Sequence[int], device: torch.device | str = "cpu") -> None:
+        super().__init__(proposals, device)
+        self._chains = ImageNoise(chains, device)
+        self._in_chain = False
+
+    def watched(self, propose: Propose, log_density: LevelLogDensity) -> Ingredients:
+        """What draws images from these streams."""
+
+        def proposed(x_next: Tensor, level: int) -> Tensor:
+            self._in_chain = False
+            return propose(x_next, level)
+
+        def refined(y: Tensor, level: int) -> Tensor:
+            self._in_chain = True
+            return log_density(y, level)
+
+        return self, proposed, refined
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return self._chains.normal(shape) if self._in_chain else super().normal(shape)
+
+    def uniform(self) -> Tensor:
+        return self._chains.uniform() if self._in_chain else super().uniform()
+
+
+def drawn_from_two_streams(
+    pipeline: CDRLPipeline,
+    proposals: Sequence[int],
+    chains: Sequence[int],
+    label: Label = None,
+    **options: Unpack[SamplerOptions],
+) -> Generated:
+    """Draw images whose proposals' noise hangs on one seed, and whose chains' noise hangs on another.
+
+    Args:
+        proposals, chains: a seed each for every image.
+        options: see `SamplerOptions`.
+
+    Raises:
+        ValueError: there is no such class or kernel.
+    """
+    labels = pipeline.model.labels(label, len(proposals), pipeline.device)
+
+    def ingredients(rows: slice) -> Ingredients:
+        noise = TwoStreams(
+            [derive_seed("proposal", seed) for seed in proposals[rows]],
+            [derive_seed("chain", seed) for seed in chains[rows]],
+            pipeline.device,
+        )
+        return noise.watched(*guided(pipeline.model, labels[rows], 0.0, len(noise)))
+
+    return pipeline.draw(len(proposals), ingredients, **options)
+
+
+def distance(first: Tensor, second: Tensor) -> float:
+    """Root mean square difference of two sets of images [N, C, H, W]."""
+    return (first - second).square().mean().sqrt().item()
+
+
+def run_roles(
+    run: Path,
+    num_images: int = 8,
+    *,
+    fresh: int = 6,
+    seed: int = 0,
+    label: int | None = None,
+    **options: Unpack[SamplerOptions],
+) -> tuple[Path, dict[str, Any]]:
+    """One picture of both models' roles, RUN/roles.png, and how far apart its images are, RUN/roles.json.
+
+    A row an image: what the initializer makes alone, the full model on the same proposals' noise, and the full model
+    with the noise of its chains drawn afresh, ``fresh`` times. Figures are root mean square differences of images:
+    ``initializer`` between initializer and full model, ``fresh_chains`` between two full ones that share the noise of
+    their proposals, ``all_fresh`` between two that share no more than the class.
+
+    Args:
+        label: class id for all images; -1 for no class; all classes in turn by default.
+        options: see `SamplerOptions`.
+
+    Raises:
+        RunError: the run has no images, or no initializer.
+        ValueError: there is no such class or kernel, or there are no steps of a chain.
+    """
+    if options.get("steps") == 0:
+        raise ValueError("steps: the full model needs at least one, found 0")
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: the roles of both models are shown as images, but this is a run of 2-D points")
+    if pipeline.model.initializer is None:
+        raise RunError(f"{run}: there is but one model in it: its initializer is null")
+    seeds = range(seed, seed + num_images)
+    labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
+
+    without_chains: SamplerOptions = {**options, "steps": 0}
+
+    def draw(proposals: Sequence[int], chains: Sequence[int]) -> Tensor:
+        return drawn_from_two_streams(pipeline, proposals, chains, labels, **options).tensors
+
+    alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, **without_chains).tensors
+    full = draw(seeds, seeds)
+    # Seeds that no image of this picture has.
+    others = [range(seed + turn * num_images, seed + (turn + 1) * num_images) for turn in range(1, fresh + 1)]
+    renewed = [draw(seeds, chains) for chains in others]
+    unrelated = draw(others[0], others[0])
+    figures = {
+        "initializer": distance(alone, full),
+        "fresh_chains": distance(full, renewed[0]),
+        "all_fresh": distance(full, unrelated),
+    }
+    picture = run / "roles.png"
+    columns = [alone, full, *renewed]
+    words = ["initializer", "full", *["new chain"] * fresh]
+    images = torch.stack(columns, dim=1).flatten(0, 1)
+    save_picture(picture, captioned_picture([(images, words)], columns=len(columns)))
+    sampling = pipeline.sampling(options).model_dump()
+    facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
+    write_json(picture.with_suffix(".json"), {**facts, **figures})
+    return picture, figures

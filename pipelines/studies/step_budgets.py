@@ -1,0 +1,137 @@
+"""What fewer steps cost: sampling under several budgets of energy gradients, side by side (Table 2)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from cdrl.config import SamplingConfig
+from cdrl.data import load_images
+from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.sampler import AUTO_REACH, SamplerSettings, step_adjustment
+from pipelines.base import CDRLPipeline
+from pipelines.decoding import LatentDecoder
+from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.referee import Referee
+from pipelines.generation import default_device, labels_in_turn
+from pipelines.jobs.quickstart import reconstructions
+
+BUDGETS = (15, 8, 5, 3)
+"""Steps a level in the paper's Table 2."""
+
+
+def budgets(pipeline: CDRLPipeline) -> dict[str, SamplerSettings]:
+    """Settings of the sampler by name: Table 2's, ``auto``, and the run's own.
+
+    Chains of 8, 5 and 3 steps go as far as 15 of the trained size: s' = s sqrt(15 / steps). ``auto`` is also taken
+    apart: its steps without its temperature, and its temperature with 15 steps.
+    """
+    own, auto = pipeline.settings({}), pipeline.settings({"steps": "auto"})
+    levels = pipeline.model.schedule.num_levels
+    plain: SamplerSettings = {**own, "temperature": 1.0}
+    table: dict[str, SamplerSettings] = {
+        str(steps): {**plain, "steps": [steps] * levels, "step_scale": step_adjustment(AUTO_REACH, steps)}
+        for steps in BUDGETS
+    }
+    return {
+        **table,
+        f"15 at temperature {auto['temperature']}": {**table["15"], "temperature": auto["temperature"]},
+        "auto at temperature 1": {**auto, "temperature": 1.0},
+        "auto": auto,
+        "the run's own": own,
+    }
+
+
+def gradients(settings: SamplerSettings, own: SamplingConfig) -> int:
+    """Energy gradients that an image costs under the kernel that ``own`` names, with that of the last denoising.
+
+    A kernel that accepts or rejects asks for one more a level than its steps do: that of the place it comes to last.
+    """
+    a_step = own.leapfrog_steps if own.kernel == "hmc" else 1
+    a_level = int(own.kernel != "langevin")
+    return sum(a_step * steps + a_level for steps in settings["steps"] if steps) + bool(settings["denoise"])
+
+
+Ruler = Callable[[Tensor, Tensor], float]
+"""(images [N, C, H, W] in [-1, 1], the classes that they were asked to show [N]) -> a distance."""
+
+
+def ruler_of(pipeline: CDRLPipeline, run: Path, num_images: int) -> tuple[str, Ruler]:
+    """The distance that tells a run's samplers apart, and its name.
+
+    With classes: the Fréchet distance on a judge's features to the held-out images. Otherwise that on
+    EfficientNet-Lite0's to as many held-out images; of a latent run to their reconstructions, or else the decoder's
+    blur would rule it.
+
+    Raises:
+        RunError: the run has no images.
+    """
+    data = pipeline.config.data
+    if pipeline.config.space == "point":
+        raise RunError(f"{run}: distances are between images, but this is a run of 2-D points")
+    if data.labels == "class":
+        referee = Referee.of(data, run / "judge")
+        return "fd_judge_test", lambda images, labels: referee.figures("", images, labels)["fd_judge__test"]
+    network, real = Lite0(), load_images(data, "test").images[:num_images] / 127.5 - 1
+    against = "test"
+    if isinstance(pipeline.decoder, LatentDecoder):
+        against, real = "reconstructions", reconstructions(pipeline.decoder.autoencoder, real)
+    held_out = lite0_features(real, network)
+    name = f"fd_lite0_{len(real)}_{against}"
+    return name, lambda images, labels: frechet_distance(lite0_features(images, network), held_out)
+
+
+def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
+    """A row for each of `budgets`; also written to RUN/steps.json.
+
+    A row holds the ``gradients`` an image, the distance as mean and half of the range over blocks of ``num_images``
+    images, which begin at each of ``seeds`` times ``num_images``, the ``seconds`` of a block, and the ``settings`` of
+    the sampler; the kernel is the run's own, as the file's ``sampling`` has it.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    name, ruler = ruler_of(pipeline, run, num_images)
+    own, rows = pipeline.sampling({}), []
+    for title, settings in budgets(pipeline).items():
+        distances, started = [], time.monotonic()
+        for seed in seeds:
+            images, labels = _drawn(pipeline, settings, range(seed * num_images, (seed + 1) * num_images), batch_size)
+            distances.append(ruler(images, labels))
+        rows.append(
+            {
+                "steps": title,
+                "gradients": gradients(settings, own),
+                name: statistics.mean(distances),
+                "half_range": (max(distances) - min(distances)) / 2,
+                "seconds": (time.monotonic() - started) / len(distances),
+                "settings": {name: value for name, value in settings.items() if name != "kernel"},
+            }
+        )
+    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": own.model_dump()}
+    write_json(run / "steps.json", {**facts, "rows": rows})
+    return rows
+
+
+def budget_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `compare_budgets` as Markdown."""
+    name = next(key for key in rows[0] if key.startswith("fd_"))
+    lines = [f"| steps a level | gradients an image | {name} | seconds |", "|---|---|---|---|"]
+    for row in rows:
+        distance = f"{row[name]:.2f} ± {row['half_range']:.2f}"
+        lines.append(f"| {row['steps']} | {row['gradients']} | {distance} | {row['seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def _drawn(pipeline: CDRLPipeline, settings: SamplerSettings, seeds: range, batch_size: int) -> tuple[Tensor, Tensor]:
+    labels = labels_in_turn(pipeline, seeds) or [-1] * len(seeds)
+
+    ingredients = pipeline.ingredients(len(seeds), seeds, labels, guidance=0.0)
+    drawn = pipeline.draw(len(seeds), ingredients, settings=settings, batch_size=batch_size, progress=True)
+    return drawn.tensors.cpu(), torch.tensor(labels)

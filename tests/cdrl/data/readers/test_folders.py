@@ -1,0 +1,212 @@
+"""Folders of pictures and of shards that others wrote: classes, splits and what is refused."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from cdrl.config import DataConfig
+from cdrl.data import DataError, ImageSet, Sample, Split, load_images, open_source, write_shards
+from cdrl.data.readers.folders import belongs_to
+
+
+def save_picture(path: Path, value: int, size: tuple[int, int] = (6, 6)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def load(path: Path, split: Split = "train", name: str = "folder") -> ImageSet:
+    return load_images(DataConfig(name=name, path=path, image_size=4, channels=3), split)  # type: ignore[arg-type]
+
+
+def values(images: ImageSet) -> list[int]:
+    """The brightness of each image, which tells which one it is."""
+    return images.images[:, 0, 0, 0].tolist()
+
+
+def test_without_splits_one_in_ten_is_held_out_by_its_name(tmp_path: Path) -> None:
+    for number in range(200):
+        save_picture(tmp_path / f"{number:03d}.png", number)
+    train, test = load(tmp_path, "train"), load(tmp_path, "test")
+    assert sorted(values(train) + values(test)) == list(range(200))
+    assert 8 <= len(test) <= 35
+    assert train.images.shape[1:] == (3, 4, 4)
+    assert train.labels is None
+    # Other pictures change nothing for those that were there.
+    save_picture(tmp_path / "another.jpg", 250)
+    assert set(values(load(tmp_path, "test"))) - {250} == set(values(test))
+
+
+def test_sub_folders_are_classes(tmp_path: Path) -> None:
+    for number in range(30):
+        save_picture(tmp_path / ("cat" if number % 3 else "dog") / "deep" / f"{number}.JPG", number * 8, (9, 7))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "readme.txt").write_text("no picture")
+    images = load(tmp_path)
+    assert images.label_names == ("cat", "dog")
+    assert images.labels is not None
+    assert [value // 8 % 3 == 0 for value in values(images)] == images.labels.bool().tolist()
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
+def test_split_folders_are_the_splits(tmp_path: Path, test_name: str) -> None:
+    for number, (split, name) in enumerate([("train", "a"), ("train", "b"), ("train", "c"), (test_name, "c")]):
+        save_picture(tmp_path / split / name / "x.png", number)
+    train, test = load(tmp_path, "train"), load(tmp_path, "test")
+    assert (values(train), values(test)) == ([0, 1, 2], [3])
+    assert train.label_names == test.label_names == ("a", "b", "c")
+    assert test.labels is not None
+    assert test.labels.tolist() == [2]
+
+
+def make_mixed(path: Path) -> None:
+    save_picture(path / "a.png", 0)
+    save_picture(path / "b" / "b.png", 0)
+
+
+def make_unknown_class(path: Path) -> None:
+    save_picture(path / "train" / "a" / "a.png", 0)
+    save_picture(path / "test" / "b" / "b.png", 0)
+
+
+def make_damaged(path: Path) -> None:
+    save_picture(path / "test" / "a.png", 0)
+    save_picture(path / "train" / "a.png", 0)
+    content = (path / "test" / "a.png").read_bytes()
+    (path / "test" / "a.png").write_bytes(content[:45])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.rmdir(), "no such folder of pictures"),
+        (lambda path: None, "expected pictures .* of the test split, found none"),
+        (make_mixed, "pictures both directly"),
+        (lambda path: save_picture(path / "train" / "a.png", 0), "expected one of test, val, valid beside it"),
+        (make_unknown_class, "test: expected the classes of .*train only, found b"),
+        (make_damaged, "test/a.png: expected a whole picture"),
+    ],
+)
+def test_wrong_folders_are_named(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(DataError, match=f"{folder}.*{message}"):
+        load(folder, "test")
+
+
+def npy(array: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def write_foreign(path: Path, samples: dict[str, dict[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path), encoder=False) as writer:
+        for key, files in samples.items():
+            writer.write({"__key__": key, **files})
+
+
+def grey(value: int) -> bytes:
+    return npy(np.full((4, 4), value, np.uint8))
+
+
+def test_foreign_shards_with_classes(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (9, 7), (3, 3, 3)).save(picture, format="JPEG")
+    plain = {
+        "0": {"npy": grey(0), "cls": b"2"},
+        "1": {"npy": npy(np.full((4, 4, 3), 1, np.uint8)), "cls": b"0"},
+        "2": {"npy": npy(np.full((3, 4, 4), 2, np.uint8)), "json": b'{"label": 1}'},
+        "3": {"jpg": picture.getvalue(), "cls": b"1\n"},
+    }
+    write_foreign(tmp_path / "train-0.tar", plain)
+    write_foreign(tmp_path / "val-0.tar", {"9": plain["0"]})
+    images = load(tmp_path, "train", "shards")
+    assert values(images) == [0, 1, 2, 3]
+    assert images.labels is not None
+    assert images.labels.tolist() == [2, 0, 1, 1]
+    assert images.label_names == ("0", "1", "2")
+    assert len(load(tmp_path, "test", "shards")) == 1
+
+
+def test_foreign_shards_are_told_by_those_that_hold_the_images(tmp_path: Path) -> None:
+    def fingerprints() -> list[str]:
+        source = open_source(DataConfig(name="shards", path=tmp_path, image_size=4), "train")
+        return [source.fingerprint(slice(*rows)) for rows in ((0, 3), (2, 3), (2, 4), (3, 5))]
+
+    for shard in range(2):
+        keys = [str(3 * shard + place) for place in range(3 - shard)]
+        write_foreign(tmp_path / f"train-{shard}.tar", {key: {"npy": grey(7), "cls": b"1"} for key in keys})
+    write_foreign(tmp_path / "val-0.tar", {"9": {"npy": grey(7), "cls": b"1"}})
+    before = fingerprints()
+    larger = npy(np.zeros((90, 90), np.uint8))
+    write_foreign(tmp_path / "train-1.tar", {key: {"npy": larger, "cls": b"1"} for key in ("3", "4")})
+    after = fingerprints()
+    assert [first == second for first, second in zip(before, after, strict=True)] == [True, True, False, False]
+
+
+def test_foreign_shards_with_attributes_in_split_folders(tmp_path: Path) -> None:
+    note = b'{"attributes": {"Smiling": %s, "Beard": true}}'
+    write_foreign(tmp_path / "train" / "x.tar", {"0": {"npy": grey(5), "json": note % b"false"}})
+    write_foreign(tmp_path / "test" / "x.tar", {"0": {"npy": grey(6), "json": note % b"true"}})
+    train, test = load(tmp_path, "train", "shards"), load(tmp_path, "test", "shards")
+    assert (values(train), values(test)) == ([5], [6])
+    assert train.attribute_names == ("Smiling", "Beard")
+    assert train.attributes is not None
+    assert train.attributes.tolist() == [[False, True]]
+    assert train.labels is None
+
+
+def test_foreign_and_own_shards_without_splits(tmp_path: Path) -> None:
+    write_foreign(tmp_path / "foreign" / "x.tar", {str(number): {"npy": grey(number)} for number in range(100)})
+    pixels = torch.arange(100, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4)
+    write_shards(tmp_path / "own", map(Sample, pixels), {})
+    held_out = [number for number in range(100) if belongs_to("test", str(number))]
+    for folder in ("foreign", "own"):
+        assert values(load(tmp_path / folder, "test", "shards")) == held_out
+        assert len(load(tmp_path / folder, "train", "shards")) == 100 - len(held_out)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({"0": {"txt": b"x"}}, "x.tar: sample 0: expected a .png, .jpg or .npy"),
+        ({"0": {"npy": npy(np.zeros((4, 4)))}}, "x.tar: sample 0: expected uint8"),
+        ({"0": {"npy": grey(0), "cls": b"-1"}}, "x.tar: sample 0: expected a class id"),
+        ({"0": {"npy": grey(0), "json": b'{"label": "cat"}'}}, "x.tar: sample 0: expected a class id"),
+        ({"0": {"npy": grey(0), "json": b'{"attributes": {"a": 1}}'}}, "x.tar: sample 0: expected attributes"),
+        ({"0": {"npy": grey(0), "cls": b"1"}, "1": {"npy": grey(0)}}, "sample 1 has none"),
+        ({"0": {"npy": grey(0), "json": b'{"attributes": {"a": true}}'}, "1": {"npy": grey(0)}}, "sample 1: expected"),
+    ],
+)
+def test_wrong_foreign_samples_are_named(tmp_path: Path, samples: dict[str, dict[str, bytes]], message: str) -> None:
+    write_foreign(tmp_path / "train" / "x.tar", samples)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "train", "shards")
+
+
+def test_cut_foreign_shards_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "train" / "x.tar"
+    write_foreign(path, {str(number): {"npy": grey(number)} for number in range(4)})
+    content = path.read_bytes()
+    for length in (0, 700, 1024, 2000, 2048):  # inside a header, inside a file, and just between two files
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"x.tar: .*damaged"):
+            load(tmp_path, "train", "shards")
+
+
+def test_folders_that_hold_no_image_shards_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"index.json: cannot be read"):
+        load(tmp_path, "train", "shards")
+    with pytest.raises(DataError, match="no such folder of shards"):
+        load(tmp_path / "nothing", "train", "shards")
+    write_shards(tmp_path, [Sample(torch.zeros(1, 4, 4))], {})
+    with pytest.raises(DataError, match="found float32 grids"):
+        load(tmp_path, "train", "shards")

@@ -1,0 +1,143 @@
+"""The jobs of both stages: what each finds, refuses and leaves behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autoencoder.checkpoint import save_autoencoder
+from cdrl.config import ConfigError
+from cdrl.data import DataError, load_images, read_shards
+from cdrl.runs.run import RunError
+from pipelines import CDRLPipeline
+from pipelines.jobs.preparing import run_preparation
+from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two, stage_one_folder, stage_two_data
+from tests.helpers import tiny_autoencoder, tiny_config
+
+LATENT: dict[str, Any] = {"space": "latent", "autoencoder": {}}
+
+
+def test_pixels_are_served_in_range_with_their_classes() -> None:
+    data = stage_two_data(tiny_config(), Path("unused"))
+    assert data.training_set.grid_shape == (1, 8, 8)
+    assert len(data.class_names) == 10
+    grids, labels = data.training_set.batch(0)
+    assert grids.min() == -1
+    assert 0.5 < grids.max() <= 1
+    assert 0 <= labels.min() <= labels.max() <= 9
+
+
+def test_points_train_and_sample(tmp_path: Path) -> None:
+    config = tiny_config(
+        space="point",
+        data={"name": "checkerboard", "labels": "none"},
+        energy={"spectral_norm": False},
+        training={"num_steps": 2},
+    )
+    data = stage_two_data(config, tmp_path)
+    assert data.training_set.grid_shape == (2,)
+    assert data.class_names == ()
+    assert data.training_set.batch(0)[0].abs().max() <= 1
+    run_stage_two(config, tmp_path)
+    assert CDRLPipeline.from_pretrained(tmp_path)(5).grids.shape == (5, 2)
+
+
+def test_a_latent_run_from_encoding_to_samples(tmp_path: Path) -> None:
+    save_autoencoder(tmp_path / "autoencoder" / "model", tiny_autoencoder())
+    config = tiny_config(**LATENT, training={"num_steps": 2})
+    run_encoding(config, tmp_path)
+    served = stage_two_data(config, tmp_path).training_set
+    grids = torch.cat([served.batch(step)[0] for step in range(150)])
+    torch.testing.assert_close(grids.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=0.05)
+    torch.testing.assert_close(grids.std(dim=(0, 2, 3)), torch.ones(3), rtol=0, atol=0.05)
+    run_stage_two(config, tmp_path)
+    generated = CDRLPipeline.from_pretrained(tmp_path)(2, label=[1, 2])
+    assert generated.grids.shape == (2, 3, 4, 4)
+    assert generated.tensors.shape == (2, 1, 8, 8)
+
+
+def test_from_disk_both_stages_see_what_they_would_see_in_memory(tmp_path: Path) -> None:
+    config = tiny_config(**LATENT, data={"prepared": str(tmp_path / "prepared")})
+    disk = tiny_config(**LATENT, data={"prepared": str(tmp_path / "prepared"), "stream": True})
+    assert len(list(run_preparation(config))) == 2
+    batches = []
+    for settings, run in ((config, tmp_path / "memory"), (disk, tmp_path / "disk")):
+        save_autoencoder(run / "autoencoder" / "model", tiny_autoencoder())
+        run_encoding(settings, run)
+        batches.append(stage_two_data(settings, run).training_set.batch(3))
+    for split in ("train", "test"):
+        shards = [tmp_path / run / "latents" / split / "shard-000000.tar" for run in ("memory", "disk")]
+        assert shards[0].read_bytes() == shards[1].read_bytes()
+    assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
+
+
+def test_a_latent_run_without_its_first_stage_says_how_to_train_it(tmp_path: Path) -> None:
+    for job in (run_encoding, run_stage_two):
+        with pytest.raises(RunError, match=r"no trained first stage there; .*run\.py train-autoencoder CONFIG"):
+            job(tiny_config(**LATENT), tmp_path)
+
+
+def test_a_latent_run_without_latents_says_how_to_make_them(tmp_path: Path) -> None:
+    save_autoencoder(tmp_path / "autoencoder" / "model", tiny_autoencoder())
+    with pytest.raises(DataError, match=r"latents/train: no latents there; make them with: python run\.py encode"):
+        run_stage_two(tiny_config(**LATENT), tmp_path)
+
+
+def test_latents_of_another_first_stage_are_refused(tmp_path: Path) -> None:
+    model = tiny_autoencoder()
+    save_autoencoder(tmp_path / "autoencoder" / "model", model)
+    run_encoding(tiny_config(**LATENT), tmp_path)
+    with torch.no_grad():
+        model.post_quant_conv.weight += 0.1
+    save_autoencoder(tmp_path / "autoencoder" / "model", model)
+    with pytest.raises(DataError, match="made by another first stage"):
+        run_stage_two(tiny_config(**LATENT), tmp_path)
+
+
+def test_latents_are_draws_of_their_posteriors_or_their_means(tmp_path: Path) -> None:
+    autoencoder = tiny_autoencoder()
+    save_autoencoder(tmp_path / "autoencoder" / "model", autoencoder)
+    images = load_images(tiny_config().data, "train").images / 127.5 - 1
+    with torch.no_grad():
+        posterior = autoencoder.encode(images)
+    grids = {}
+    for kind in ("sample", "mean"):
+        run_encoding(tiny_config(space="latent", autoencoder={"latents": kind}), tmp_path)
+        grids[kind] = read_shards(tmp_path / "latents" / "train").grids
+    torch.testing.assert_close(grids["mean"], posterior.mean, rtol=0, atol=1e-5)
+    noise = ((grids["sample"] - posterior.mean) / torch.exp(0.5 * posterior.logvar)).flatten()
+    assert noise.mean().abs() < 5 / len(noise) ** 0.5
+    assert noise.std().item() == pytest.approx(1, abs=5 / (2 * len(noise)) ** 0.5)
+    assert (noise**4).mean().item() == pytest.approx(3, abs=0.1)
+    with pytest.raises(DataError, match=r"not made with autoencoder\.latents=sample; make them anew: python run\.py"):
+        run_stage_two(tiny_config(**LATENT), tmp_path)
+
+
+def test_a_first_stage_for_other_images_is_refused(tmp_path: Path) -> None:
+    save_autoencoder(tmp_path / "autoencoder" / "model", tiny_autoencoder())
+    config = tiny_config(**LATENT, data={"name": "digits", "image_size": 16, "channels": 1})
+    with pytest.raises(RunError, match=r"a first stage of 1 x 8\^2 images, but data has 1 x 16\^2"):
+        run_encoding(config, tmp_path)
+
+
+def test_the_first_stage_may_be_another_runs(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    config = tiny_config(space="latent", autoencoder={"run": str(other)})
+    assert stage_one_folder(config, tmp_path / "run") == other
+    assert stage_one_folder(tiny_config(**LATENT), tmp_path / "run") == tmp_path / "run" / "autoencoder"
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({}, "no autoencoder section"),
+        (LATENT, "nothing to train"),
+        ({"autoencoder": {"run": "elsewhere", "training": {"num_steps": 1}}}, "nothing to train"),
+    ],
+)
+def test_there_must_be_a_first_stage_to_train(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_stage_one(tiny_config(**sections), tmp_path)
