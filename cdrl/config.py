@@ -258,26 +258,38 @@ class TrainingConfig(Section):
     on_divergence: Literal["stop", "rollback"] = "stop"
 
 
-class SamplingConfig(Section):
-    """Defaults of sampling (Algorithm 2). ``steps`` a level defaults to ``training.langevin_steps``.
+class SamplerSettings(Section):
+    """Settings of the sampler (Algorithm 2): the section ``sampling``, keywords in Python, options on the command line.
 
-    ``steps: auto`` spends 29 gradients of six levels' energies where the paper spends 90: chains of 5 steps, 4 at the
-    top, whose sizes let them go as far as the run's own number of steps, at a temperature of 0.72 unless the run names
-    another. ``step_adjustment`` rescales the size of a number of steps to s sqrt(K / steps) (Table 2).
-
-    ``temperature`` of the chains, by default 1, draws from exp(f / temperature); below 1 it takes away grey noise that
-    short chains leave, and the rarest images with it. ``denoise`` is the factor c of the last denoising step (Appendix
-    A.2): 2 in the paper, 1 for Tweedie's formula, 0 for none. ``kernel`` moves the chains: ``langevin``, unadjusted as
-    in the paper; ``mala``, where each image takes or leaves each Langevin step; or ``hmc``, Hamiltonian Monte Carlo
-    with ``leapfrog_steps`` gradients a step.
+    A value of None is filled in from the run, see `cdrl.sampling.settings.with_defaults`.
     """
 
-    steps: Annotated[int, Field(ge=0)] | Literal["auto"] | None = None
-    step_adjustment: bool = False
-    temperature: float | None = Field(default=None, gt=0)
-    denoise: float = Field(default=2.0, ge=0)
-    kernel: Literal["langevin", "mala", "hmc"] = "langevin"
-    leapfrog_steps: int = Field(default=3, ge=1)
+    steps: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
+        default=None,
+        description="Langevin steps a level; as many as in training by default. 0 leaves the initializer alone; auto "
+        "spends 29 gradients on six levels: chains of 5 long steps, 4 at the top",
+    )
+    step_adjustment: bool = Field(
+        default=False, description="scale step sizes by sqrt(K / steps), K the steps in training (the paper's Table 2)"
+    )
+    temperature: float | None = Field(
+        default=None,
+        gt=0,
+        description="chains draw from exp(f / temperature): below 1 less grey noise, and fewer rare images. 1 by "
+        "default, 0.72 for steps auto",
+    )
+    denoise: float = Field(
+        default=2.0,
+        ge=0,
+        description="factor c of the last denoising step (Appendix A.2): 2 in the paper, 1 for Tweedie's formula, 0 "
+        "for none",
+    )
+    kernel: str = Field(
+        default="langevin",
+        description="how chains move: langevin, unadjusted as in the paper; mala, where each image accepts or rejects "
+        "each Langevin step; hmc, Hamiltonian Monte Carlo",
+    )
+    leapfrog_steps: int = Field(default=3, ge=1, description="gradients in a step of the kernel hmc")
 
 
 class EvaluationConfig(Section):
@@ -316,7 +328,7 @@ class Config(Section):
     energy: EnergyConfig = EnergyConfig()
     initializer: InitializerConfig | None = InitializerConfig()
     training: TrainingConfig = TrainingConfig()
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplerSettings = SamplerSettings()
     evaluation: EvaluationConfig | None = None
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
 

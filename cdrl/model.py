@@ -75,6 +75,12 @@ class CDRL(nn.Module):
         folded = self.energy.fold()
         return ConditionedCDRL(self, folded if gradients else folded.detach(dtype), label)
 
+    def check_level(self, level: int) -> None:
+        """Raise ValueError unless the model has an energy of this level."""
+        if not 0 <= level < self.schedule.num_levels:
+            levels = self.schedule.num_levels
+            raise ValueError(f"level: this model has {levels} levels, 0 … {levels - 1}; found {level}")
+
     def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
         """Any accepted form of label as class ids, int64 [count]."""
         ids = torch.as_tensor(-1 if label is None else label, dtype=torch.int64, device=device)
@@ -135,12 +141,12 @@ class ConditionedCDRL:
 
     def log_density(self, y: Tensor, level: Level) -> Tensor:
         """f(y, level) of y [N, *shape]: [N]."""
-        self._check(y)
+        self._check(y, level)
         return log_density(self.energy(y, self._condition(y, level)), y, self._schedule, level)
 
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
         """Mean of y_t from x_next [N, *shape]."""
-        self._check(x_next)
+        self._check(x_next, level)
         initializer = self.model.initializer
         if initializer is None:
             return x_next
@@ -160,6 +166,8 @@ class ConditionedCDRL:
             self._memo[key] = condition
         return condition
 
-    def _check(self, grid: Tensor) -> None:
+    def _check(self, grid: Tensor, level: Level) -> None:
+        if isinstance(level, int):
+            self.model.check_level(level)
         if tuple(grid.shape[1:]) != self.model.shape:
             raise ValueError(f"expected [N, {', '.join(map(str, self.model.shape))}], found {list(grid.shape)}")

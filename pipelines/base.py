@@ -2,63 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from autoencoder.latents import latents_of
-from cdrl.config import Config, SamplingConfig, parse_config
+from cdrl.config import Config, SamplerSettings, parse_config
 from cdrl.model import CDRL, Label
-from cdrl.runs.model_folder import load_model
+from cdrl.names import one_of, suggestion
+from cdrl.runs.model_folder import load_model, save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import RunError
+from cdrl.runs.run import RunError, written_whole
 from cdrl.sampling.noise import ImageNoise, derive_seed
-from cdrl.sampling.sampler import (
-    AUTO_REACH,
-    Callback,
-    Constrain,
-    LevelLogDensity,
-    Propose,
-    SamplerSettings,
-    resolved,
-    sample,
-    sampler_settings,
-)
-from pipelines.decoding import Decoder, LatentDecoder, load_decoder, to_pil
-from pipelines.guidance import guided
+from cdrl.sampling.sampler import Callback, Constrain, LevelLogDensity, Propose, sample
+from cdrl.sampling.settings import AUTO_REACH, ChainPlan, changed, plan_chains, with_defaults
+from pipelines.decoding import Decoder, LatentDecoder, PointDecoder, load_decoder, to_pil
+from pipelines.guidance import Guidance, guided
+from pipelines.images import Images, as_tensor
 
-Ingredients = tuple[ImageNoise, Propose, LevelLogDensity]
-"""What Algorithm 2 draws images from."""
+LabelOrName = Label | str | Sequence[str]
+"""Classes by id or by name, one for all images or one an image; None or -1 for no class."""
 
 
-class SamplerOptions(TypedDict, total=False):
-    """Options that everything which samples has in common; None, or nothing, for the run's own setting.
+class ImageSource(NamedTuple):
+    """What Algorithm 2 draws a batch of images from."""
+
+    noise: ImageNoise
+    propose: Propose
+    log_density: LevelLogDensity
+
+
+SourceOfRows = Callable[[slice], ImageSource]
+"""Which of the images -> what draws them."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn: the sampler's settings, and what changes no image.
 
     Attributes:
-        steps: steps of the chain a level; 0 leaves the initializer alone; ``auto`` is fast, see `SamplingConfig`.
-        step_adjustment: scale the step size to s sqrt(K / steps), K the steps in training (Table 2).
-        kernel: ``langevin``, ``mala`` or ``hmc``, the last with ``leapfrog_steps`` gradients a step.
-        temperature: of the chains; below 1 they draw from a sharpened density.
-        denoise: factor c of the last denoising step.
-        batch_size: images at a time, 64 by default; changes no image.
+        settings: of the sampler, none left open.
+        plan: the same for each level.
+        batch_size: images at a time.
         callback: sees every move of every batch.
-        progress: show a progress bar; by default there is none.
+        progress: show a progress bar.
     """
 
-    steps: int | Literal["auto"] | None
-    step_adjustment: bool | None
-    kernel: str | None
-    leapfrog_steps: int | None
-    temperature: float | None
-    denoise: float | None
-    batch_size: int
-    callback: Callback | None
-    progress: bool
+    settings: SamplerSettings
+    plan: ChainPlan
+    batch_size: int = 64
+    callback: Callback | None = None
+    progress: bool = False
+
+
+_BATCH = 64  # images that are encoded together
+
+DRAWING_OPTIONS = (*SamplerSettings.model_fields, "batch_size", "callback", "progress")
+"""The keywords that everything which draws has in common."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,18 @@ class Generated:
 
     Attributes:
         grids: what CDRL drew: pixels, standardized latents or points, [N, *shape].
+        settings: of the sampler, none left open.
+        seeds: of the images, where each has one of its own.
+        labels: class ids of the images, -1 for no class; None where they were drawn from more than a class each.
+        guidance: weight of the guidance; 0 for none.
     """
 
     grids: Tensor
     decoder: Decoder
+    settings: SamplerSettings
+    seeds: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | None = None
+    guidance: float | Guidance | None = 0.0
 
     @property
     def tensors(self) -> Tensor:
@@ -81,6 +96,14 @@ class Generated:
     def images(self) -> list[Image.Image]:
         """8-bit PIL images."""
         return to_pil(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def __repr__(self) -> str:
+        facts = {"seeds": self.seeds, "labels": self.labels, "guidance": self.guidance or None}
+        told = [f"{name}={_shortened(value)}" for name, value in facts.items() if value is not None]
+        return f"Generated({', '.join([f'{len(self)} of shape {tuple(self.grids.shape[1:])}', *told])})"
 
 
 class CDRLPipeline:
@@ -104,110 +127,142 @@ class CDRLPipeline:
             decoder, class_names = load_decoder(model_folder, description), description["class_names"]
         except KeyError as error:
             raise RunError(f"{model_folder / 'config.json'}: not the description of a run: it lacks {error}") from None
-        return cls(model.to(device), decoder, config, class_names)
+        return cls(model, decoder, config, class_names).to(device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model into a folder that `from_pretrained` opens: weights in safetensors, and config.json.
+
+        The folder is replaced as a whole.
+        """
+        description = {"config": self.config.model_dump(mode="json"), "class_names": list(self.class_names)}
+        with written_whole(Path(folder)) as partial:
+            save_model(partial, self.model, {**description, **self.decoder.description()})
+            self.decoder.save(partial)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks to a device; returns the pipeline itself."""
+        self.model.to(device)
+        if isinstance(self.decoder, LatentDecoder):
+            self.decoder.autoencoder.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
         return next(self.model.parameters()).device
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        classes = f"{self.model.num_classes} classes" if self.model.num_classes else "no classes"
+        return (
+            f"CDRLPipeline({self.config.space} {tuple(self.model.shape)} of {self.config.data.name}, {classes}, "
+            f"{self.model.schedule.num_levels} levels, {count / 1e6:.2f} M parameters, on {self.device})"
+        )
+
     @torch.no_grad()
     def __call__(
         self,
-        num_images: int = 1,
+        num_images: int | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        label: Label = None,
-        guidance: float = 0.0,
-        **options: Unpack[SamplerOptions],
+        seed: int | None = None,
+        label: LabelOrName = None,
+        guidance: float | Guidance = 0.0,
+        **options: Any,
     ) -> Generated:
         """Draw samples (Algorithm 2).
 
         Args:
-            seeds: one an image; 0 … num_images - 1 by default. An image depends on its own seed alone.
-            label: class id 0 … C-1 for all images, or one an image; None or -1 for no class.
-            guidance: weight w of classifier-free guidance (eq. 11, 12); 0 is the plain conditional model.
-            options: see `SamplerOptions`.
+            num_images: how many; as many as there are seeds by default, or one.
+            seeds: one an image. An image depends on its own seed alone.
+            seed: of the first image, where ``seeds`` are not given; the next has the next seed. 0 by default.
+            label: class ids 0 … C-1 or class names, one for all images or one an image; None or -1 for no class.
+            guidance: weight w of classifier-free guidance (eq. 11, 12), 0 for none; or another `Guidance`.
+            options: the sampler's settings by name, see `cdrl.config.SamplerSettings`, and those of `Drawing` that
+                change no image: ``batch_size``, ``callback``, ``progress``.
 
         Raises:
+            TypeError: there is no such option.
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
-                nothing would move the images, or there is guidance without a class.
+                an option would change nothing, or there is guidance without a class.
         """
-        return self.draw(num_images, self.ingredients(num_images, seeds, label, guidance), **options)
+        how = self.drawing(**options)
+        chosen = chosen_seeds(num_images, seeds, seed)
+        labels = self.class_ids(label, len(chosen))
+        drawn = self.draw(len(chosen), self.source(chosen, labels, guidance), how)
+        return dataclasses.replace(drawn, labels=tuple(labels.tolist()), seeds=tuple(chosen), guidance=guidance)
 
-    def ingredients(
-        self, num_images: int, seeds: Sequence[int] | None, label: Label, guidance: float
-    ) -> Callable[[slice], Ingredients]:
-        """What `draw` draws samples from, with arguments and errors as in calling the pipeline."""
-        chosen = chosen_seeds(num_images, seeds)
-        labels = self.model.labels(label, num_images, self.device)
+    def drawing(self, **options: Any) -> Drawing:
+        """How images are drawn under some options; what they leave open is the run's own.
+
+        Raises:
+            TypeError: there is no such option; the message names the nearest one.
+            ValueError: a value is not allowed, or an option would change nothing beside the others.
+        """
+        for name in options.keys() - set(DRAWING_OPTIONS):
+            raise TypeError(_unknown_option(name))
+        others = {name: options.pop(name) for name in ("batch_size", "callback", "progress") if name in options}
+        settings = changed(self.config.sampling, options)
+        if settings.steps == 0 and self.model.initializer is None:
+            raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
+        trained_steps, own = self.config.training.langevin_steps, self.config.sampling.steps
+        reach = trained_steps if own is None else AUTO_REACH if own in ("auto", 0) else own
+        assert isinstance(reach, int)
+        plan = plan_chains(settings, trained_steps, self.model.schedule.num_levels, reach)
+        return Drawing(with_defaults(settings, trained_steps), plan, **others)
+
+    def class_ids(self, label: LabelOrName, count: int) -> Tensor:
+        """Classes given by id or name as ids, int64 [count]; -1 for no class.
+
+        Raises:
+            ValueError: there is no such class, or not one for each image.
+        """
+        ids = {name: index for index, name in enumerate(self.class_names)}
+        if isinstance(label, str):
+            label = one_of("label", label, ids)
+        elif isinstance(label, Sequence):
+            label = [one_of("label", each, ids) if isinstance(each, str) else each for each in label]
+        return self.model.labels(label, count, self.device)
+
+    def source(self, seeds: Sequence[int], labels: Tensor, guidance: float | Guidance) -> SourceOfRows:
+        """What `draw` draws the images of ``seeds`` from; ``labels`` are class ids [N].
+
+        Raises:
+            ValueError: there is guidance, but an image without a class.
+        """
         if guidance and bool((labels < 0).any()):
             raise ValueError("guidance: needs a class, but some images have none")
 
-        def ingredients(rows: slice) -> Ingredients:
-            part = labels[rows]
-            return ImageNoise(stream_seeds(chosen[rows]), self.device), *guided(self.model, part, guidance, len(part))
+        def source(rows: slice) -> ImageSource:
+            noise = ImageNoise(stream_seeds(seeds[rows]), self.device)
+            return ImageSource(noise, *guided(self.model, labels[rows], guidance))
 
-        return ingredients
+        return source
 
     @torch.no_grad()
     def draw(
         self,
         num_images: int,
-        ingredients: Callable[[slice], Ingredients],
+        source: SourceOfRows,
+        how: Drawing,
         constrain: Callable[[slice, ImageNoise], Constrain] | None = None,
-        *,
-        settings: SamplerSettings | None = None,
-        passes: int = 1,
-        **options: Unpack[SamplerOptions],
     ) -> Generated:
         """Algorithm 2 under noise, proposals and densities of any kind.
 
         Args:
-            ingredients: which of the images -> what draws them.
+            source: which of the images -> what draws them.
             constrain: which of the images, their noise -> what puts back what is known of them after every move.
-            settings: of the sampler, where no options can say them.
-            passes: visits to each level, see `cdrl.sampling.sampler.sample`.
-            options: see `SamplerOptions`.
         """
-        batch_size, callback = options.get("batch_size", 64), options.get("callback")
-        settings = self.settings(options) if settings is None else settings
-        if not any(settings["steps"]) and self.model.initializer is None:
-            raise ValueError("steps: 0 leaves the initializer alone, but this run has none")
-        bar = progress_bar(num_images, "sample", unit="image", shown=options.get("progress", False))
         grids = []
-        for start in range(0, num_images, batch_size):
-            rows = slice(start, start + batch_size)
-            noise, propose, log_density = ingredients(rows)
-            grids.append(
-                sample(
-                    self.model.schedule,
-                    propose,
-                    log_density,
-                    noise,
-                    self.model.shape,
-                    passes=passes,
-                    constrain=None if constrain is None else constrain(rows, noise),
-                    callback=callback,
-                    **settings,
-                )
-            )
-            bar.update(len(noise))
-        bar.close()
-        return Generated(torch.cat(grids), self.decoder)
-
-    def sampling(self, options: SamplerOptions) -> SamplingConfig:
-        """The run's own settings of the sampler, but for those that ``options`` give; no default is left open."""
-        given = {name: value for name, value in options.items() if name in SamplingConfig.model_fields}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        return resolved(self.config.sampling.model_copy(update=chosen), self.config.training.langevin_steps)
-
-    def settings(self, options: SamplerOptions) -> SamplerSettings:
-        """What the sampler is told under ``options``."""
-        trained_steps, num_levels = self.config.training.langevin_steps, self.model.schedule.num_levels
-        own = trained_steps if self.config.sampling.steps is None else self.config.sampling.steps
-        reach = AUTO_REACH if own == "auto" or own == 0 else own
-        return sampler_settings(self.sampling(options), trained_steps, num_levels, reach)
+        with progress_bar(num_images, "sample", unit="image", shown=how.progress) as bar:
+            for start in range(0, num_images, how.batch_size):
+                rows = slice(start, start + how.batch_size)
+                noise, propose, log_density = source(rows)
+                known = None if constrain is None else constrain(rows, noise)
+                shape, schedule = self.model.shape, self.model.schedule
+                grids.append(sample(schedule, propose, log_density, noise, shape, how.plan, known, how.callback))
+                bar.update(len(noise))
+        return Generated(torch.cat(grids), self.decoder, how.settings)
 
     @torch.no_grad()
     def encoded(self, images: Tensor, noise: ImageNoise) -> Tensor:
@@ -223,17 +278,63 @@ class CDRLPipeline:
         drawn = noise if stage_one.latents == "sample" else None
         return self.decoder.standardized(latents_of(self.decoder.autoencoder.to(images.device), images, drawn))
 
-    def log_density(self, points: Tensor, level: int = 0, *, label: Label = None, log_z: float = 0.0) -> Tensor:
-        """Log density in nats of x_t at each of ``points`` [N, *shape]: [N].
+    def images_of(self, images: Generated | Images) -> Tensor:
+        """Images in any usual form as [N, C, H, W] in [-1, 1], of the run's size and channels.
 
         Args:
+            images: what calling the pipeline returned; PIL images; or a tensor, float in [-1, 1] or uint8.
+
+        Raises:
+            ValueError: they are of another size, or the run's samples are points.
+        """
+        if isinstance(self.decoder, PointDecoder):
+            raise ValueError("this is a run of 2-D points: it has no images")
+        data = self.config.data
+        tensor = images.tensors if isinstance(images, Generated) else as_tensor(images, data.channels)
+        expected = (data.channels, data.image_size, data.image_size)
+        if tuple(tensor.shape[1:]) != expected:
+            raise ValueError(f"images: expected [N, {', '.join(map(str, expected))}], found {list(tensor.shape)}")
+        return tensor.to(self.device)
+
+    def grids_of(self, data: Generated | Images) -> Tensor:
+        """Samples, images or grids as grids [N, *shape], of which the model has densities.
+
+        A tensor that has the shape of the model's grids is taken for such. Images are encoded as for training; draws
+        from a first stage's posteriors are those of seeds 0, 1, ….
+
+        Raises:
+            ValueError: they are of another size.
+        """
+        if isinstance(data, Generated):
+            return data.grids.to(self.device)
+        if isinstance(data, Tensor) and data.is_floating_point() and tuple(data.shape[1:]) == self.model.shape:
+            return data.to(self.device)
+        parts = []
+        for rows in torch.arange(len(images := self.images_of(data))).split(_BATCH):
+            noise = ImageNoise([derive_seed("posterior", int(row)) for row in rows], self.device)
+            parts.append(self.encoded(images[rows], noise))
+        return torch.cat(parts)
+
+    def log_density(
+        self, data: Generated | Images, level: int = 0, *, label: LabelOrName = None, log_z: float = 0.0
+    ) -> Tensor:
+        """Log density in nats of x_t = the given grids or images, each: [N].
+
+        Args:
+            data: what calling the pipeline returned, images, or grids [N, *shape], see `grids_of`.
+            level: t, 0 … T-1.
             log_z: log normalizer of the level's energy, as `cdrl.sampling.annealing.log_normalizer` brackets it or
                 ``run.py density`` reports it; without it the answer is right up to a constant.
+
+        Raises:
+            ValueError: there is no such level or class, or the data do not fit the model.
         """
-        alpha_y = self.model.schedule.alpha_y[level].to(points.device)
-        value = self.model.conditioned(label).log_density(alpha_y * points, level)
+        self.model.check_level(level)
+        x = self.grids_of(data)
+        alpha_y = self.model.schedule.alpha_y[level].to(x.device)
+        value = self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
-        return value - log_z + points[0].numel() * alpha_y.log()
+        return value - log_z + x[0].numel() * alpha_y.log()
 
 
 def find_model(folder: Path) -> Path:
@@ -244,14 +345,38 @@ def find_model(folder: Path) -> Path:
     return model
 
 
-def chosen_seeds(num_images: int, seeds: Sequence[int] | None) -> list[int]:
-    """A seed for each image: those given, or 0 … num_images - 1."""
-    chosen = list(range(num_images)) if seeds is None else [int(seed) for seed in seeds]
-    if len(chosen) != num_images or num_images < 1:
-        raise ValueError(f"seeds: expected one for each of {num_images} images (at least 1), found {len(chosen)}")
+def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int | None = None) -> list[int]:
+    """A seed for each image: those given; or ``seed``, ``seed`` + 1, …, from 0 by default.
+
+    Raises:
+        ValueError: both are given, or not one seed for each image.
+    """
+    if seeds is not None and seed is not None:
+        raise ValueError("seeds and seed: expected one of them, found both")
+    if seeds is None:
+        first, count = 0 if seed is None else seed, 1 if num_images is None else num_images
+        seeds = range(first, first + count)
+    chosen = [int(each) for each in seeds]
+    expected = len(chosen) if num_images is None else num_images
+    if len(chosen) != expected or expected < 1:
+        raise ValueError(f"seeds: expected one for each of {expected} images (at least 1), found {len(chosen)}")
     return chosen
 
 
 def stream_seeds(seeds: Sequence[int]) -> list[int]:
     """The seeds of the streams of noise from which the images of ``seeds`` are drawn."""
     return [derive_seed("sample", seed) for seed in seeds]
+
+
+def _unknown_option(name: str) -> str:
+    if name == "generator":
+        return "generator: not taken: every image has a seed of its own; give seeds=[…], or seed= of the first image"
+    asked = [parameter for parameter in inspect.signature(CDRLPipeline.__call__).parameters if parameter != "self"]
+    known = [*(parameter for parameter in asked if parameter != "options"), *DRAWING_OPTIONS]
+    return f"unknown option '{name}': {suggestion(name, known)}"
+
+
+def _shortened(values: Any) -> str:
+    if not isinstance(values, tuple) or len(values) <= 4:
+        return str(values)
+    return f"({', '.join(map(str, values[:3]))}, …)"

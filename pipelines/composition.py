@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from cdrl.config import DataConfig
 from cdrl.model import CDRL, Label
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
-from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, chosen_seeds, stream_seeds
+from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, chosen_seeds, stream_seeds
 
 
 def composed(
@@ -51,32 +52,35 @@ def composed(
 
 def compose(
     pipeline: CDRLPipeline,
-    num_images: int,
-    concepts: Sequence[Label],
+    num_images: int | None,
+    concepts: Sequence[LabelOrName],
     *,
     seeds: Sequence[int] | None = None,
+    seed: int | None = None,
     guidance: float | None = 0.0,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Generated:
     """Draw images that show all of some concepts (eq. 14).
 
     Args:
-        concepts: see `composed`.
-        seeds: one an image; 0 … num_images - 1 by default. An image depends on its own seed and concepts alone.
+        concepts: class ids or names, at least one; each for all images, or one an image. See `composed`.
+        num_images, seeds, seed, options: as in calling the pipeline. An image depends on its own seed and concepts.
         guidance: weight w; None for the plain sum of the concepts' log densities.
-        options: see `SamplerOptions`.
 
     Raises:
-        ValueError: seeds or concepts do not fit the number of images, or there is no such class or kernel.
+        TypeError: there is no such option.
+        ValueError: as in calling the pipeline.
     """
-    chosen, model, device = chosen_seeds(num_images, seeds), pipeline.model, pipeline.device
-    labels = [model.labels(concept, num_images, device) for concept in concepts]
+    how = pipeline.drawing(**options)
+    chosen = chosen_seeds(num_images, seeds, seed)
+    labels = [pipeline.class_ids(concept, len(chosen)) for concept in concepts]
 
-    def ingredients(rows: slice) -> Ingredients:
-        noise = ImageNoise(stream_seeds(chosen[rows]), device)
-        return noise, *composed(model, [label[rows] for label in labels], guidance, len(noise))
+    def source(rows: slice) -> ImageSource:
+        noise = ImageNoise(stream_seeds(chosen[rows]), pipeline.device)
+        return ImageSource(noise, *composed(pipeline.model, [label[rows] for label in labels], guidance, len(noise)))
 
-    return pipeline.draw(num_images, ingredients, **options)
+    drawn = pipeline.draw(len(chosen), source, how)
+    return dataclasses.replace(drawn, seeds=tuple(chosen), guidance=guidance)
 
 
 def concept_class(attribute: int, value: bool) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from PIL import Image
 
 from cdrl.runs.run import discard, read_json, write_json, written_whole
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, SamplerOptions, find_model
+from pipelines.base import CDRLPipeline, Generated, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture
+from pipelines.guidance import Guidance
 
 GRID_IMAGES = 64
 RECORD = "sampling.json"
@@ -25,21 +26,21 @@ def run_sample(
     num_images: int,
     *,
     seed: int = 0,
-    label: int | None = None,
+    label: int | str | None = None,
     concepts: Sequence[str] = (),
-    guidance: float = 0.0,
+    guidance: float | Guidance = 0.0,
     out: Path | None = None,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Path:
     """Draw images of a run into files, see `write_samples`; returns their folder, RUN/generated unless ``out`` is.
 
     sampling.json beside them tells seeds, classes or concepts, guidance, settings of the sampler and the model's step.
 
     Args:
-        label: class id for all images; -1 for no class; all classes in turn by default.
+        label: class id or name for all images; -1 for no class; all classes in turn by default.
         concepts: attributes and their values, such as ``Smiling=1``, in place of a class: see `compose`.
         guidance: weight w (eq. 11, 12, 14).
-        options: see `SamplerOptions`.
+        options: as in calling the pipeline.
 
     Raises:
         RunError: there is no trained model.
@@ -50,26 +51,29 @@ def run_sample(
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     seeds, folder = range(seed, seed + num_images), run / "generated" if out is None else out
     asked: dict[str, Any] = {"concepts": list(concepts)} if concepts else {"label": label_asked(pipeline, label)}
-    facts = {"num_images": num_images, "seed": seed, **asked, "guidance": guidance}
+    weight = guidance if isinstance(guidance, int | float) else str(guidance)
+    facts = {"num_images": num_images, "seed": seed, **asked, "guidance": weight}
     if concepts:
+        if not isinstance(guidance, int | float):
+            raise ValueError(f"guidance: concepts are composed with a weight, found {guidance}")
         ids = parse_concepts(pipeline.config.data, concepts)
         generated = compose(pipeline, num_images, ids, seeds=seeds, guidance=guidance, **options)
         caption = [pipeline.class_names[i] for i in ids]
     else:
-        labels = labels_in_turn(pipeline, seeds) if label is None else label
-        generated = pipeline(num_images, seeds=seeds, label=labels, guidance=guidance, **options)
+        labels = labels_of(pipeline, label, seeds)
+        generated = pipeline(seeds=seeds, label=labels, guidance=guidance, **options)
         caption = []
     # The record of other images must not stand beside these.
     discard(folder / RECORD)
     write_samples(pipeline, generated, folder, caption)
-    write_json(folder / RECORD, {**facts, **model_facts(run, pipeline, options)})
+    write_json(folder / RECORD, {**facts, **model_facts(run, generated)})
     return folder
 
 
-def model_facts(run: Path, pipeline: CDRLPipeline, options: SamplerOptions) -> dict[str, Any]:
+def model_facts(run: Path, generated: Generated) -> dict[str, Any]:
     """What a record of images says of their sampler and of their model, whose step may be unknown."""
     step = read_json(find_model(run) / "config.json").get("step")
-    return {"sampling": pipeline.sampling(options).model_dump(), "model_step": step}
+    return {"sampling": generated.settings.model_dump(), "model_step": step}
 
 
 def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:
@@ -100,9 +104,18 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def label_asked(pipeline: CDRLPipeline, label: int | None) -> int | str | None:
-    """What records say of a class id for all images, of which None is all classes in turn where there are any."""
-    return "in turn" if label is None and pipeline.model.num_classes else label
+def label_asked(pipeline: CDRLPipeline, label: int | str | None) -> int | str | None:
+    """What records say of the class of all images: its id; ``in turn`` for None, where there are classes."""
+    if label is None:
+        return "in turn" if pipeline.model.num_classes else None
+    return int(pipeline.class_ids(label, 1)[0])
+
+
+def labels_of(pipeline: CDRLPipeline, label: int | str | None, seeds: Sequence[int]) -> list[int] | None:
+    """The class id of each seed's image: all classes in turn for None; None for a model without classes."""
+    if label is None:
+        return labels_in_turn(pipeline, seeds)
+    return pipeline.class_ids(label, len(seeds)).tolist()
 
 
 def labels_in_turn(pipeline: CDRLPipeline, seeds: Sequence[int]) -> list[int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from cdrl.sampling.noise import InterpolatedNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions, stream_seeds
+from pipelines.base import CDRLPipeline, Generated, ImageSource, stream_seeds
 from pipelines.decoding import grid_picture
-from pipelines.generation import default_device, labels_in_turn, model_facts
+from pipelines.generation import default_device, labels_of, model_facts
 
 
 def between_classes(model: CDRL, labels: Sequence[int], share: Tensor) -> tuple[Propose, LevelLogDensity]:
@@ -54,7 +54,7 @@ def interpolated(
     seeds: Sequence[int],
     num_images: int,
     labels: Sequence[int] = (-1, -1),
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Generated:
     """Images from the sample of the first seed and class to that of the second, equally far apart in their noise.
 
@@ -70,17 +70,17 @@ def interpolated(
     """
     if num_images < 2:
         raise ValueError(f"num_images: expected both ends at least, found {num_images}")
-    model, device = pipeline.model, pipeline.device
+    how, model, device = pipeline.drawing(**options), pipeline.model, pipeline.device
     model.labels(list(labels), len(labels), device)
     first, second = stream_seeds(seeds)
     shares = torch.linspace(0, 1, num_images, device=device)
 
-    def ingredients(rows: slice) -> Ingredients:
+    def source(rows: slice) -> ImageSource:
         share = shares[rows]
         noise = InterpolatedNoise([first] * len(share), [second] * len(share), share, device)
-        return noise, *between_classes(model, labels, share)
+        return ImageSource(noise, *between_classes(model, labels, share))
 
-    return pipeline.draw(num_images, ingredients, **options)
+    return pipeline.draw(num_images, source, how)
 
 
 def run_interpolation(
@@ -88,16 +88,16 @@ def run_interpolation(
     seeds: tuple[int, int],
     num_images: int = 8,
     *,
-    label: int | None = None,
-    **options: Unpack[SamplerOptions],
+    label: int | str | None = None,
+    **options: Any,
 ) -> Path:
     """Interpolate between two samples of a run, in a picture RUN/interpolations/A_to_B.png; returns its path.
 
     A_to_B.json beside it tells seeds, classes, settings of the sampler and the model's step.
 
     Args:
-        label: class id of all images; -1 for no class. By default either end has the class that ``run.py sample``
-            gives its seed.
+        label: class id or name of all images; -1 for no class. By default either end has the class that
+            ``run.py sample`` gives its seed.
 
     Raises:
         RunError: the run has no images.
@@ -106,7 +106,7 @@ def run_interpolation(
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")
-    labels = (labels_in_turn(pipeline, seeds) or (-1, -1)) if label is None else (label, label)
+    labels = labels_of(pipeline, label, seeds) or (-1, -1)
     generated = interpolated(pipeline, seeds, num_images, labels, **options)
     picture = run / "interpolations" / f"{seeds[0]}_to_{seeds[1]}.png"
     record = picture.with_suffix(".json")
@@ -114,5 +114,5 @@ def run_interpolation(
     discard(record)
     save_picture(picture, grid_picture(generated.tensors, columns=num_images))
     facts = {"num_images": num_images, "seeds": list(seeds), "labels": list(labels)}
-    write_json(record, {**facts, **model_facts(run, pipeline, options)})
+    write_json(record, {**facts, **model_facts(run, generated)})
     return picture

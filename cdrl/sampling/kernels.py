@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from cdrl.config import SamplerSettings
 from cdrl.sampling.noise import ImageNoise
 from cdrl.schedule import per_image
 
@@ -56,6 +57,24 @@ def tempered(target: Target, temperature: float) -> Target:
     return target if temperature == 1 else colder
 
 
+def restricted_to(target: Target, projection: Callable[[Tensor], Tensor]) -> Target:
+    """A target on the image of a projection: its density is asked for there, its gradient has no slope across.
+
+    A kernel that accepts or rejects then judges a move by its unknown part alone. The known part is put back anyhow;
+    to count it would refuse good moves, and the chain would not keep the conditional density.
+
+    Args:
+        projection: y [N, *shape] -> y with its known part put back, [N, *shape]; affine.
+    """
+
+    def restricted(y: Tensor) -> tuple[Tensor, Tensor]:
+        place, pull_back = torch.func.vjp(projection, y)[:2]
+        value, gradient = target(place)
+        return value, pull_back(gradient)[0]
+
+    return restricted
+
+
 class Position:
     """Where the chains stand, y [N, *shape], with what the target says of it: asked for at most once, when needed.
 
@@ -81,8 +100,8 @@ class Position:
         return self._answer[1]
 
     def moved(self, y: Tensor) -> Position:
-        """The same chains at another place."""
-        return Position(y, self.target)
+        """The same chains at another place; these very chains where ``y`` is the tensor that they have."""
+        return self if y is self.y else Position(y, self.target)
 
     def where(self, chosen: Tensor, other: Position) -> Position:
         """This place for the images that are ``chosen`` (bool [N]), ``other`` for the rest."""
@@ -155,13 +174,9 @@ def metropolis(current: Position, proposed: Position, log_ratio: Tensor, noise: 
     return proposed.where(finite & (noise.uniform().log() < log_ratio), current)
 
 
-def kernel_named(name: str, leapfrog_steps: int) -> Kernel:
-    """The kernel called `langevin`, `mala` or `hmc`; ``leapfrog_steps`` is for the last alone.
-
-    Raises:
-        ValueError: there is no such kernel.
-    """
-    kernels = {"langevin": langevin, "mala": mala, "hmc": hmc(leapfrog_steps)}
-    if name not in kernels:
-        raise ValueError(f"kernel: expected one of {', '.join(kernels)}, found '{name}'")
-    return kernels[name]
+KERNELS: Mapping[str, Callable[[SamplerSettings], Kernel]] = {
+    "langevin": lambda settings: langevin,
+    "mala": lambda settings: mala,
+    "hmc": lambda settings: hmc(settings.leapfrog_steps),
+}
+"""The kernels by the name that ``sampling.kernel`` gives them, each made from the sampler's settings."""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypedDict
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cdrl.config import SamplingConfig
-from cdrl.sampling.kernels import Kernel, Position, Target, kernel_named, langevin, recovery, tempered, with_gradient
+from cdrl.sampling.kernels import (
+    Kernel,
+    LogDensity,
+    Position,
+    Target,
+    langevin,
+    recovery,
+    restricted_to,
+    tempered,
+    with_gradient,
+)
 from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.settings import ChainPlan
 from cdrl.schedule import NoiseSchedule
 
 Propose = Callable[[Tensor, int], Tensor]
@@ -20,9 +29,10 @@ Propose = Callable[[Tensor, int], Tensor]
 LevelLogDensity = Callable[[Tensor, int], Tensor]
 """(y [N, *shape], level) -> log density up to a constant, [N]."""
 Constrain = Callable[[Tensor, int], Tensor]
-"""(y [N, *shape], level) -> y with what is known put back, as a new tensor: a projection, affine in y, fixed a level.
+"""(y [N, *shape], level) -> y with its known part put back, as a new tensor.
 
-It is called after every move, and where a density is asked for.
+It is an affine projection of y, always the same one at a level. The sampler calls it after every move, and before it
+asks for a density.
 """
 
 
@@ -32,90 +42,6 @@ class Callback(Protocol):
     def __call__(self, *, level: int, step: int, y: Tensor) -> None: ...
 
 
-class SamplerSettings(TypedDict):
-    """What `sample` wants to know beside densities and noise."""
-
-    steps: Sequence[int]
-    step_scale: float
-    temperature: float
-    denoise: float
-    kernel: Kernel
-
-
-AUTO_STEPS = 5
-"""Steps a level of ``steps: auto``, one fewer at the top, so that six levels cost 29 gradients and denoising one."""
-AUTO_REACH = 15
-"""So many steps of the trained size go as far as those of ``steps: auto``, unless a run has a number of its own."""
-AUTO_TEMPERATURE = 0.72
-
-
-def resolved(sampling: SamplingConfig, trained_steps: int) -> SamplingConfig:
-    """The configuration with nothing left open, for a model trained with ``trained_steps`` a level."""
-    steps = trained_steps if sampling.steps is None else sampling.steps
-    usual = AUTO_TEMPERATURE if steps == "auto" else 1.0
-    temperature = usual if sampling.temperature is None else sampling.temperature
-    return sampling.model_copy(update={"steps": steps, "temperature": temperature})
-
-
-def deciding(sampling: SamplingConfig, trained_steps: int) -> dict[str, Any]:
-    """Those of the `resolved` settings, by name, that images drawn under them depend on."""
-    settings = resolved(sampling, trained_steps).model_dump()
-    idle: set[str] = set()
-    if sampling.kernel != "hmc":
-        idle |= {"leapfrog_steps"}
-    if settings["steps"] in ("auto", 0, trained_steps):
-        idle |= {"step_adjustment"}
-    if settings["steps"] == 0:
-        idle |= {"kernel", "leapfrog_steps", "temperature"}
-    return {name: value for name, value in settings.items() if name not in idle}
-
-
-def sampler_settings(
-    sampling: SamplingConfig, trained_steps: int, num_levels: int, reach: int = AUTO_REACH
-) -> SamplerSettings:
-    """A configuration's answers to `sample`, for a model trained with ``trained_steps`` a level.
-
-    Args:
-        reach: how many steps of the trained size those of ``steps: auto`` go as far as.
-
-    Raises:
-        ValueError: there is no such kernel.
-    """
-    sampling = resolved(sampling, trained_steps)
-    assert sampling.steps is not None
-    assert sampling.temperature is not None
-    if sampling.steps == "auto":
-        steps = [AUTO_STEPS] * (num_levels - 1) + [AUTO_STEPS - 1]
-        step_scale = step_adjustment(reach, AUTO_STEPS)
-    else:
-        steps = [sampling.steps] * num_levels
-        step_scale = step_adjustment(trained_steps, sampling.steps) if sampling.step_adjustment else 1.0
-    return {
-        "steps": steps,
-        "step_scale": step_scale,
-        "temperature": sampling.temperature,
-        "denoise": sampling.denoise,
-        "kernel": kernel_named(sampling.kernel, sampling.leapfrog_steps),
-    }
-
-
-def refine(
-    position: Position,
-    step_size: Tensor,
-    noise: ImageNoise,
-    steps: int,
-    kernel: Kernel = langevin,
-    after: Callable[[Tensor, int], Tensor] | None = None,
-) -> Position:
-    """``steps`` moves of a chain (eq. 5); ``after(y, k)`` is called with k = 1 … steps and may return another y."""
-    for k in range(1, steps + 1):
-        position = kernel(position, step_size, noise)
-        y = position.y if after is None else after(position.y, k)
-        if y is not position.y:
-            position = position.moved(y)
-    return position
-
-
 @torch.no_grad()
 def sample(
     schedule: NoiseSchedule,
@@ -123,83 +49,76 @@ def sample(
     log_density: LevelLogDensity,
     noise: ImageNoise,
     shape: tuple[int, ...],
-    *,
-    steps: int | Sequence[int],
-    step_scale: float = 1.0,
-    temperature: float = 1.0,
-    denoise: float = 2.0,
-    kernel: Kernel = langevin,
-    passes: int = 1,
+    plan: ChainPlan,
     constrain: Constrain | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Draw one sample for each stream of ``noise`` (Algorithm 2): x_0 denoised once, [N, *shape].
+    """Draw one sample for each stream of ``noise`` (Algorithm 2): x_0, denoised once, [N, *shape].
 
     Args:
-        steps: steps of the chain a level, K, or of each level from 0 up; 0 leaves the initializer alone.
-        step_scale: factor on the step sizes; `step_adjustment` for Table 2's rule.
-        temperature: of the chains, which draw from p(y_t | x_{t+1})^(1 / temperature); it leaves the proposals alone.
-        denoise: factor c on the gradient in the last, noise-free step (eq. 18); 0 leaves x_0 / alpha_bar_0.
-        kernel: of the chains: `langevin`, `mala` or `hmc` of so many leapfrog steps.
-        passes: visits to each level. Before every visit but the first x_{t+1} is drawn anew from the x_t at hand
-            (Lugmayr et al., 2022): a Gibbs sampler of both. Free images do not need it; with ``constrain``, x_{t+1}
-            was drawn from less than is known of x_t, and only this makes up for it.
+        plan: steps, sizes and kernel of the chains, see `ChainPlan`.
+        constrain: puts the known part of images back, for inpainting.
+        callback: sees every move.
+
+    Raises:
+        ValueError: the plan has not one number of steps for each level.
     """
+    if len(plan.steps) != schedule.num_levels:
+        raise ValueError(f"steps: expected a number for each of {schedule.num_levels} levels, found {len(plan.steps)}")
     schedule = schedule.to(noise.device)
-    steps = [steps] * schedule.num_levels if isinstance(steps, int) else steps
-    if len(steps) != schedule.num_levels:
-        raise ValueError(f"steps: expected a number for each of {schedule.num_levels} levels, found {len(steps)}")
-    scale = step_scale * math.sqrt(temperature)
-    x = noise.normal(shape)
-    for level, visit in itertools.product(reversed(range(schedule.num_levels)), range(passes)):
-        if visit:
-            x = schedule.alpha_step[level] * x + schedule.sigma_step[level] * noise.normal(shape)
-
-        def put_back(y: Tensor, level: int = level) -> Tensor:
-            return y if constrain is None else constrain(y, level)
-
-        def after(y: Tensor, k: int, level: int = level, put_back: Callable[[Tensor], Tensor] = put_back) -> Tensor:
-            y = put_back(y)
-            if callback is not None:
-                callback(level=level, step=k, y=y)
-            return y
-
-        def at_level(y: Tensor, level: int = level) -> Tensor:
-            return log_density(y, level)
-
-        target = tempered(recovery(with_gradient(at_level), x, schedule.precision[level]), temperature)
-        if constrain is not None:
-            target = within(target, put_back)
-        y = after(propose(x, level) + schedule.proposal_std[level] * noise.normal(shape), 0)
-        chain = refine(Position(y, target), scale * schedule.step_size[level], noise, steps[level], kernel, after)
-        x = chain.y / schedule.alpha_y[level]
-    return denoised(schedule, log_density, x, denoise)
+    step_sizes = plan.step_scale * math.sqrt(plan.temperature) * schedule.step_size
+    put_back, report = constrain or _unconstrained, callback or _unreported
+    x = noise.normal(shape)  # x_T ~ N(0, I)
+    for level in reversed(range(schedule.num_levels)):
+        for visit in range(plan.passes):
+            if visit:  # x_{t+1} anew from x_t
+                x = schedule.alpha_step[level] * x + schedule.sigma_step[level] * noise.normal(shape)
+            target = recovery_target(log_density, x, schedule, level, plan.temperature)  # eq. 3
+            if constrain is not None:
+                target = restricted_to(target, at_level(constrain, level))
+            y = propose(x, level) + schedule.proposal_std[level] * noise.normal(shape)  # eq. 6
+            chain = Position(put_back(y, level), target)
+            report(level=level, step=0, y=chain.y)
+            for step in range(1, plan.steps[level] + 1):
+                chain = plan.kernel(chain, step_sizes[level], noise)  # eq. 5
+                chain = chain.moved(put_back(chain.y, level))
+                report(level=level, step=step, y=chain.y)
+            x = chain.y / schedule.alpha_y[level]
+    return denoised(schedule, log_density, x, plan.denoise)  # eq. 18
 
 
-def within(target: Target, put_back: Callable[[Tensor], Tensor]) -> Target:
-    """A target on the places that a projection leaves alone, with no slope across them.
+def recovery_target(
+    log_density: LevelLogDensity, x_next: Tensor, schedule: NoiseSchedule, level: int, temperature: float = 1.0
+) -> Target:
+    """log p(y_t | x_{t+1}) / temperature with its gradient (eq. 3); the marginal density at the highest level."""
+    marginal = with_gradient(at_level(log_density, level))
+    return tempered(recovery(marginal, x_next, schedule.precision[level]), temperature)
 
-    A kernel that accepts or rejects then weighs the way of what is unknown alone: that of what is known, which is
-    put back anyhow, would refuse good moves and leave another density unchanged than the conditional one.
-    """
 
-    def along(y: Tensor) -> tuple[Tensor, Tensor]:
-        place, pull_back = torch.func.vjp(put_back, y)[:2]
-        value, gradient = target(place)
-        return value, pull_back(gradient)[0]
+def at_level(function: Callable[[Tensor, int], Tensor], level: int) -> LogDensity:
+    """A function of (y, level) as a function of y alone."""
+    return lambda y: function(y, level)
 
-    return along
+
+def refine(position: Position, step_size: Tensor, noise: ImageNoise, steps: int, kernel: Kernel = langevin) -> Position:
+    """Where a chain stands after ``steps`` moves (eq. 5)."""
+    for _ in range(steps):
+        position = kernel(position, step_size, noise)
+    return position
 
 
 def denoised(schedule: NoiseSchedule, log_density: LevelLogDensity, x: Tensor, factor: float, level: int = 0) -> Tensor:
     """(x_t + c sigma_bar_t^2 grad_{x_t} f(alpha_y x_t)) / alpha_bar_t, eq. 18 at t = 0; c = 1 is the posterior mean."""
     if factor:
         alpha = schedule.alpha_y[level]
-        _, gradient = with_gradient(lambda y: log_density(y, level))(alpha * x)
+        _, gradient = with_gradient(at_level(log_density, level))(alpha * x)
         x = x + factor * schedule.sigma_bar[level] ** 2 * alpha * gradient
     return x / schedule.alpha_bar[level]
 
 
-def step_adjustment(trained_steps: int, steps: int) -> float:
-    """Table 2's factor on the step size, sqrt(K / K'), for K' steps where K were trained."""
-    return math.sqrt(trained_steps / steps) if steps else 1.0
+def _unconstrained(y: Tensor, level: int) -> Tensor:
+    return y
+
+
+def _unreported(*, level: int, step: int, y: Tensor) -> None:
+    pass

@@ -16,7 +16,8 @@ from cdrl.model import CDRL
 from cdrl.networks import FoldedEnergy
 from cdrl.runs.run import read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
-from cdrl.sampling.sampler import sample, sampler_settings
+from cdrl.sampling.sampler import sample
+from cdrl.sampling.settings import plan_chains
 from cdrl.training.engine import Trainee, World, checkpoint_written_whole, linear_schedule
 from cdrl.training.objective import Losses, Network, cooperative_losses
 
@@ -142,7 +143,7 @@ class CooperativeTrainer:
             conditioned.log_density,
             ImageNoise([derive_seed("sample", seed) for seed in range(count)], self.world.device),
             self.averaged.shape,
-            **sampler_settings(self.config.sampling, self.config.training.langevin_steps, self.schedule.num_levels),
+            plan_chains(self.config.sampling, self.config.training.langevin_steps, self.schedule.num_levels),
         )
 
     def save(self, path: Path, state: Mapping[str, float]) -> None:

@@ -16,12 +16,13 @@ from torch import Tensor
 from cdrl.config import DataConfig
 from cdrl.data import DataError, Split, load_images
 from cdrl.runs.run import RunError, write_json
-from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.noise import derive_seed
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, Generated
 from pipelines.decoding import figure_picture
-from pipelines.detection.scores import BATCH, PAPER_SCORE, Readings, all_scores, detection_figures, read_levels
+from pipelines.detection.scores import PAPER_SCORE, Readings, all_scores, detection_figures, read_levels
 from pipelines.generation import default_device
+from pipelines.images import Images
 
 _OWN_SPLITS: tuple[Split, ...] = ("test", "train")
 _DATA_SETS = tuple(name for name in get_args(DataConfig.model_fields["name"].annotation) if name != "checkerboard")
@@ -164,16 +165,6 @@ def title(spec: str) -> str:
     return Path(path).name if name in ("folder", "shards") else name
 
 
-def grids_of(pipeline: CDRLPipeline, images: Tensor) -> Tensor:
-    """What the density is asked about images [N, C, H, W] in [-1, 1]: [N, *shape], see `CDRLPipeline.encoded`."""
-    parts = []
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH].to(pipeline.device)
-        noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], pipeline.device)
-        parts.append(pipeline.encoded(part, noise))
-    return torch.cat(parts)
-
-
 # ---- detection -----------------------------------------------------------------------------------------------------
 
 
@@ -194,8 +185,9 @@ class Detection:
 
 def detect(
     pipeline: CDRLPipeline,
-    out: Sequence[str],
+    out: Sequence[str] = (),
     *,
+    images: Mapping[str, Generated | Images] | None = None,
     in_distribution: str = "test",
     num_images: int = 1000,
     seed: int = 0,
@@ -207,6 +199,7 @@ def detect(
     Args:
         in_distribution: ``test``, ``train`` or another data set, see `Source`.
         out: the other sets, see `Source`.
+        images: further sets by name, such as samples that the pipeline returned, see `CDRLPipeline.images_of`.
         num_images: of each set at most.
 
     Raises:
@@ -215,22 +208,23 @@ def detect(
     """
     if pipeline.config.space == "point":
         raise RunError("detection reads images, but this is a run of 2-D points")
-    if len(set(out)) < len(out) or not out:
+    given = {name: pipeline.images_of(found).cpu() for name, found in (images or {}).items()}
+    if len({*out, *given}) < len(out) + len(given) or not (out or given):
         raise DataError("the sets to be told from the in-distribution one: expected at least one, and none twice")
     if in_distribution in SYNTHETIC:
         raise DataError(f"{in_distribution}: is made of in-distribution images, and cannot be these itself")
     own = pipeline.config.data
     inside, sources = Source.parse(in_distribution, own), [Source.parse(spec, own) for spec in out]
-    images = inside.images(num_images, seed)
+    inside_images = inside.images(num_images, seed)
 
     def images_of(source: Source) -> Tensor:
         if source.spec in SYNTHETIC:
             generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", source.spec))
-            return SYNTHETIC[source.spec](images, generator)
+            return SYNTHETIC[source.spec](inside_images, generator)
         return source.images(num_images, seed)
 
     def readings_of(spec: str, found: Tensor) -> Readings:
-        grids = grids_of(pipeline, found)
+        grids = pipeline.grids_of(found)
         readings = read_levels(pipeline.model.schedule, pipeline.model.conditioned().log_density, grids)
         broken = int((~(readings.log_density + readings.gradient_norm).isfinite().all(dim=1)).sum())
         if broken:
@@ -238,23 +232,24 @@ def detect(
         return readings
 
     # All are read before any is scored, so that a missing one is told at once.
-    others = {source.spec: images_of(source) for source in sources}
+    others = {**{source.spec: images_of(source) for source in sources}, **given}
+    notes = {**{source.spec: source.note() for source in sources}, **dict.fromkeys(given, "images that were given")}
     reference = readings_of("train", Source.parse("train", own).images(num_images, seed))
-    inside_scores = all_scores(readings_of(in_distribution, images), reference)
+    inside_scores = all_scores(readings_of(in_distribution, inside_images), reference)
     sets, outside = {}, {}
-    for source in sources:
-        readings = reference if source.spec == "train" else readings_of(source.spec, others[source.spec])
+    for name, found in others.items():
+        readings = reference if name == "train" else readings_of(name, found)
         scores = all_scores(readings, reference)
-        outside[source.spec] = scores[PAPER_SCORE]
-        sets[source.spec] = {
-            "note": source.note(),
+        outside[name] = scores[PAPER_SCORE]
+        sets[name] = {
+            "note": notes[name],
             "num_images": len(scores[PAPER_SCORE]),
-            "scores": {name: detection_figures(inside_scores[name], values) for name, values in scores.items()},
+            "scores": {score: detection_figures(inside_scores[score], values) for score, values in scores.items()},
         }
     report = {
         "data": own.name,
         "in_distribution": inside.note(),
-        "num_images": len(images),
+        "num_images": len(inside_images),
         "seed": seed,
         "out_of_distribution": sets,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from cdrl.config import DataConfig
 from cdrl.data import ImageSet, load_images
 from cdrl.runs.run import RunError, write_json
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.base import CDRLPipeline
 from pipelines.composition import compose, concept_class
 from pipelines.decoding import LatentDecoder, captioned_picture
 from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
@@ -96,7 +96,7 @@ def judged_composition(
     attributes: Sequence[int],
     guidance: float | None,
     seeds: Sequence[int],
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Readings:
     """Draw images that are to show values of some attributes, all combinations in turn, and have them read.
 
@@ -117,9 +117,7 @@ def shown_values(num_attributes: int) -> list[dict[int, bool]]:
     return [*growing, *all_but_one, dict.fromkeys(range(num_attributes), False)]
 
 
-def composition_picture(
-    pipeline: CDRLPipeline, guidance: float, seeds: Sequence[int], **options: Unpack[SamplerOptions]
-) -> Tensor:
+def composition_picture(pipeline: CDRLPipeline, guidance: float, seeds: Sequence[int], **options: Any) -> Tensor:
     """The same seeds under growing and changing sets of concepts, named under each row (Figure 4): uint8 [3, H, W]."""
     names, rows = pipeline.config.data.attributes, []
     for values in shown_values(len(names)):
@@ -136,7 +134,7 @@ def run_composition(
     num_images: int,
     *,
     seed: int = 0,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> dict[str, Any]:
     """Judge compositions under every weight and the plain sum; figures.json and a picture a weight in RUN/composition.
 
@@ -170,7 +168,7 @@ def run_composition(
     figures = {
         "num_images": num_images,
         "seed": seed,
-        "sampling": pipeline.sampling(options).model_dump(),
+        "sampling": pipeline.drawing(**options).settings.model_dump(),
         "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
         "composed": drawn,
     }

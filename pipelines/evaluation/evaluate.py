@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write
 from cdrl.training.engine import World, start
 from cdrl.training.loop import Measured
 from cdrl.training.monitor import summed_over_processes
-from pipelines.base import CDRLPipeline, SamplerOptions, find_model
+from pipelines.base import CDRLPipeline, find_model
 from pipelines.decoding import Decoder, to_bytes
 from pipelines.evaluation.distances import (
     Reference,
@@ -51,11 +51,11 @@ def evaluate_run(
     features: FeaturesName = "inception",
     weights: Path | None = None,
     seed: int = 0,
-    label: int | None = None,
+    label: int | str | None = None,
     guidance: float = 0.0,
     blocks: int = 5,
     best: bool = False,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """Measure samples of a run against real images; every process calls it, the main one measures.
 
@@ -68,10 +68,10 @@ def evaluate_run(
         statistics: published statistics of real images (.npz with mu and sigma) to be used instead of a split.
         features: ``inception``, or ``lite0`` where its weights cannot be had.
         weights: the file of Inception's weights; by default it is looked for in the folder ``data.cache``.
-        label: class id of all images; -1 for no class; all classes in turn by default.
+        label: class id or name of all images; -1 for no class; all classes in turn by default.
         blocks: parts into which the seeds are divided to see how much the figures vary; 1 for none.
         best: the model that was best in training, instead of the last.
-        options: see `SamplerOptions`.
+        options: as in calling the pipeline.
 
     Raises:
         RunError: the run has no images or no such model, or the weights or the statistics cannot be used.
@@ -138,7 +138,7 @@ def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> st
 
     ``facts`` have only those settings of the sampler that the images depend on.
     """
-    own = pipeline.sampling({}).model_dump()
+    own = pipeline.drawing().settings.model_dump()
     words = {
         "steps": "steps{}",
         "step_adjustment": "adjusted{}",

@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch import Tensor
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import load_tensors, save_tensors, write_json
 from cdrl.sampling.noise import derive_seed
-from cdrl.sampling.sampler import deciding
+from cdrl.sampling.settings import settings_that_change_images
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, stop_requests
-from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import to_bytes
-from pipelines.generation import label_asked, labels_in_turn
+from pipelines.generation import label_asked, labels_of
 
 
 class SampleStore:
@@ -31,9 +31,9 @@ class SampleStore:
     Args:
         run: the samples go below it, into evaluation/samples_….
         model: folder of the model that ``pipeline`` has opened.
-        label: class id of all images; -1 for no class; None for all classes in turn.
+        label: class id or name of all images; -1 for no class; None for all classes in turn.
         guidance: weight w of classifier-free guidance (eq. 11, 12).
-        options: see `SamplerOptions`.
+        options: as in calling the pipeline.
     """
 
     def __init__(
@@ -42,13 +42,15 @@ class SampleStore:
         model: Path,
         pipeline: CDRLPipeline,
         *,
-        label: int | None = None,
+        label: int | str | None = None,
         guidance: float = 0.0,
-        **options: Unpack[SamplerOptions],
+        **options: Any,
     ) -> None:
+        how = pipeline.drawing(**options)
         self._pipeline, self._label, self._guidance, self._options = pipeline, label, guidance, options
+        self._batch_size, self._shows_progress = how.batch_size, how.progress
         self.settings: dict[str, Any] = {
-            **deciding(pipeline.sampling(options), pipeline.config.training.langevin_steps),
+            **settings_that_change_images(how.settings, pipeline.config.training.langevin_steps),
             "guidance": guidance,
             "label": label_asked(pipeline, label),
             "weights": _fingerprint(model),
@@ -62,7 +64,7 @@ class SampleStore:
         Raises:
             Interrupted: after Ctrl-C or SIGTERM, with all finished batches kept.
         """
-        size = self._options.get("batch_size", 64)
+        size = self._batch_size
         there = self._seeds()
         # All look before any draws: the batches are then divided alike everywhere.
         barrier()
@@ -70,7 +72,7 @@ class SampleStore:
         waiting = [left for batch in batches if (left := [seed for seed in batch if seed not in there])]
         if world.is_main and waiting:
             write_json(self.folder / "settings.json", self.settings)
-        shown = world.is_main and self._options.get("progress", False)
+        shown = world.is_main and self._shows_progress
         bar = progress_bar(len(waiting), "draw", unit="batch", shown=shown)
         with stop_requests() as stop_requested:
             for batch in waiting[world.rank :: world.size]:
@@ -93,9 +95,9 @@ class SampleStore:
 
     def _draw_batch(self, batch: Sequence[int], world: World) -> None:
         started = time.monotonic()
-        label = labels_in_turn(self._pipeline, batch) if self._label is None else self._label
-        own: SamplerOptions = {**self._options, "progress": False}
-        generated = self._pipeline(len(batch), seeds=batch, label=label, guidance=self._guidance, **own)
+        label = labels_of(self._pipeline, self._label, batch)
+        own = {**self._options, "progress": False}
+        generated = self._pipeline(seeds=batch, label=label, guidance=self._guidance, **own)
         images = to_bytes(generated.tensors).cpu()
         save_tensors(
             self.folder / f"from_{batch[0]:08d}.safetensors",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Unpack
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +13,13 @@ from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Tensor
 
-from cdrl.config import SamplingConfig
-from cdrl.model import Label
+from cdrl.config import SamplerSettings
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import Callback, Constrain
-from pipelines.base import CDRLPipeline, Ingredients, SamplerOptions
+from pipelines.base import CDRLPipeline, Drawing, Generated, ImageSource, LabelOrName, SourceOfRows, chosen_seeds
 from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
+from pipelines.guidance import Guidance
+from pipelines.images import Images
 from pipelines.inpainting.masks import hidden_cells
 from pipelines.inpainting.observations import Seen, block_means, cells, enlarged, kept, measured, weighed
 
@@ -146,7 +147,7 @@ class Filled:
         grids: what CDRL drew: pixels or standardized latents, [N, *shape].
         energies: -f of the grids at level 0, up to a constant, [N].
         by: ``reset`` or ``likelihood``, the one that was used.
-        sampling: settings of the sampler that were used, none left open.
+        settings: of the sampler, none left open.
         chains: every move in its order, if asked for.
     """
 
@@ -154,7 +155,7 @@ class Filled:
     grids: Tensor
     energies: Tensor
     by: str
-    sampling: SamplingConfig
+    settings: SamplerSettings
     chains: tuple[Move, ...] = ()
 
     @property
@@ -185,73 +186,90 @@ class _Recorder:
 @torch.no_grad()
 def fill(
     pipeline: CDRLPipeline,
-    given: Tensor,
+    given: Generated | Images,
     observation: Observation,
     *,
-    seeds: Sequence[int] | None = None,
-    label: Label = None,
-    guidance: float = 0.0,
     by: str | None = None,
     passes: int = PASSES,
     keep_chains: bool = False,
-    **options: Unpack[SamplerOptions],
+    **asked: Any,
 ) -> Filled:
     """Draw each of some images from its own seed, given what is known of it.
 
     Args:
-        given: images [N, C, H, W] in [-1, 1]; what is not known of them does not matter, not even in latent runs.
+        given: images of the run's size in any usual form, see `CDRLPipeline.images_of`; what is not known of them
+            does not matter, not even in latent runs.
         by: ``reset`` puts what is known back after every move (Appendix C), in a latent run the latent's cells whose
             pixels are all known; ``likelihood`` multiplies the density by that of what is known, see
             `pipelines.inpainting.observations.measured`. By default pixels are reset and latents weighed.
-        passes: visits to each level, see `cdrl.sampling.sampler.sample`: the more, the better the rest agrees with
-            what is known.
+        passes: visits to each level, see `cdrl.sampling.settings.ChainPlan`: the more, the better the rest agrees
+            with what is known.
         keep_chains: keep every move.
-        seeds, label, guidance, options: as in calling the pipeline; under a likelihood ``denoise`` is 1 by default,
-            since twice the gradient goes beyond what is known.
+        asked: ``seeds``, ``seed``, ``label``, ``guidance`` and the sampler's options, as in calling the pipeline. Under
+            a likelihood ``denoise`` is 1 by default, since twice the gradient goes beyond what is known.
 
     Raises:
+        TypeError: there is no such option.
         ValueError: arguments are not fit for the images, or ``by`` is not for this run.
     """
-    count, decoder = len(given), pipeline.decoder
+    decoder = pipeline.decoder
     if not isinstance(decoder, PixelDecoder | LatentDecoder):
         raise ValueError("2-D points have no pixels to fill in")
     if passes < 1:
         raise ValueError(f"passes: expected at least 1, found {passes}")
-    latent = isinstance(decoder, LatentDecoder)
-    by = ("likelihood" if latent else "reset") if by is None else by
-    known = observation.seen(given.to(pipeline.device))
-    free = pipeline.ingredients(count, seeds, label, guidance)
-    batch_size = options.get("batch_size", 64)
-    recorder = _Recorder(options.get("callback")) if keep_chains else None
-    settings: SamplerOptions = {**options}
-    if recorder is not None:
-        settings["callback"] = recorder
-    if by == "reset":
-        constrain = resetting(pipeline, decoder, known, observation)
-        drawn = pipeline.draw(count, free, constrain, passes=passes, **settings)
-    elif by == "likelihood":
-        if settings.get("denoise") is None:
-            settings["denoise"] = 1.0
-        weighing = weighing_by_decoder(pipeline, decoder, known, observation, free)
-        drawn = pipeline.draw(count, weighing, passes=passes, **settings)
-    else:
+    by = ("likelihood" if isinstance(decoder, LatentDecoder) else "reset") if by is None else by
+    if by not in ("reset", "likelihood"):
         raise ValueError(f"by: expected reset or likelihood, found '{by}'")
+    images = pipeline.images_of(given)
+    known, count = observation.seen(images), len(images)
+    if by == "likelihood" and asked.get("denoise") is None:
+        asked = {**asked, "denoise": 1.0}
+    request = _requested(pipeline, count, **asked)
+    how = replace(request.how, plan=replace(request.how.plan, passes=passes))
+    recorder = _Recorder(how.callback) if keep_chains else None
+    if recorder is not None:
+        how = replace(how, callback=recorder)
+    if by == "reset":
+        drawn = pipeline.draw(count, request.source, how, resetting(pipeline, decoder, known, observation))
+    else:
+        drawn = pipeline.draw(count, weighing_by_decoder(pipeline, decoder, known, observation, request.source), how)
     images = drawn.tensors
-    if latent:
+    if isinstance(decoder, LatentDecoder):
         images = observation.without_seam(images, known)
     return Filled(
         observation.completed(images, known),
         drawn.grids,
-        energies_of(pipeline, drawn.grids, label, batch_size),
+        energies_of(pipeline, drawn.grids, request.labels, how.batch_size),
         by,
-        pipeline.sampling(settings),
-        recorder.chains(math.ceil(count / batch_size)) if recorder is not None else (),
+        how.settings,
+        recorder.chains(math.ceil(count / how.batch_size)) if recorder is not None else (),
     )
 
 
-def energies_of(pipeline: CDRLPipeline, grids: Tensor, label: Label, batch_size: int) -> Tensor:
-    """-f of grids [N, *shape] at level 0, so many at a time: [N]."""
-    labels = pipeline.model.labels(label, len(grids), grids.device)
+class _Request(NamedTuple):
+    """What the caller of `fill` asked for, as the pipeline's `draw` takes it."""
+
+    source: SourceOfRows
+    labels: Tensor
+    how: Drawing
+
+
+def _requested(
+    pipeline: CDRLPipeline,
+    count: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    seed: int | None = None,
+    label: LabelOrName = None,
+    guidance: float | Guidance = 0.0,
+    **options: Any,
+) -> _Request:
+    how, labels = pipeline.drawing(**options), pipeline.class_ids(label, count)
+    return _Request(pipeline.source(chosen_seeds(count, seeds, seed), labels, guidance), labels, how)
+
+
+def energies_of(pipeline: CDRLPipeline, grids: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """-f of grids [N, *shape] of classes [N] at level 0, ``batch_size`` at a time: [N]."""
     parts = zip(grids.split(batch_size), labels.split(batch_size), strict=True)
     return torch.cat([-pipeline.log_density(part, label=ids) for part, ids in parts])
 
@@ -280,11 +298,11 @@ def weighing_by_decoder(
     decoder: PixelDecoder | LatentDecoder,
     known: Tensor,
     observation: Observation,
-    free: Callable[[slice], Ingredients],
-) -> Callable[[slice], Ingredients]:
-    """The same ingredients, their density times the likelihood of ``known``, which is seen of decoded grids."""
+    free: SourceOfRows,
+) -> SourceOfRows:
+    """The same images, their density times the likelihood of ``known``, which is seen of decoded grids."""
 
-    def ingredients(rows: slice) -> Ingredients:
+    def source(rows: slice) -> ImageSource:
         noise, propose, log_density = free(rows)
         likelihood = measured(
             pipeline.model.schedule,
@@ -293,6 +311,6 @@ def weighing_by_decoder(
             known[rows],
             STD,
         )
-        return noise, propose, weighed(log_density, likelihood)
+        return ImageSource(noise, propose, weighed(log_density, likelihood))
 
-    return ingredients
+    return source

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from cdrl.data import load_images, prepare_images, read_picture
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
@@ -86,20 +86,20 @@ class Filling:
     Attributes:
         fills: an image.
         seed: of the first fill; the next has the next seed.
-        label: class id, -1 for no class; by default none, and for held-out images of a run with classes their own.
+        label: class id or name, -1 for no class; by default none, and for held-out images of a run with classes their own.
         guidance, by, passes: see `fill`.
     """
 
     fills: int = 5
     seed: int = 0
-    label: int | None = None
+    label: int | str | None = None
     guidance: float = 0.0
     by: str | None = None
     passes: int = PASSES
 
 
 def run_inpainting(
-    run: Path, image: Path, gap: Gap, filling: Filling, *, out: Path | None = None, **options: Unpack[SamplerOptions]
+    run: Path, image: Path, gap: Gap, filling: Filling, *, out: Path | None = None, **options: Any
 ) -> tuple[Path, list[str]]:
     """Fill in one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
 
@@ -134,7 +134,7 @@ def measure_inpainting(
     filling: Filling,
     *,
     out: Path | None = None,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> tuple[Path, dict[str, Any]]:
     """Fill in the first held-out images, and measure: FOLDER/figures.json and FOLDER/grid.png.
 
@@ -176,14 +176,14 @@ def filled_in(
     observation: Observation,
     filling: Filling,
     classes: Tensor | None = None,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Filled:
     """Several fills of each of some images [N, C, H, W], one after the other: fill j of image i has seed + i fills + j.
 
     Args:
         classes: class ids [N] of the images, for fills that are told no other.
     """
-    told = classes if filling.label is None else torch.full((len(given),), filling.label)
+    told = classes if filling.label is None else pipeline.class_ids(filling.label, len(given))
     return fill(
         pipeline,
         given.repeat_interleave(filling.fills, dim=0),
@@ -202,7 +202,7 @@ def circumstances(gap: Gap, filling: Filling, filled: Filled) -> dict[str, Any]:
     return {
         "gap": dict([gap.given]),
         "filling": {**asdict(filling), "by": filled.by},
-        "sampling": filled.sampling.model_dump(),
+        "sampling": filled.settings.model_dump(),
     }
 
 

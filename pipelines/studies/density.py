@@ -173,7 +173,7 @@ def sample_levels(pipeline: CDRLPipeline, seeds: range) -> tuple[list[Tensor], T
     ends: list[list[Tensor]] = [[] for _ in range(pipeline.model.schedule.num_levels)]
 
     def keep(*, level: int, step: int, y: Tensor) -> None:
-        if step == pipeline.settings({})["steps"][level]:
+        if step == pipeline.drawing().plan.steps[level]:
             ends[level].append(y.cpu())
 
     samples = pipeline(len(seeds), seeds=seeds, batch_size=_BATCH, callback=keep, progress=True).grids

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Unpack
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from cdrl.data import load_images
 from cdrl.runs.run import RunError, write_json
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import captioned_picture, figure_picture
 from pipelines.evaluation.referee import Referee, has_classes
 from pipelines.generation import default_device, labels_in_turn
@@ -75,7 +75,7 @@ def guidance_sweep(
     num_images: int,
     blocks: int,
     seed: int,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Sweep:
     """Judge samples of the same seeds, in blocks of their own seeds, under every weight; classes come in turn."""
     test = load_images(pipeline.config.data, "test")
@@ -101,9 +101,7 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": fmean(values), "std": spread, "blocks": list(values)}
 
 
-def sweep_images(
-    pipeline: CDRLPipeline, weights: Sequence[float], seed: int, **options: Unpack[SamplerOptions]
-) -> Tensor:
+def sweep_images(pipeline: CDRLPipeline, weights: Sequence[float], seed: int, **options: Any) -> Tensor:
     """The same noise under growing guidance: a row a class, ten at most, and a column a weight. uint8 [3, H, W]."""
     rows = min(pipeline.model.num_classes, MAX_ROWS)
     seeds = range(seed, seed + rows)
@@ -140,14 +138,14 @@ def run_guidance_sweep(
     *,
     blocks: int,
     seed: int = 0,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> tuple[Path, Sweep]:
     """Write samples.png, curves.png and figures.json into RUN/guidance; returns the folder and the figures.
 
     Args:
         num_images: samples a block.
         blocks: each has seeds of its own, the same under every weight.
-        options: see `SamplerOptions`.
+        options: as in calling the pipeline.
 
     Raises:
         RunError: the run's images have no classes.
@@ -161,7 +159,7 @@ def run_guidance_sweep(
     folder = run / "guidance"
     save_picture(folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
     save_picture(folder / "curves.png", curves_picture(sweep))
-    sampling = pipeline.sampling(options).model_dump()
+    sampling = pipeline.drawing(**options).settings.model_dump()
     facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
     write_json(folder / "figures.json", {**facts, "real": sweep.real, "points": sweep.points})
     return folder, sweep

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from torch import Tensor
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.sampler import denoised
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, SamplerOptions
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
-from pipelines.generation import default_device, labels_in_turn
+from pipelines.generation import default_device, labels_of
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,21 @@ def long_chains(
     label: Sequence[int] | int | None,
     *,
     every: int,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> Chains:
     """Run Algorithm 2 with steps of the sizes used in training, and keep every so many states of every level."""
     steps = long_steps(options)
     recorder = _Recorder(pipeline.model.schedule.num_levels, sorted({*range(0, steps + 1, every), steps}))
-    own: SamplerOptions = {**long_options(options), "callback": recorder}
-    pipeline(len(seeds), seeds=seeds, label=label, **own)
+    pipeline(len(seeds), seeds=seeds, label=label, **{**long_options(options), "callback": recorder})
     return recorder.chains()
 
 
-def long_options(options: SamplerOptions) -> SamplerOptions:
+def long_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The sampler's options with what long chains have of their own. Raises ValueError as `long_steps`."""
     return {**options, "steps": long_steps(options), "step_adjustment": False, "denoise": 0.0}
 
 
-def long_steps(options: SamplerOptions) -> int:
+def long_steps(options: Mapping[str, Any]) -> int:
     """Steps of the chain at every level, 1,000 unless told otherwise. Raises ValueError for none."""
     steps = options.get("steps")
     if steps == 0 or steps == "auto":
@@ -134,19 +133,19 @@ def run_chains(
     num_images: int = 8,
     *,
     seed: int = 0,
-    label: int | None = None,
+    label: int | str | None = None,
     every: int | None = None,
     level: int = 0,
-    **options: Unpack[SamplerOptions],
+    **options: Any,
 ) -> tuple[Path, list[dict[str, Any]]]:
     """Long chains of a run: a picture of one level's states, a row an image, and the figures of all levels in JSON.
 
     Both lie in RUN/chains, named by kernel, steps and level; returns the picture's path and the figures.
 
     Args:
-        label: class id for all images; -1 for no class; all classes in turn by default.
+        label: class id or name for all images; -1 for no class; all classes in turn by default.
         every: steps between two states that are kept; by default a tenth of all.
-        options: see `SamplerOptions`; 1,000 steps a level unless told otherwise.
+        options: as in calling the pipeline; 1,000 steps a level unless told otherwise.
 
     Raises:
         RunError: the run has no images.
@@ -159,7 +158,7 @@ def run_chains(
     if not 0 <= level < num_levels:
         raise ValueError(f"level: expected 0 … {num_levels - 1}, found {level}")
     seeds = range(seed, seed + num_images)
-    labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
+    labels = labels_of(pipeline, label, seeds)
     steps = long_steps(options)
     chains = long_chains(
         pipeline,
@@ -170,7 +169,7 @@ def run_chains(
     )
     figures = chain_figures(pipeline, chains, labels)
     images = chain_images(pipeline, chains.states[level], level, labels)
-    sampling = pipeline.sampling(long_options(options))
+    sampling = pipeline.drawing(**long_options(options)).settings
     picture = run / "chains" / f"{sampling.kernel}_{steps}_steps_level_{level}.png"
     save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
     facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": sampling.model_dump()}

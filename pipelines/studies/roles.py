@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdrl.model import Label
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, Ingredients, SamplerOptions
+from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName
 from pipelines.decoding import captioned_picture
-from pipelines.generation import default_device, labels_in_turn
+from pipelines.generation import default_device, labels_of
 from pipelines.guidance import guided
 
 
@@ -33,7 +32,7 @@ class TwoStreams(ImageNoise):
         self._chains = ImageNoise(chains, device)
         self._in_chain = False
 
-    def watched(self, propose: Propose, log_density: LevelLogDensity) -> Ingredients:
+    def watched(self, propose: Propose, log_density: LevelLogDensity) -> ImageSource:
         """What draws images from these streams."""
 
         def proposed(x_next: Tensor, level: int) -> Tensor:
@@ -44,7 +43,7 @@ class TwoStreams(ImageNoise):
             self._in_chain = True
             return log_density(y, level)
 
-        return self, proposed, refined
+        return ImageSource(self, proposed, refined)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         return self._chains.normal(shape) if self._in_chain else super().normal(shape)
@@ -57,29 +56,29 @@ def drawn_from_two_streams(
     pipeline: CDRLPipeline,
     proposals: Sequence[int],
     chains: Sequence[int],
-    label: Label = None,
-    **options: Unpack[SamplerOptions],
+    label: LabelOrName = None,
+    **options: Any,
 ) -> Generated:
     """Draw images whose proposals' noise hangs on one seed, and whose chains' noise hangs on another.
 
     Args:
         proposals, chains: a seed each for every image.
-        options: see `SamplerOptions`.
+        options: as in calling the pipeline.
 
     Raises:
         ValueError: there is no such class or kernel.
     """
-    labels = pipeline.model.labels(label, len(proposals), pipeline.device)
+    labels = pipeline.class_ids(label, len(proposals))
 
-    def ingredients(rows: slice) -> Ingredients:
+    def source(rows: slice) -> ImageSource:
         noise = TwoStreams(
             [derive_seed("proposal", seed) for seed in proposals[rows]],
             [derive_seed("chain", seed) for seed in chains[rows]],
             pipeline.device,
         )
-        return noise.watched(*guided(pipeline.model, labels[rows], 0.0, len(noise)))
+        return noise.watched(*guided(pipeline.model, labels[rows], 0.0))
 
-    return pipeline.draw(len(proposals), ingredients, **options)
+    return pipeline.draw(len(proposals), source, pipeline.drawing(**options))
 
 
 def distance(first: Tensor, second: Tensor) -> float:
@@ -93,8 +92,8 @@ def run_roles(
     *,
     fresh: int = 6,
     seed: int = 0,
-    label: int | None = None,
-    **options: Unpack[SamplerOptions],
+    label: int | str | None = None,
+    **options: Any,
 ) -> tuple[Path, dict[str, Any]]:
     """One picture of both models' roles, RUN/roles.png, and how far apart its images are, RUN/roles.json.
 
@@ -104,8 +103,8 @@ def run_roles(
     their proposals, ``all_fresh`` between two that share no more than the class.
 
     Args:
-        label: class id for all images; -1 for no class; all classes in turn by default.
-        options: see `SamplerOptions`.
+        label: class id or name for all images; -1 for no class; all classes in turn by default.
+        options: as in calling the pipeline.
 
     Raises:
         RunError: the run has no images, or no initializer.
@@ -119,14 +118,15 @@ def run_roles(
     if pipeline.model.initializer is None:
         raise RunError(f"{run}: there is but one model in it: its initializer is null")
     seeds = range(seed, seed + num_images)
-    labels = labels_in_turn(pipeline, seeds) if label is None else [label] * num_images
+    labels = labels_of(pipeline, label, seeds)
 
-    without_chains: SamplerOptions = {**options, "steps": 0}
+    # Without chains only the last denoising and what changes no image are left to be set.
+    without_chains = {name: value for name, value in options.items() if name in ("denoise", "batch_size", "progress")}
 
     def draw(proposals: Sequence[int], chains: Sequence[int]) -> Tensor:
         return drawn_from_two_streams(pipeline, proposals, chains, labels, **options).tensors
 
-    alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, **without_chains).tensors
+    alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, steps=0, **without_chains).tensors
     full = draw(seeds, seeds)
     # Seeds that no image of this picture has.
     others = [range(seed + turn * num_images, seed + (turn + 1) * num_images) for turn in range(1, fresh + 1)]
@@ -142,7 +142,7 @@ def run_roles(
     words = ["initializer", "full", *["new chain"] * fresh]
     images = torch.stack(columns, dim=1).flatten(0, 1)
     save_picture(picture, captioned_picture([(images, words)], columns=len(columns)))
-    sampling = pipeline.sampling(options).model_dump()
+    sampling = pipeline.drawing(**options).settings.model_dump()
     facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
     write_json(picture.with_suffix(".json"), {**facts, **figures})
     return picture, figures

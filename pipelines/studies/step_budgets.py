@@ -5,17 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from autoencoder.lite0 import Lite0
-from cdrl.config import SamplingConfig
+from cdrl.config import SamplerSettings
 from cdrl.data import load_images
 from cdrl.runs.run import RunError, write_json
-from cdrl.sampling.sampler import AUTO_REACH, SamplerSettings, step_adjustment
+from cdrl.sampling.settings import AUTO_REACH, ChainPlan, step_adjustment
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.evaluation.distances import frechet_distance
@@ -26,38 +26,40 @@ from pipelines.jobs.quickstart import reconstructions
 
 BUDGETS = (15, 8, 5, 3)
 """Steps a level in the paper's Table 2."""
+_TOLD = ("steps", "step_scale", "temperature", "denoise")
 
 
-def budgets(pipeline: CDRLPipeline) -> dict[str, SamplerSettings]:
-    """Settings of the sampler by name: Table 2's, ``auto``, and the run's own.
+def budgets(pipeline: CDRLPipeline) -> dict[str, ChainPlan]:
+    """Plans of the sampler by name: Table 2's, ``auto``, and the run's own.
 
     Chains of 8, 5 and 3 steps go as far as 15 of the trained size: s' = s sqrt(15 / steps). ``auto`` is also taken
     apart: its steps without its temperature, and its temperature with 15 steps.
     """
-    own, auto = pipeline.settings({}), pipeline.settings({"steps": "auto"})
+    own, auto = pipeline.drawing().plan, pipeline.drawing(steps="auto").plan
     levels = pipeline.model.schedule.num_levels
-    plain: SamplerSettings = {**own, "temperature": 1.0}
-    table: dict[str, SamplerSettings] = {
-        str(steps): {**plain, "steps": [steps] * levels, "step_scale": step_adjustment(AUTO_REACH, steps)}
+    table = {
+        str(steps): replace(
+            own, temperature=1.0, steps=(steps,) * levels, step_scale=step_adjustment(AUTO_REACH, steps)
+        )
         for steps in BUDGETS
     }
     return {
         **table,
-        f"15 at temperature {auto['temperature']}": {**table["15"], "temperature": auto["temperature"]},
-        "auto at temperature 1": {**auto, "temperature": 1.0},
+        f"15 at temperature {auto.temperature}": replace(table["15"], temperature=auto.temperature),
+        "auto at temperature 1": replace(auto, temperature=1.0),
         "auto": auto,
         "the run's own": own,
     }
 
 
-def gradients(settings: SamplerSettings, own: SamplingConfig) -> int:
+def gradients(plan: ChainPlan, own: SamplerSettings) -> int:
     """Energy gradients that an image costs under the kernel that ``own`` names, with that of the last denoising.
 
     A kernel that accepts or rejects asks for one more a level than its steps do: that of the place it comes to last.
     """
     a_step = own.leapfrog_steps if own.kernel == "hmc" else 1
     a_level = int(own.kernel != "langevin")
-    return sum(a_step * steps + a_level for steps in settings["steps"] if steps) + bool(settings["denoise"])
+    return sum(a_step * steps + a_level for steps in plan.steps if steps) + bool(plan.denoise)
 
 
 Ruler = Callable[[Tensor, Tensor], float]
@@ -98,20 +100,20 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     name, ruler = ruler_of(pipeline, run, num_images)
-    own, rows = pipeline.sampling({}), []
-    for title, settings in budgets(pipeline).items():
+    own, rows = pipeline.drawing().settings, []
+    for title, plan in budgets(pipeline).items():
         distances, started = [], time.monotonic()
         for seed in seeds:
-            images, labels = _drawn(pipeline, settings, range(seed * num_images, (seed + 1) * num_images), batch_size)
+            images, labels = _drawn(pipeline, plan, range(seed * num_images, (seed + 1) * num_images), batch_size)
             distances.append(ruler(images, labels))
         rows.append(
             {
                 "steps": title,
-                "gradients": gradients(settings, own),
+                "gradients": gradients(plan, own),
                 name: statistics.mean(distances),
                 "half_range": (max(distances) - min(distances)) / 2,
                 "seconds": (time.monotonic() - started) / len(distances),
-                "settings": {name: value for name, value in settings.items() if name != "kernel"},
+                "settings": {name: value for name, value in vars(plan).items() if name in _TOLD},
             }
         )
     facts = {"num_images": num_images, "seeds": list(seeds), "sampling": own.model_dump()}
@@ -129,9 +131,8 @@ def budget_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _drawn(pipeline: CDRLPipeline, settings: SamplerSettings, seeds: range, batch_size: int) -> tuple[Tensor, Tensor]:
-    labels = labels_in_turn(pipeline, seeds) or [-1] * len(seeds)
-
-    ingredients = pipeline.ingredients(len(seeds), seeds, labels, guidance=0.0)
-    drawn = pipeline.draw(len(seeds), ingredients, settings=settings, batch_size=batch_size, progress=True)
-    return drawn.tensors.cpu(), torch.tensor(labels)
+def _drawn(pipeline: CDRLPipeline, plan: ChainPlan, seeds: range, batch_size: int) -> tuple[Tensor, Tensor]:
+    labels = pipeline.class_ids(labels_in_turn(pipeline, seeds), len(seeds))
+    how = replace(pipeline.drawing(batch_size=batch_size, progress=True), plan=plan)
+    drawn = pipeline.draw(len(seeds), pipeline.source(seeds, labels, guidance=0.0), how)
+    return drawn.tensors.cpu(), labels.cpu()

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
+
+from cdrl.config import SamplerSettings
 
 _JOURNEY = ("quickstart", "prepare", "train-autoencoder", "encode", "train", "sample", "judge", "evaluate", "report")
 
@@ -49,18 +52,26 @@ RunOption = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run, e.g. runs/digits")]
+
+
+def parse_label(value: str) -> int | str:
+    """A class as the command line names it: a number is an id, anything else a name."""
+    return int(value) if value.removeprefix("-").isdecimal() else value
+
+
 LabelOption = Annotated[
-    int | None, typer.Option(help="class id 0 … C-1; -1 for no class; all classes in turn by default")
+    Any,
+    typer.Option(
+        parser=parse_label,
+        metavar="<id|name>",
+        help="class: its id 0 … C-1 or its name; -1 for no class  [default: all classes in turn]",
+    ),
 ]
 
 Options = dict[str, Any]
-"""`SamplerOptions`, of which the door knows nothing before it is opened: to load all of it takes seconds."""
+"""Keywords of `CDRLPipeline.drawing`."""
 
 Verb = Callable[..., None]
-
-
-def _option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _steps(value: str) -> int | str:
@@ -69,44 +80,38 @@ def _steps(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
 
-_SAMPLER_OPTIONS = {
-    parameter.name: parameter
-    for parameter in (
-        _option(
-            "steps",
-            Annotated[
-                str | None,
-                typer.Option(
-                    parser=_steps, metavar="<int|auto>", help="steps a level; 0: initializer alone; auto: few and long"
-                ),
-            ],
-        ),
-        _option(
-            "step_adjustment",
-            Annotated[bool | None, typer.Option(help="scale step sizes by sqrt(K / steps), as in the paper's Table 2")],
-        ),
-        _option(
-            "kernel",
-            Annotated[
-                str | None,
-                typer.Option(help="langevin, or mala or hmc, which accept or reject; the run's own by default"),
-            ],
-        ),
-        _option("leapfrog_steps", Annotated[int | None, typer.Option(min=1, help="gradients in a step of hmc")]),
-        _option(
-            "temperature",
-            Annotated[
-                float | None, typer.Option(min=0.01, help="of the chains; below 1: less noise, fewer rare images")
-            ],
-        ),
-        _option("denoise", Annotated[float | None, typer.Option(min=0, help="factor c of the last denoising step")]),
-        _option("batch_size", Annotated[int, typer.Option(min=1, help="images at a time; changes no image")], 64),
+_TYPES: dict[str, Any] = {
+    "step_adjustment": bool,
+    "temperature": float,
+    "denoise": float,
+    "leapfrog_steps": int,
+}
+
+
+def _sampler_option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The option of a sampler's setting: its meaning and default are those of `SamplerSettings`."""
+    default = "" if field.default is None else f", else {field.default}"
+    text = f"{field.description}  [default: the run's own{default}]"
+    option = (
+        typer.Option(parser=_steps, metavar="<int|auto>", help=text) if name == "steps" else typer.Option(help=text)
     )
+    annotation = Annotated[_TYPES.get(name, str) | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_SAMPLER_OPTIONS = {
+    **{name: _sampler_option(name, field) for name, field in SamplerSettings.model_fields.items()},
+    "batch_size": inspect.Parameter(
+        "batch_size",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=64,
+        annotation=Annotated[int, typer.Option(min=1, help="images at a time; changes no image")],
+    ),
 }
 
 
 def with_sampler_options(*, without: Collection[str] = ()) -> Callable[[Verb], Verb]:
-    """Give a verb the sampler's options, but for some, in one argument ``options``, a `SamplerOptions`."""
+    """Give a verb the sampler's options, but for some, in one argument ``options``."""
     shared = {name: parameter for name, parameter in _SAMPLER_OPTIONS.items() if name not in without}
 
     def decorate(verb: Verb) -> Verb:

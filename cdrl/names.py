@@ -1,0 +1,27 @@
+"""Names that users write: looked up in a table, and corrected where they are nearly right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def one_of(what: str, name: str, table: Mapping[str, Value]) -> Value:
+    """The value of a name in a table.
+
+    Raises:
+        ValueError: there is no such name; the message has the nearest one, or all.
+    """
+    if name not in table:
+        raise ValueError(f"{what}: unknown '{name}'; {suggestion(name, table)}")
+    return table[name]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What a message says of an unknown name: the nearest known one, or all where none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(names)}"

@@ -1,0 +1,39 @@
+"""Images in the forms that people have them in: PIL images, arrays of bytes, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+Images = Tensor | Image.Image | Sequence[Image.Image]
+"""One or several images: PIL, or a tensor [N, C, H, W] or [C, H, W], float in [-1, 1] or uint8 in 0 … 255."""
+
+
+def as_tensor(images: Images, channels: int) -> Tensor:
+    """Images as float [N, channels, H, W] in [-1, 1]; PIL images are made grey or RGB.
+
+    Raises:
+        ValueError: a tensor has values out of range or another number of dimensions, or PIL images differ in size.
+    """
+    if isinstance(images, Tensor):
+        return _in_range(images[None] if images.ndim == 3 else images)
+    listed = [images] if isinstance(images, Image.Image) else list(images)
+    arrays = [np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB"))) for image in listed]
+    if len({array.shape for array in arrays}) != 1:
+        raise ValueError(f"images: expected some of one size, found {sorted({image.size for image in listed})}")
+    return torch.from_numpy(np.stack(arrays)).movedim(-1, 1) / 127.5 - 1
+
+
+def _in_range(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 4:
+        raise ValueError(f"images: expected [N, C, H, W], found {list(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return tensor / 127.5 - 1
+    low, high = float(tensor.min()), float(tensor.max())
+    if not -1 <= low <= high <= 1:
+        raise ValueError(f"images: expected values in [-1, 1], or uint8, found {low:.3g} … {high:.3g}")
+    return tensor.float()
