@@ -12,7 +12,6 @@ import typer
 
 from pipelines import CDRLPipeline
 from pipelines.composition import compose
-from pipelines.detection.detect import grids_of
 from pipelines.detection.scores import read_levels
 from pipelines.inpainting.fill import Hidden, fill
 from pipelines.inpainting.masks import box
@@ -27,7 +26,7 @@ def jobs(pipeline: CDRLPipeline, batch: int) -> dict[str, Callable[[], object]]:
         "sample": lambda: pipeline(batch, batch_size=batch),
         "sample --steps auto": lambda: pipeline(batch, batch_size=batch, steps="auto"),
         "inpaint --box center": lambda: fill(pipeline, images, hidden, batch_size=batch),
-        "detect": lambda: read_levels(pipeline.model.schedule, conditioned.log_density, grids_of(pipeline, images)),
+        "detect": lambda: read_levels(pipeline.model.schedule, conditioned.log_density, pipeline.grids_of(images)),
     }
     if pipeline.model.num_classes:
         chosen["sample --guidance 1"] = lambda: pipeline(batch, batch_size=batch, label=0, guidance=1.0)

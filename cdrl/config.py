@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cdrl.names import one_of
+from cdrl.registry import KERNELS
 
 
 class ConfigError(ValueError):
@@ -290,6 +293,12 @@ class SamplerSettings(Section):
         "each Langevin step; hmc, Hamiltonian Monte Carlo",
     )
     leapfrog_steps: int = Field(default=3, ge=1, description="gradients in a step of the kernel hmc")
+
+    @field_validator("kernel")
+    @classmethod
+    def _known_kernel(cls, name: str) -> str:
+        one_of("kernel", name, KERNELS)
+        return name
 
 
 class EvaluationConfig(Section):

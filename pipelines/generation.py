@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cdrl.runs.run import discard, read_json, write_json, written_whole
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, find_model
 from pipelines.composition import compose, parse_concepts
@@ -73,7 +74,7 @@ def run_sample(
 def model_facts(run: Path, generated: Generated) -> dict[str, Any]:
     """What a record of images says of their sampler and of their model, whose step may be unknown."""
     step = read_json(find_model(run) / "config.json").get("step")
-    return {"sampling": generated.settings.model_dump(), "model_step": step}
+    return {"sampling": effective(generated.settings), "model_step": step}
 
 
 def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:

@@ -63,7 +63,8 @@ _LATENT = tiny_values(
 
 def processor() -> str:
     """What decides how this machine rounds: the processor and torch's version."""
-    brand = cpuinfo.get_cpu_info().get("brand_raw", "unknown")
+    known = cpuinfo.get_cpu_info()
+    brand = ", ".join(f"{name} {known.get(name)}" for name in ("brand_raw", "family", "model"))
     return f"{brand}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__.partition('+')[0]}"
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.run import Run
+from cdrl.sampling.settings import ChainPlan
+from cdrl.schedule import NoiseSchedule
 from cdrl.training.engine import start
 from cdrl.training.loop import train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder
@@ -26,6 +29,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def chain_plan(schedule: NoiseSchedule, steps: int | Sequence[int], **rest: Any) -> ChainPlan:
+    """A plan of the sampler with the same number of steps at every level, or one for each."""
+    return ChainPlan((steps,) * schedule.num_levels if isinstance(steps, int) else tuple(steps), **rest)
 
 
 def tiny_values(**sections: Any) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_a_class_that_does_not_exist_is_one_line(arguments: tuple[str, ...], exp
 
 def test_a_kernel_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
     save_tiny_run(tmp_path)
-    assert "kernel: expected one of langevin, mala, hmc, found 'gibbs'" in mistake(
+    assert "kernel: unknown 'gibbs'; expected one of langevin, mala, hmc" in mistake(
         "sample", tmp_path, "--kernel", "gibbs"
     )
 
@@ -218,7 +218,7 @@ def test_a_first_stage_is_not_imported_over_another_run(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [("--num-images", "0"), ("--steps", "-1"), ("--label", "seven"), ("--nonsense",)])
+@pytest.mark.parametrize("arguments", [("--num-images", "0"), ("--steps", "-1"), ("--nonsense",)])
 def test_arguments_that_cannot_be_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
     result = call("sample", tmp_path, *arguments)
     assert result.exit_code == 2
@@ -315,7 +315,7 @@ def test_chains_and_interpolations_are_pictures_below_the_run(tmp_path: Path) ->
     ]
     result = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "4")
     assert result.stdout == f"{tmp_path / 'interpolations' / '3_to_8.png'}\n"
-    assert "level: expected 0 … 1, found 2" in mistake("chains", tmp_path, "--level", "2")
+    assert "level: this model has 2 levels, 0 … 1; found 2" in mistake("chains", tmp_path, "--level", "2")
     refused = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "1")
     assert refused.exit_code == 2
 

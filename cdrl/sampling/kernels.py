@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -174,9 +174,16 @@ def metropolis(current: Position, proposed: Position, log_ratio: Tensor, noise: 
     return proposed.where(finite & (noise.uniform().log() < log_ratio), current)
 
 
-KERNELS: Mapping[str, Callable[[SamplerSettings], Kernel]] = {
-    "langevin": lambda settings: langevin,
-    "mala": lambda settings: mala,
-    "hmc": lambda settings: hmc(settings.leapfrog_steps),
-}
-"""The kernels by the name that ``sampling.kernel`` gives them, each made from the sampler's settings."""
+def make_langevin(settings: SamplerSettings) -> Kernel:
+    """`langevin`, as ``sampling.kernel`` names it."""
+    return langevin
+
+
+def make_mala(settings: SamplerSettings) -> Kernel:
+    """`mala`, as ``sampling.kernel`` names it."""
+    return mala
+
+
+def make_hmc(settings: SamplerSettings) -> Kernel:
+    """`hmc` with the settings' number of leapfrog steps."""
+    return hmc(settings.leapfrog_steps)

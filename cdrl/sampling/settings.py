@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from cdrl.config import SamplerSettings
-from cdrl.names import one_of
-from cdrl.sampling.kernels import KERNELS, Kernel, langevin
+from cdrl.registry import KERNELS, registered
+from cdrl.sampling.kernels import Kernel, langevin
 
 AUTO_STEPS = 5
 """Steps a level of ``steps: auto``, one fewer at the highest level: 29 gradients for six levels."""
@@ -68,8 +68,9 @@ def changed(settings: SamplerSettings, changes: Mapping[str, Any]) -> SamplerSet
         result = SamplerSettings.model_validate({**settings.model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise ValueError(str(first["ctx"]["error"])) from None
         raise ValueError(f"{first['loc'][0]}: {first['msg']}, found {first['input']!r}") from None
-    one_of("kernel", result.kernel, KERNELS)
     for name, reason in idle_settings(result).items():
         if name in given:
             raise ValueError(f"{name}: would change nothing {reason}")
@@ -89,13 +90,18 @@ def idle_settings(settings: SamplerSettings) -> dict[str, str]:
     return idle
 
 
+def effective(settings: SamplerSettings) -> dict[str, Any]:
+    """Name and value of each setting that has an effect beside the others: what records of images tell."""
+    idle = idle_settings(settings)
+    return {name: value for name, value in settings.model_dump().items() if name not in idle}
+
+
 def settings_that_change_images(settings: SamplerSettings, trained_steps: int) -> dict[str, Any]:
     """Name and value of each setting that images drawn under these settings depend on."""
-    concrete = with_defaults(settings, trained_steps)
-    idle = set(idle_settings(concrete))
-    if concrete.steps == trained_steps:
-        idle.add("step_adjustment")
-    return {name: value for name, value in concrete.model_dump().items() if name not in idle}
+    told = effective(with_defaults(settings, trained_steps))
+    if told["steps"] == trained_steps:
+        told.pop("step_adjustment", None)
+    return told
 
 
 def plan_chains(
@@ -113,7 +119,7 @@ def plan_chains(
     concrete = with_defaults(settings, trained_steps)
     assert concrete.steps is not None
     assert concrete.temperature is not None
-    make_kernel = one_of("kernel", concrete.kernel, KERNELS)
+    make_kernel = registered("kernel", concrete.kernel, KERNELS)
     if concrete.steps == "auto":
         steps = (AUTO_STEPS,) * (num_levels - 1) + (AUTO_STEPS - 1,)
         step_scale = step_adjustment(auto_reach, AUTO_STEPS)

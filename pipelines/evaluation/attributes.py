@@ -15,6 +15,7 @@ from autoencoder.model import Autoencoder
 from cdrl.config import DataConfig
 from cdrl.data import ImageSet, load_images
 from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.composition import compose, concept_class
@@ -168,7 +169,7 @@ def run_composition(
     figures = {
         "num_images": num_images,
         "seed": seed,
-        "sampling": pipeline.drawing(**options).settings.model_dump(),
+        "sampling": effective(pipeline.drawing(**options).settings),
         "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
         "composed": drawn,
     }

@@ -16,6 +16,7 @@ from cdrl.config import Config, DataConfig
 from cdrl.data import load_images, prepare_images, read_picture
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
@@ -86,7 +87,8 @@ class Filling:
     Attributes:
         fills: an image.
         seed: of the first fill; the next has the next seed.
-        label: class id or name, -1 for no class; by default none, and for held-out images of a run with classes their own.
+        label: class id or name, -1 for no class; by default none, and for held-out images of a run with classes
+            their own.
         guidance, by, passes: see `fill`.
     """
 
@@ -202,7 +204,7 @@ def circumstances(gap: Gap, filling: Filling, filled: Filled) -> dict[str, Any]:
     return {
         "gap": dict([gap.given]),
         "filling": {**asdict(filling), "by": filled.by},
-        "sampling": filled.settings.model_dump(),
+        "sampling": effective(filled.settings),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdrl.data import load_images
 from cdrl.runs.run import RunError, write_json
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import captioned_picture, figure_picture
@@ -159,7 +160,7 @@ def run_guidance_sweep(
     folder = run / "guidance"
     save_picture(folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
     save_picture(folder / "curves.png", curves_picture(sweep))
-    sampling = pipeline.drawing(**options).settings.model_dump()
+    sampling = effective(pipeline.drawing(**options).settings)
     facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
     write_json(folder / "figures.json", {**facts, "real": sweep.real, "points": sweep.points})
     return folder, sweep

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.sampler import denoised
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
@@ -154,9 +155,7 @@ def run_chains(
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: chains are shown as images, but this is a run of 2-D points")
-    num_levels = pipeline.model.schedule.num_levels
-    if not 0 <= level < num_levels:
-        raise ValueError(f"level: expected 0 … {num_levels - 1}, found {level}")
+    pipeline.model.check_level(level)
     seeds = range(seed, seed + num_images)
     labels = labels_of(pipeline, label, seeds)
     steps = long_steps(options)
@@ -172,7 +171,7 @@ def run_chains(
     sampling = pipeline.drawing(**long_options(options)).settings
     picture = run / "chains" / f"{sampling.kernel}_{steps}_steps_level_{level}.png"
     save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
-    facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": sampling.model_dump()}
+    facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": effective(sampling)}
     write_json(picture.with_suffix(".json"), {**facts, "shown_level": level, "kept": chains.kept, "levels": figures})
     return picture, figures
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
+from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName
 from pipelines.decoding import captioned_picture
@@ -142,7 +143,7 @@ def run_roles(
     words = ["initializer", "full", *["new chain"] * fresh]
     images = torch.stack(columns, dim=1).flatten(0, 1)
     save_picture(picture, captioned_picture([(images, words)], columns=len(columns)))
-    sampling = pipeline.drawing(**options).settings.model_dump()
+    sampling = effective(pipeline.drawing(**options).settings)
     facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
     write_json(picture.with_suffix(".json"), {**facts, **figures})
     return picture, figures

@@ -15,7 +15,7 @@ from autoencoder.lite0 import Lite0
 from cdrl.config import SamplerSettings
 from cdrl.data import load_images
 from cdrl.runs.run import RunError, write_json
-from cdrl.sampling.settings import AUTO_REACH, ChainPlan, step_adjustment
+from cdrl.sampling.settings import AUTO_REACH, ChainPlan, effective, step_adjustment
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.evaluation.distances import frechet_distance
@@ -116,7 +116,7 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
                 "settings": {name: value for name, value in vars(plan).items() if name in _TOLD},
             }
         )
-    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": own.model_dump()}
+    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": effective(own)}
     write_json(run / "steps.json", {**facts, "rows": rows})
     return rows
 

@@ -92,10 +92,8 @@ def _sampler_option(name: str, field: FieldInfo) -> inspect.Parameter:
     """The option of a sampler's setting: its meaning and default are those of `SamplerSettings`."""
     default = "" if field.default is None else f", else {field.default}"
     text = f"{field.description}  [default: the run's own{default}]"
-    option = (
-        typer.Option(parser=_steps, metavar="<int|auto>", help=text) if name == "steps" else typer.Option(help=text)
-    )
-    annotation = Annotated[_TYPES.get(name, str) | None, option]
+    only_steps: dict[str, Any] = {"parser": _steps, "metavar": "<int|auto>"} if name == "steps" else {}
+    annotation: Any = Annotated[_TYPES.get(name, str) | None, typer.Option(help=text, **only_steps)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -20,6 +20,7 @@ from cdrl.training.objective import Losses, cooperative_losses
 from pipelines.composition import composed
 from pipelines.guidance import guided
 from tests.cdrl.exact import GaussianData, ManyChains, assert_moments, covariance_of
+from tests.helpers import chain_plan
 
 MEAN = torch.tensor([0.4, -0.7, 0.2])
 COVARIANCE = covariance_of(0.9, 0.5, 0.3)
@@ -44,7 +45,14 @@ def wrong_initializer(data: GaussianData) -> Propose:
 def drawn_from(data: GaussianData, propose: Propose, chains: int, steps: int, kernel: Kernel) -> Tensor:
     """Algorithm 2 with the exact density, without the last denoising."""
     noise, shape = ManyChains(chains), data.mean.shape
-    return sample(data.schedule, propose, data.log_density, noise, shape, steps=steps, denoise=0.0, kernel=kernel)
+    return sample(
+        data.schedule,
+        propose,
+        data.log_density,
+        noise,
+        shape,
+        chain_plan(data.schedule, steps=steps, denoise=0.0, kernel=kernel),
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,7 +189,7 @@ def assert_same_density(log_density: LevelLogDensity, expected: MultivariateNorm
 def test_guidance_is_a_product_of_gaussians(weight: float) -> None:
     """Eq. 11: p(y | c)^(1 + w) / p(y)^w."""
     count = 3000
-    propose, log_density = guided(CONCEPTS, 1, weight, count)
+    propose, log_density = guided(CONCEPTS, torch.full((count,), 1), weight)
     assert_same_density(log_density, product({1: 1 + weight, -1: -weight}), count)
     mean = CONCEPTS.densities[2].mean
     torch.testing.assert_close(propose(torch.zeros(count, 2), 0)[0], (1 + weight) * mean)

@@ -14,11 +14,22 @@ from cdrl.runs.published import load_published
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import sample
 from pipelines.guidance import guided
-from tests.helpers import FIXTURES
+from tests.helpers import FIXTURES, chain_plan
 
 NUM_CLASSES = {"uncond": 0, "cond": 10}
 SHAPE = (3, 16, 16)
 TOLERANCE = 1e-4
+
+
+def assert_same_ways(ours: Tensor, theirs: Tensor) -> None:
+    """Trajectories of images agree to the last digits of float32, but for one that has met a kink.
+
+    The gradient of a leaky ReLU jumps at 0: where an activation is 0 up to rounding, processors differ in the side that
+    they see, and a trajectory leaves the other by the jump. It does so in one of the four images on some processors.
+    """
+    error = (ours - theirs).abs().flatten(1).amax(dim=1) / theirs.abs().max()
+    assert error.sort().values[:-1].max() <= 1e-5
+    assert error.max() <= 1e-3
 
 
 @pytest.fixture(params=["raw", "ema"])
@@ -89,14 +100,22 @@ def test_proposals_equal_the_authors_at_every_level(model: CDRL, answers: dict[s
 def test_a_trajectory_without_noise_passes_where_the_authors_passes(model: CDRL, answers: dict[str, Tensor]) -> None:
     """Algorithm 2 with every draw zero; the conditional one is guided (eq. 11, 12)."""
     w = answers["sample_guidance"].item() if "sample_guidance" in answers else 0.0
-    propose, log_density = guided(model, answers.get("sample_label"), w, len(answers["x6"]))
+    propose, log_density = guided(model, answers.get("sample_label", torch.full((len(answers["x6"]),), -1)), w)
     visited: dict[int, Tensor] = {}
 
     def remember(*, level: int, step: int, y: Tensor) -> None:
         visited[level] = y / model.schedule.alpha_y[level]
 
     noise = NoNoise(answers["x6"])
-    final = sample(model.schedule, propose, log_density, noise, SHAPE, steps=15, denoise=2.0, callback=remember)
+    final = sample(
+        model.schedule,
+        propose,
+        log_density,
+        noise,
+        SHAPE,
+        chain_plan(model.schedule, steps=15, denoise=2.0),
+        callback=remember,
+    )
     for level in range(6):
-        assert_close(visited[level], answers[f"x{level}"])
-    assert_close(final, answers["final"])
+        assert_same_ways(visited[level], answers[f"x{level}"])
+    assert_same_ways(final, answers["final"])

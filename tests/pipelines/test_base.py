@@ -17,7 +17,7 @@ from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from pipelines import CDRLPipeline
 from pipelines.decoding import LatentDecoder
-from tests.helpers import save_tiny_run, tiny_config
+from tests.helpers import chain_plan, save_tiny_run, tiny_config
 
 LABELS = [i % 10 for i in range(64)]
 
@@ -66,9 +66,7 @@ def test_samples_are_those_of_algorithm_2_on_the_model(pipeline: CDRLPipeline) -
         conditioned.log_density,
         noise,
         pipeline.model.shape,
-        steps=8,
-        step_scale=0.5,
-        denoise=1.0,
+        chain_plan(pipeline.model.schedule, steps=8, step_scale=0.5, denoise=1.0),
     )
     ours = pipeline(3, label=4, steps=8, step_adjustment=True, denoise=1.0).grids
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
@@ -83,10 +81,10 @@ def test_the_kernel_is_the_one_asked_for(pipeline: CDRLPipeline) -> None:
             conditioned.log_density,
             ImageNoise([derive_seed("sample", seed) for seed in range(3)]),
             pipeline.model.shape,
-            steps=3,
-            kernel=kernel,
+            chain_plan(pipeline.model.schedule, steps=3, kernel=kernel),
         )
-        ours = pipeline(3, label=4, steps=3, kernel=name, leapfrog_steps=2).grids
+        leapfrog = {"leapfrog_steps": 2} if name == "hmc" else {}
+        ours = pipeline(3, label=4, steps=3, kernel=name, **leapfrog).grids
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
@@ -195,7 +193,7 @@ def test_a_configuration_that_is_not_ours_is_refused(runs: dict[str, Path], tmp_
         ({"num_images": 3, "seeds": [1, 2]}, "seeds: expected one for each of 3 images .* found 2"),
         ({"num_images": 0}, "at least 1"),
         ({"num_images": 2, "label": 10}, r"class ids are -1 … 9, found \[10\]"),
-        ({"num_images": 2, "kernel": "gibbs"}, "kernel: expected one of langevin, mala, hmc, found 'gibbs'"),
+        ({"num_images": 2, "kernel": "gibbs"}, "kernel: unknown 'gibbs'; expected one of langevin, mala, hmc"),
         ({"num_images": 2, "label": -2}, r"found \[-2\]"),
         ({"num_images": 2, "label": [1, 2, 3]}, "expected one class id or 2 of them"),
     ],

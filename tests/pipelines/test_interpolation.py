@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.runs.run import RunError, read_json
+from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_pil
 from pipelines.interpolation import between_classes, interpolated, run_interpolation
@@ -77,7 +78,7 @@ def test_a_picture_is_a_row_whose_ends_are_those_of_sampling(run: Path, pipeline
         "num_images": 4,
         "seeds": [13, 18],
         "labels": [3, 8],
-        "sampling": {**tiny_config().sampling.model_dump(), "steps": 2, "temperature": 1.0},
+        "sampling": {**effective(with_defaults(tiny_config().sampling, 2)), "steps": 2},
         "model_step": None,
     }
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from cdrl.config import SamplerSettings
 from cdrl.sampling.kernels import (
     Kernel,
     Position,
     Target,
     hmc,
-    kernel_named,
     langevin,
     langevin_log_ratio,
     mala,
@@ -25,6 +25,7 @@ from cdrl.sampling.kernels import (
 )
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import refine
+from cdrl.sampling.settings import changed, plan_chains
 from tests.cdrl.exact import ManyChains
 
 
@@ -230,26 +231,26 @@ def test_a_position_asks_once_and_not_before_it_must() -> None:
 
 
 @pytest.mark.parametrize("kernel", [langevin, mala, hmc(2)])
-def test_what_a_hook_has_changed_is_evaluated_anew(kernel: Kernel) -> None:
-    """After the hook the chain goes on as one that starts there, not with the answer of where it was."""
-
-    def hook(y: Tensor, k: int) -> Tensor:
-        return y if k > 1 else torch.cat([torch.full_like(y[:, :1], 1.5), y[:, 1:]], dim=1)
-
-    target, step_size, start = with_gradient(rough), torch.tensor(0.5), Position(draws(60, 3), with_gradient(rough))
-    noise = ManyChains(60)
-    ours = refine(start, step_size, noise, 2, kernel, hook)
-    noise = ManyChains(60)
-    expected = kernel(Position(hook(kernel(start, step_size, noise).y, 1), target), step_size, noise)
+def test_a_place_to_which_chains_are_moved_is_evaluated_anew(kernel: Kernel) -> None:
+    """The chain goes on as one that starts there, not with the answer of where it was."""
+    target, step_size = with_gradient(rough), torch.tensor(0.5)
+    start, noise = Position(draws(60, 3), target), ManyChains(60)
+    first = kernel(start, step_size, noise)
+    assert first.moved(first.y) is first
+    place = torch.cat([torch.full_like(first.y[:, :1], 1.5), first.y[:, 1:]], dim=1)
+    again = ManyChains(60)
+    kernel(start, step_size, again)
+    ours, expected = kernel(first.moved(place), step_size, noise), kernel(Position(place, target), step_size, again)
     assert torch.equal(ours.y, expected.y)
     assert torch.equal(ours.log_density, target(ours.y)[0])
 
 
 def test_kernels_have_names() -> None:
-    assert kernel_named("langevin", 1) is langevin
-    assert kernel_named("mala", 1) is mala
+    assert plan_chains(SamplerSettings(kernel="langevin"), 3, 2).kernel is langevin
+    assert plan_chains(SamplerSettings(kernel="mala"), 3, 2).kernel is mala
+    hmc_of_4 = plan_chains(SamplerSettings(kernel="hmc", leapfrog_steps=4), 3, 2).kernel
     target = Counted(with_gradient(rough))
-    kernel_named("hmc", 4)(Position(draws(2, 3), target), torch.tensor(0.1), ManyChains(2))
+    hmc_of_4(Position(draws(2, 3), target), torch.tensor(0.1), ManyChains(2))
     assert target.calls == 5
-    with pytest.raises(ValueError, match="kernel: expected one of langevin, mala, hmc, found 'gibbs'"):
-        kernel_named("gibbs", 1)
+    with pytest.raises(ValueError, match="kernel: unknown 'gibbs'; expected one of langevin, mala, hmc"):
+        changed(SamplerSettings(), {"kernel": "gibbs"})

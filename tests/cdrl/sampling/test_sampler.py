@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl.config import SamplingConfig, ScheduleConfig
-from cdrl.sampling.kernels import Kernel, Position, hmc, langevin, mala
+from cdrl.config import SamplerSettings, ScheduleConfig
+from cdrl.sampling.kernels import Kernel, hmc, langevin, mala
 from cdrl.sampling.noise import ImageNoise
-from cdrl.sampling.sampler import deciding, denoised, refine, sample, sampler_settings, step_adjustment
+from cdrl.sampling.sampler import denoised, sample
+from cdrl.sampling.settings import plan_chains, settings_that_change_images, step_adjustment
 from cdrl.schedule import NoiseSchedule
+from tests.helpers import chain_plan
 
 MEAN, VARIANCE = 0.7, 0.2
 SHAPE = (1, 16, 16)
@@ -50,7 +52,14 @@ def fine_schedule(coefficient: float = 0.02) -> NoiseSchedule:
 def test_exact_densities_bring_back_the_data_whatever_the_proposal(proposal: str) -> None:
     levels = GaussianLevels(fine_schedule())
     noise = ImageNoise(range(64))
-    drawn = sample(levels.schedule, getattr(levels, proposal), levels.log_density, noise, SHAPE, steps=400, denoise=0.0)
+    drawn = sample(
+        levels.schedule,
+        getattr(levels, proposal),
+        levels.log_density,
+        noise,
+        SHAPE,
+        chain_plan(levels.schedule, steps=400, denoise=0.0),
+    )
     count = drawn.numel()
     assert drawn.mean().item() == pytest.approx(MEAN, abs=4 * math.sqrt(VARIANCE / count))
     # Half a per cent of it is Langevin's own bias.
@@ -92,10 +101,7 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(
         levels.log_density,
         noise,
         SHAPE,
-        steps=steps,
-        step_scale=scale,
-        temperature=temperature,
-        denoise=2.0,
+        chain_plan(schedule, steps=steps, step_scale=scale, temperature=temperature, denoise=2.0),
     )
     count = drawn.numel()
     assert drawn.mean().item() == pytest.approx(expected_mean, abs=4 * math.sqrt(expected_variance / count))
@@ -104,18 +110,25 @@ def test_few_steps_give_exactly_the_moments_that_their_recursion_predicts(
 
 def test_a_budget_of_other_levels_is_refused() -> None:
     with pytest.raises(ValueError, match="steps: expected a number for each of 6 levels, found 2"):
-        sample(fine_schedule(), lambda x, level: x, gaussian_like, ImageNoise([1]), SHAPE, steps=[1, 2])
+        sample(
+            fine_schedule(),
+            lambda x, level: x,
+            gaussian_like,
+            ImageNoise([1]),
+            SHAPE,
+            chain_plan(fine_schedule(), steps=[1, 2]),
+        )
 
 
 def test_auto_costs_29_gradients_of_six_levels_and_goes_as_far_as_15_steps_a_level() -> None:
-    settings = sampler_settings(SamplingConfig(steps="auto"), trained_steps=8, num_levels=6)
-    assert settings["steps"] == [5, 5, 5, 5, 5, 4]
+    plan = plan_chains(SamplerSettings(steps="auto"), trained_steps=8, num_levels=6)
+    assert plan.steps == (5, 5, 5, 5, 5, 4)
     # Steps of size s spread a chain by s^2 each.
-    assert 5 * settings["step_scale"] ** 2 == pytest.approx(15)
-    assert settings["temperature"] == 0.72
-    assert sampler_settings(SamplingConfig(steps="auto", temperature=0.9), 8, 6)["temperature"] == 0.9
-    by_default = sampler_settings(SamplingConfig(), trained_steps=8, num_levels=4)
-    assert (by_default["steps"], by_default["step_scale"], by_default["temperature"]) == ([8] * 4, 1.0, 1.0)
+    assert 5 * plan.step_scale**2 == pytest.approx(15)
+    assert plan.temperature == 0.72
+    assert plan_chains(SamplerSettings(steps="auto", temperature=0.9), 8, 6).temperature == 0.9
+    by_default = plan_chains(SamplerSettings(), trained_steps=8, num_levels=4)
+    assert (by_default.steps, by_default.step_scale, by_default.temperature) == ((8,) * 4, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("level", [0, 2, 5])
@@ -139,13 +152,27 @@ def test_factor_0_asks_for_no_density() -> None:
     def log_density(y: Tensor, level: int) -> Tensor:
         raise AssertionError("the density was asked for")
 
-    drawn = sample(fine_schedule(), lambda x, level: x, log_density, ImageNoise(range(2)), SHAPE, steps=0, denoise=0.0)
+    drawn = sample(
+        fine_schedule(),
+        lambda x, level: x,
+        log_density,
+        ImageNoise(range(2)),
+        SHAPE,
+        chain_plan(fine_schedule(), steps=0, denoise=0.0),
+    )
     assert drawn.shape == (2, *SHAPE)
 
 
 def test_the_proposal_is_noised_and_divided_by_alpha_where_no_steps_follow() -> None:
     schedule, seeds = fine_schedule(), range(3)
-    drawn = sample(schedule, lambda x, level: 0.5 * x, gaussian_like, ImageNoise(seeds), SHAPE, steps=0, denoise=0.0)
+    drawn = sample(
+        schedule,
+        lambda x, level: 0.5 * x,
+        gaussian_like,
+        ImageNoise(seeds),
+        SHAPE,
+        chain_plan(schedule, steps=0, denoise=0.0),
+    )
     noise = ImageNoise(seeds)
     x = noise.normal(SHAPE)
     for level in (5, 4, 3, 2, 1, 0):
@@ -184,9 +211,7 @@ def test_callback_and_density_see_every_move_with_what_constrain_puts_back(steps
         log_density,
         ImageNoise(range(2)),
         SHAPE,
-        steps=steps,
-        denoise=0.0,
-        passes=passes,
+        chain_plan(fine_schedule(), steps=steps, denoise=0.0, passes=passes),
         constrain=constrain,
         callback=callback,
     )
@@ -207,25 +232,10 @@ def test_what_constrain_puts_back_is_what_the_chain_goes_on_from() -> None:
         gaussian_like,
         ImageNoise(range(2)),
         SHAPE,
-        steps=1,
-        denoise=0.0,
+        chain_plan(schedule, steps=1, denoise=0.0),
         constrain=constrain,
     )
     torch.testing.assert_close(drawn, torch.full_like(drawn, 0.25) / schedule.alpha_y[0] / schedule.alpha_bar[0])
-
-
-def test_refine_counts_its_steps_from_1() -> None:
-    seen: list[int] = []
-
-    def after(y: Tensor, k: int) -> Tensor:
-        seen.append(k)
-        return y
-
-    def target(y: Tensor) -> tuple[Tensor, Tensor]:
-        return y.sum(dim=1), torch.zeros_like(y)
-
-    refine(Position(torch.zeros(2, 3), target), torch.tensor(0.1), ImageNoise([0, 1]), 4, after=after)
-    assert seen == [1, 2, 3, 4]
 
 
 def test_plain_langevin_is_the_plain_loop_bit_for_bit_at_a_gradient_a_step() -> None:
@@ -237,7 +247,14 @@ def test_plain_langevin_is_the_plain_loop_bit_for_bit_at_a_gradient_a_step() -> 
         calls += 1
         return levels.log_density(y, level)
 
-    drawn = sample(schedule, levels.posterior_mean, log_density, ImageNoise(range(3)), SHAPE, steps=steps, denoise=0.0)
+    drawn = sample(
+        schedule,
+        levels.posterior_mean,
+        log_density,
+        ImageNoise(range(3)),
+        SHAPE,
+        chain_plan(schedule, steps=steps, denoise=0.0),
+    )
     assert calls == steps * schedule.num_levels
 
     noise = ImageNoise(range(3))
@@ -269,9 +286,7 @@ def test_constrain_holds_under_kernels_that_reject(kernel: Kernel) -> None:
         levels.log_density,
         ImageNoise(range(4)),
         SHAPE,
-        steps=8,
-        denoise=0.0,
-        kernel=kernel,
+        chain_plan(levels.schedule, steps=8, denoise=0.0, kernel=kernel),
         constrain=constrain,
     )
     torch.testing.assert_close(drawn[:, :, :8], torch.full_like(drawn[:, :, :8], MEAN))
@@ -292,7 +307,14 @@ def test_step_adjustment_keeps_the_total_of_squared_step_sizes() -> None:
 def test_an_image_depends_on_its_own_seed_alone(seeds: Sequence[int], kernel: Kernel) -> None:
     def draw(seeds: Sequence[int]) -> Tensor:
         levels, noise = GaussianLevels(fine_schedule(0.1)), ImageNoise(seeds)
-        return sample(levels.schedule, levels.posterior_mean, levels.log_density, noise, SHAPE, steps=3, kernel=kernel)
+        return sample(
+            levels.schedule,
+            levels.posterior_mean,
+            levels.log_density,
+            noise,
+            SHAPE,
+            chain_plan(levels.schedule, steps=3, kernel=kernel),
+        )
 
     torch.testing.assert_close(draw(seeds)[list(seeds).index(4)], draw([4])[0], rtol=0, atol=1e-6)
 
@@ -305,16 +327,16 @@ def test_settings_decide_upon_images_just_where_they_change_some() -> None:
         ("langevin", "mala", "hmc"), (2, 3), (0, 2, 4, "auto"), (False, True), (None, 0.5)
     ):
         settings = {"kernel": kernel, "leapfrog_steps": leapfrog_steps, "steps": steps}
-        config = SamplingConfig.model_validate({**settings, "step_adjustment": adjusted, "temperature": temperature})
+        config = SamplerSettings.model_validate({**settings, "step_adjustment": adjusted, "temperature": temperature})
         drawn = sample(
             levels.schedule,
             levels.posterior_mean,
             levels.log_density,
             ImageNoise(range(16)),
             (1, 2, 2),
-            **sampler_settings(config, trained_steps=4, num_levels=6),
+            plan_chains(config, trained_steps=4, num_levels=6),
         )
-        words = json.dumps(deciding(config, trained_steps=4))
+        words = json.dumps(settings_that_change_images(config, trained_steps=4))
         assert images.setdefault(drawn.numpy().tobytes(), words) == words
         told.add(words)
     assert len(told) == len(images)

@@ -23,7 +23,6 @@ from pipelines.detection.detect import (
     SYNTHETIC,
     Source,
     detect,
-    grids_of,
     in_words,
     run_detection,
 )
@@ -130,7 +129,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_images_of_a_latent_run_are_encoded_and_standardized(run: Path) -> None:
     pipeline, images = CDRLPipeline.from_pretrained(run), digits()
-    grids = grids_of(pipeline, images)
+    grids = pipeline.grids_of(images)
     if pipeline.config.space == "pixel":
         assert torch.equal(grids, images)
         return
@@ -149,14 +148,14 @@ def test_images_of_a_run_that_has_learned_means_are_encoded_to_means(tmp_path: P
     with torch.no_grad():
         means = pipeline.decoder.autoencoder.encode(images).mean  # type: ignore[attr-defined]
     mean, std = torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), torch.tensor([1.0, 2.0, 0.5]).view(3, 1, 1)
-    torch.testing.assert_close(grids_of(pipeline, images) * std + mean, means)
+    torch.testing.assert_close(pipeline.grids_of(images) * std + mean, means)
 
 
 def test_the_papers_score_of_a_run_is_f_at_level_0_of_the_scaled_image(run: Path) -> None:
     pipeline = CDRLPipeline.from_pretrained(run)
     found = detect(pipeline, ["inverted"], num_images=30)
     images = Source.parse("test", pipeline.config.data).images(30, 0)
-    grids, schedule = grids_of(pipeline, images), pipeline.model.schedule
+    grids, schedule = pipeline.grids_of(images), pipeline.model.schedule
     with torch.no_grad():
         expected = pipeline.model.log_density(schedule.alpha_step[0] * schedule.alpha_bar[0] * grids, 0)
     torch.testing.assert_close(found.inside, expected.double(), rtol=1e-4, atol=1e-3)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import run as door
 from cdrl.runs.run import RunError
+from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.inpainting.fill import Averaged, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular
@@ -68,10 +69,10 @@ def test_what_is_hidden_changes_nothing(run: Path, pipeline: CDRLPipeline, name:
             fill(pipeline, GIVEN, OBSERVATIONS[name], by=by)
         return
     observation = OBSERVATIONS[name]
-    other = eight_bits(5) / 127.5 - 1
-    other = other - observation.seen(other) + observation.seen(GIVEN)
-    assert (other - GIVEN).abs().max() > 0.1
-    fills = [fill(pipeline, images, observation, by=by, steps=2).tensors for images in (GIVEN, other)]
+    other, given = (eight_bits(5) / 127.5 - 1) / 3, GIVEN / 3
+    other = other - observation.seen(other) + observation.seen(given)
+    assert (other - given).abs().max() > 0.1
+    fills = [fill(pipeline, images, observation, by=by, steps=2).tensors for images in (given, other)]
     torch.testing.assert_close(*fills, rtol=0, atol=1e-4)
 
 
@@ -189,7 +190,7 @@ def test_all_that_changes_a_fill_is_recorded(run: Path, tmp_path: Path, monkeypa
     by = "reset" if pixels else "likelihood"
     filling = {"fills": 1, "seed": 3, "label": 4, "guidance": 0.5, "by": by, "passes": 3}
     # By likelihood the last denoising is Tweedie's, not the run's own.
-    own = tiny_config().sampling.model_dump()
+    own = effective(with_defaults(tiny_config().sampling, 2))
     sampling = {**own, "temperature": 0.6, "kernel": "mala", "denoise": 2.0 if pixels else 1.0}
     assert (figures["image"], figures["gap"]) == (str(image), {"box": "right"})
     assert (figures["filling"], figures["sampling"]) == (filling, sampling)

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from cdrl.config import ScheduleConfig
-from cdrl.sampling.kernels import Kernel, hmc, langevin, mala, with_gradient
+from cdrl.sampling.kernels import Kernel, hmc, langevin, mala, restricted_to, with_gradient
 from cdrl.sampling.noise import ImageNoise
-from cdrl.sampling.sampler import sample, within
+from cdrl.sampling.sampler import sample
 from cdrl.schedule import NoiseSchedule
 from pipelines.inpainting.observations import Seen, block_means, cells, enlarged, kept, measured, put_back, weighed
 from tests.cdrl.exact import GaussianData, ManyChains, assert_moments, covariance_of
+from tests.helpers import chain_plan
 
 SHAPE = (1, 2, 2)
 MEAN = torch.tensor([0.4, -0.7, 0.2, 0.1])
@@ -61,10 +62,7 @@ def drawn(data: GaussianImages, seen: Seen, passes: int, steps: int, kernel: Ker
         data.log_density,
         noise,
         SHAPE,
-        steps=steps,
-        denoise=0.0,
-        kernel=kernel,
-        passes=passes,
+        chain_plan(data.schedule, steps=steps, denoise=0.0, kernel=kernel, passes=passes),
         constrain=constrain,
     )
     return put_back(images, given, seen).flatten(1)
@@ -116,7 +114,7 @@ def test_a_target_within_has_the_value_on_the_way_and_no_slope_across() -> None:
     target = with_gradient(lambda y: data.log_density(y, 1))
     for seen in SEEN.values():
         with torch.no_grad():
-            value, gradient = within(target, lambda y, seen=seen: put_back(y, given, seen))(y)
+            value, gradient = restricted_to(target, lambda y, seen=seen: put_back(y, given, seen))(y)
         place = put_back(y, given, seen)
         there, slope = target(place)
         torch.testing.assert_close(value, there)
@@ -205,10 +203,7 @@ def test_chains_under_a_likelihood_give_bayes_rule(name: str) -> None:
         log_density,
         ManyChains(count),
         SHAPE,
-        steps=8,
-        denoise=0.0,
-        kernel=mala,
-        passes=8,
+        chain_plan(data.schedule, steps=8, denoise=0.0, kernel=mala, passes=8),
     )
     assert_moments(images.flatten(1), *conditional(matrix_of(seen), std), slack=0.02)
 

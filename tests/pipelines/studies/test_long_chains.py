@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.runs.run import RunError
+from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_pil
 from pipelines.studies.long_chains import Chains, chain_figures, chain_images, in_words, long_chains, run_chains
@@ -105,7 +106,7 @@ def test_a_picture_has_a_row_an_image_and_a_column_a_state(run: Path, pipeline: 
     assert facts["levels"] == levels
     assert (facts["labels"], facts["shown_level"]) == ([4, 5, 6], 1)
     own = {"steps": 6, "kernel": "mala", "temperature": 0.9, "denoise": 0.0}
-    assert facts["sampling"] == {**tiny_config().sampling.model_dump(), **own}
+    assert facts["sampling"] == {**effective(with_defaults(tiny_config().sampling, 2)), **own}
     # 8 pixels are shown as 32, with 2 between them.
     shown = Image.open(picture).convert("L")
     assert shown.size == (4 * 34 + 2, 3 * 34 + 2)
@@ -119,9 +120,9 @@ def test_a_picture_has_a_row_an_image_and_a_column_a_state(run: Path, pipeline: 
 
 
 def test_what_cannot_be_shown_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="level: expected 0 … 1, found 2"):
+    with pytest.raises(ValueError, match="level: this model has 2 levels, 0 … 1; found 2"):
         run_chains(run, 1, level=2)
-    with pytest.raises(ValueError, match="kernel: expected one of"):
+    with pytest.raises(ValueError, match="kernel: unknown 'gibbs'; expected one of"):
         run_chains(run, 1, kernel="gibbs")
     assert not list(run.glob("chains/gibbs*"))
     point = tiny_config(space="point", data={"name": "checkerboard", "labels": "none"})

@@ -12,9 +12,10 @@ from PIL import Image
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
+from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.studies.roles import drawn_from_two_streams, run_roles
-from tests.helpers import save_tiny_run, tiny_config
+from tests.helpers import chain_plan, save_tiny_run, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,14 @@ def test_langevin_draws_are_those_of_the_chain_stream_in_their_order(pipeline: C
             return next(self._order).normal(model.shape)
 
     conditioned = model.conditioned(2)
-    expected = sample(model.schedule, conditioned.propose, conditioned.log_density, Listed(), shape, steps=steps)
+    expected = sample(
+        model.schedule,
+        conditioned.propose,
+        conditioned.log_density,
+        Listed(),
+        shape,
+        chain_plan(model.schedule, steps=steps),
+    )
     drawn = drawn_from_two_streams(pipeline, [3], [9], 2, steps=steps)
     torch.testing.assert_close(drawn.grids, expected, rtol=0, atol=1e-5)
 
@@ -90,7 +98,7 @@ def test_the_picture_and_its_figures(run: Path, pipeline: CDRLPipeline) -> None:
     assert Image.open(picture).size == (4 * 66 + 2, 3 * 66 + 2 + 20)
     kept = json.loads((run / "roles.json").read_text(encoding="utf-8"))
     assert (kept["labels"], kept["fresh"]) == ([1, 2, 3], 2)
-    assert kept["sampling"] == {**tiny_config().sampling.model_dump(), "steps": 2, "temperature": 1.0}
+    assert kept["sampling"] == {**effective(with_defaults(tiny_config().sampling, 2)), "steps": 2}
     alone = drawn_from_two_streams(pipeline, [1, 2, 3], [1, 2, 3], [1, 2, 3], steps=0).tensors
     full = drawn_from_two_streams(pipeline, [1, 2, 3], [1, 2, 3], [1, 2, 3], steps=2).tensors
     expected = torch.linalg.vector_norm(alone - full) / full.numel() ** 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from cdrl.runs.run import RunError, read_json
 from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.settings import effective
 from pipelines import CDRLPipeline
-from pipelines.base import Ingredients
+from pipelines.base import ImageSource
 from pipelines.studies.step_budgets import budget_table, budgets, compare_budgets, gradients, ruler_of
 from tests.helpers import save_tiny_run, tiny_config
 
@@ -24,11 +26,11 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_paper_spends_90_gradients_and_auto_29_and_denoising_one(run: Path) -> None:
     pipeline = CDRLPipeline.from_pretrained(run)
-    table, own = budgets(pipeline), pipeline.sampling({})
-    costs = {name: gradients(settings, own) for name, settings in table.items()}
+    table, own = budgets(pipeline), pipeline.drawing().settings
+    costs = {name: gradients(plan, own) for name, plan in table.items()}
     assert (costs["15"], costs["8"], costs["5"], costs["3"]) == (91, 49, 31, 19)
     assert (costs["auto"], costs["the run's own"]) == (30, 43)
-    assert gradients({**table["15"], "denoise": 0.0}, own) == 90
+    assert gradients(replace(table["15"], denoise=0.0), own) == 90
 
 
 @pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
@@ -39,23 +41,24 @@ def test_the_cost_is_how_often_the_energy_is_asked(run: Path, kernel: str, steps
     changes = {"kernel": kernel, "steps": steps, "denoise": denoise, "leapfrog_steps": 4}
     pipeline.config = tiny_config(schedule={"num_levels": 6}, sampling=changes)
 
-    def ingredients(rows: slice) -> Ingredients:
+    def source(rows: slice) -> ImageSource:
         def log_density(y: Tensor, level: int) -> Tensor:
             asked.append(level)
             return -y.square().flatten(1).sum(dim=1)
 
-        return ImageNoise([1]), lambda x_next, level: x_next, log_density
+        return ImageSource(ImageNoise([1]), lambda x_next, level: x_next, log_density)
 
-    pipeline.draw(1, ingredients)
-    assert gradients(pipeline.settings({}), pipeline.sampling({})) == len(asked)
+    how = pipeline.drawing()
+    pipeline.draw(1, source, how)
+    assert gradients(how.plan, how.settings) == len(asked)
 
 
 def test_fewer_steps_are_longer_ones(run: Path) -> None:
     """Steps of size s spread a chain by s^2 each: Table 2's go as far as 15, auto's as far as the run's own."""
     table = budgets(CDRLPipeline.from_pretrained(run))
     for name, reach in {"15": 15, "8": 15, "5": 15, "3": 15, "auto": 7, "the run's own": 7}.items():
-        assert table[name]["steps"][0] * table[name]["step_scale"] ** 2 == pytest.approx(reach)
-    assert [table[name]["temperature"] for name in ("15", "auto at temperature 1", "auto")] == [1.0, 1.0, 0.5]
+        assert table[name].steps[0] * table[name].step_scale ** 2 == pytest.approx(reach)
+    assert [table[name].temperature for name in ("15", "auto at temperature 1", "auto")] == [1.0, 1.0, 0.5]
 
 
 def test_rows_are_distances_of_the_samples_of_their_settings(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +84,9 @@ def test_rows_are_distances_of_the_samples_of_their_settings(run: Path, monkeypa
         assert rows[name]["half_range"] == pytest.approx(abs(blocks[0] - blocks[1]) / 2, abs=1e-4)
     kept = read_json(run / "steps.json")
     assert [row["steps"] for row in kept["rows"]] == list(rows)
-    assert kept["sampling"] == pipeline.sampling({}).model_dump()
+    assert kept["sampling"] == effective(pipeline.drawing().settings)
     assert rows["auto at temperature 1"]["settings"] == {
-        "steps": [5, 5, 5, 5, 5, 4],
+        "steps": (5, 5, 5, 5, 5, 4),
         "step_scale": pytest.approx((7 / 5) ** 0.5),
         "temperature": 1.0,
         "denoise": 2.0,
