@@ -23,7 +23,7 @@ from cdrl.data import (
 from cdrl.runs.run import Run, RunError
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, barrier, start
-from cdrl.training.loop import train
+from cdrl.training.loop import Outputs, train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation
 from pipelines.generation import default_device
@@ -132,22 +132,14 @@ def run_stage_two(config: Config, run: Path) -> None:
         # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
         torch.set_num_threads(1)
     data = stage_two_data(config, run)
-    train(
-        config,
-        stage_two,
-        data.training_set,
-        shape=data.training_set.grid_shape,
-        num_classes=len(data.class_names),
-        description={
-            "config": config.model_dump(mode="json"),
-            "class_names": list(data.class_names),
-            **data.decoder.description(),
-        },
-        add_files=data.decoder.save,
-        render=data.decoder.picture,
-        evaluate=None if config.evaluation is None else TrainingEvaluation(config, data.decoder, world),
-        world=world,
-    )
+    description = {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(data.class_names),
+        **data.decoder.description(),
+    }
+    evaluate = None if config.evaluation is None else TrainingEvaluation(config, data.decoder, world)
+    outputs = Outputs(description, data.decoder.save, data.decoder.picture, evaluate)
+    train(config, stage_two, data.training_set, len(data.class_names), outputs, world)
 
 
 def open_run(run: Run, config: Config | StageOneConfig, world: World) -> None:

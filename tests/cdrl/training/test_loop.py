@@ -58,7 +58,7 @@ def checkpoint_names(run: Path) -> list[str]:
 
 def trainer_of(config: Config, data: TrainingSet | None = None) -> CooperativeTrainer:
     data = data or stage_two_data(config, Path("unused")).training_set
-    return CooperativeTrainer(config, data, data.grid_shape, 10, start())
+    return CooperativeTrainer(config, data, 10, start())
 
 
 class Interfering(TrainingSet):
@@ -184,8 +184,7 @@ def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pyt
             pass
         assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
         assert seen["measure_acceptance"]
-        for _ in trainer.step(1):
-            pass
+        trainer.update(1)
         assert not seen["measure_acceptance"]
     finally:
         trainer.close()
@@ -367,13 +366,11 @@ def test_the_first_update_moves_the_initializer_only() -> None:
             return [parameter.detach().clone() for parameter in trainee.module.parameters()]
 
         before = parameters(trainer.energy), parameters(trainer.initializer)
-        for _ in trainer.step(0):
-            pass
+        trainer.update(0)
         after = parameters(trainer.energy), parameters(trainer.initializer)
         assert all(torch.equal(*pair) for pair in zip(before[0], after[0], strict=True))
         assert not all(torch.equal(*pair) for pair in zip(before[1], after[1], strict=True))
-        for _ in trainer.step(1):
-            pass
+        trainer.update(1)
         later = parameters(trainer.energy)
         assert not all(torch.equal(*pair) for pair in zip(after[0], later, strict=True))
     finally:
@@ -385,8 +382,7 @@ def test_the_average_follows_the_weights_with_its_decay_and_takes_the_singular_v
     try:
         history = []
         for step in range(3):
-            for _ in trainer.step(step):
-                pass
+            trainer.update(step)
             history.append({name: tensor.clone() for name, tensor in trainer.energy.module.state_dict().items()})
         averaged = trainer.energy.averaged.state_dict()
         name = "stages.0.0.layer1.weight"
@@ -413,8 +409,8 @@ def test_one_power_iteration_is_made_an_update_whatever_the_accumulation_and_the
 
         network.power_iteration = counted
         vectors = []
-        for _ in trainer.step(0):
-            vectors.append(network.stem.left.clone())
+        network.register_forward_hook(lambda *_: vectors.append(network.stem.left.clone()))
+        trainer.update(0)
         assert calls == 1
         assert len(vectors) == 4
         assert all(torch.equal(vector, vectors[0]) for vector in vectors)
