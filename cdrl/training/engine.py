@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cdrl.config import ConfigError
 from cdrl.runs.run import RunError, load_tensors, save_tensors, written_whole
@@ -77,7 +77,7 @@ class TraineeSettings:
         lr_factor: number of updates made -> factor on the learning rate.
         batch_size: the global one, over all processes.
         accumulation: micro-batches of a process that an update sums.
-        ema: decay of the moving average; 0 keeps the weights themselves.
+        ema: decay of the moving average after its warm-up, see `moving_average`; 0 keeps the weights themselves.
         optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
         bfloat16: the engine's calls happen under torch.autocast.
     """
@@ -100,7 +100,7 @@ class Trainee:
     def __init__(self, module: nn.Module, world: World, settings: TraineeSettings) -> None:
         self.world, self.zero_stage = world, settings.zero_stage
         module = module.to(world.device)
-        self.average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average = AveragedModel(module, multi_avg_fn=moving_average(settings.ema))
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
             updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas)
@@ -184,6 +184,25 @@ class Trainee:
     def close(self) -> None:
         """Let go of what the engine registered in this process."""
         self.engine.destroy()
+
+
+def ema_decay(ema: float, update: int) -> float:
+    """Decay of the moving average at update n = 1, 2, …: (1 + n) / (10 + n), or ``ema`` where that is smaller.
+
+    With this warm-up, that of the paper's authors (and of torch_ema), the average soon forgets the random weights that
+    training began with: under a decay of 0.9999 throughout, 61 % of them would be left after 5,000 updates.
+    """
+    return min(ema, (1 + update) / (10 + update))
+
+
+def moving_average(ema: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], int | Tensor], None]:
+    """What `AveragedModel` shall do at each update but its first, which copies the weights; it counts them itself."""
+
+    @torch.no_grad()
+    def average(averaged: Sequence[Tensor], weights: Sequence[Tensor], updates_before: int | Tensor) -> None:
+        torch._foreach_lerp_(averaged, weights, 1 - ema_decay(ema, int(updates_before) + 1))
+
+    return average
 
 
 @contextmanager

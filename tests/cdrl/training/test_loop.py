@@ -377,8 +377,8 @@ def test_the_first_update_moves_the_initializer_only() -> None:
         trainer.close()
 
 
-def test_the_average_follows_the_weights_with_its_decay_and_takes_the_singular_vectors_as_they_are() -> None:
-    trainer = trainer_of(tiny_config(training={"ema": 0.75, "warmup_steps": 0}, initializer={"dropout": 0.0}))
+def test_the_average_warms_up_to_its_decay_and_takes_the_singular_vectors_as_they_are() -> None:
+    trainer = trainer_of(tiny_config(training={"ema": 0.28, "warmup_steps": 0}, initializer={"dropout": 0.0}))
     try:
         history = []
         for step in range(3):
@@ -386,8 +386,8 @@ def test_the_average_follows_the_weights_with_its_decay_and_takes_the_singular_v
             history.append({name: tensor.clone() for name, tensor in trainer.energy.module.state_dict().items()})
         averaged = trainer.energy.averaged.state_dict()
         name = "stages.0.0.layer1.weight"
-        # The average begins as the weights after the first update.
-        expected = 0.75 * (0.75 * history[0][name] + 0.25 * history[1][name]) + 0.25 * history[2][name]
+        # The average begins as the weights after the first update; then decay is 3 / 12, and 0.28, less than 4 / 13.
+        expected = 0.28 * (3 / 12 * history[0][name] + 9 / 12 * history[1][name]) + 0.72 * history[2][name]
         torch.testing.assert_close(averaged[name], expected)
         for vector in ("stages.0.0.layer1.left", "stages.0.0.layer1.right"):
             assert torch.equal(averaged[vector], history[2][vector])
