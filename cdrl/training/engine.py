@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from cdrl.config import ConfigError
 from cdrl.runs.run import RunError, load_tensors, save_tensors, written_whole
 from cdrl.training.muon import Muon
+
+TensorList = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,11 @@ def ema_decay(ema: float, update: int) -> float:
     return min(ema, (1 + update) / (10 + update))
 
 
-def moving_average(ema: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], int | Tensor], None]:
+def moving_average(ema: float) -> Callable[[TensorList, TensorList, int | Tensor], None]:
     """What `AveragedModel` shall do at each update but its first, which copies the weights; it counts them itself."""
 
     @torch.no_grad()
-    def average(averaged: Sequence[Tensor], weights: Sequence[Tensor], updates_before: int | Tensor) -> None:
+    def average(averaged: TensorList, weights: TensorList, updates_before: int | Tensor) -> None:
         torch._foreach_lerp_(averaged, weights, 1 - ema_decay(ema, int(updates_before) + 1))
 
     return average

@@ -23,7 +23,7 @@ from cdrl.runs.run import Run, load_tensors
 from cdrl.training.engine import start
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import MONITORS, DivergenceError
-from cdrl.training.objective import Losses, cooperative_losses
+from cdrl.training.objective import Losses, LossSettings, cooperative_losses
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines import CDRLPipeline
 from pipelines.decoding import PixelDecoder
@@ -170,22 +170,19 @@ def test_a_run_without_initializer_trains_saves_and_resumes_the_energy_alone(tmp
 
 
 def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[LossSettings] = []
 
-    def remember(*arguments: Any, **options: Any) -> Losses:
-        seen.update(options)
-        return cooperative_losses(*arguments, **options)
+    def remember(*arguments: Any) -> Losses:
+        seen.append(arguments[-1])
+        return cooperative_losses(*arguments)
 
     monkeypatch.setattr("cdrl.training.trainer.cooperative_losses", remember)
     initializer = {"predicts": "epsilon", "target": "data"}
     trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
     try:
-        for _ in trainer.step(0):
-            pass
-        assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
-        assert seen["measure_acceptance"]
-        trainer.update(1)
-        assert not seen["measure_acceptance"]
+        assert not trainer.update(0).diagnostics.acceptance.isnan().any()
+        assert seen == [LossSettings(2, 0.1, "independent_noise", **initializer)]
+        assert trainer.update(1).diagnostics.acceptance.isnan().all()
     finally:
         trainer.close()
 
