@@ -97,7 +97,7 @@ class StageOneObjective(nn.Module):
             diagnostics["perceptual"] = perceptual
         if self.is_adversarial(step):
             assert self.discriminator is not None
-            with _frozen(self.discriminator):
+            with _without_parameter_gradients(self.discriminator):
                 adversarial = -self.discriminator.score(reconstruction).float().mean()
             balance = adaptive_weight(loss, adversarial, last_layer)
             loss = loss + config.adversarial_weight * balance * adversarial
@@ -270,8 +270,8 @@ def _vgg_names() -> Iterator[tuple[str, str]]:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Within it, what ``module`` computes has no gradient at its parameters (to its inputs it has)."""
+def _without_parameter_gradients(module: nn.Module) -> Iterator[None]:
+    """Keep gradients away from the parameters of ``module``; they still pass through it to its inputs."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)

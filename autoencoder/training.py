@@ -21,7 +21,7 @@ from cdrl.data import GridSet, TrainingSet
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json, write_json, written_whole
 from cdrl.sampling.noise import derive_seed
-from cdrl.training.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.training.engine import Trainee, TraineeSettings, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.training.monitor import DivergenceError, summed_over_processes
 
@@ -56,9 +56,7 @@ class StageOneTrainer:
 
     def _trainee(self, module: Any, ema: float) -> Trainee:
         training = self.training
-        return Trainee(
-            module,
-            self.world,
+        settings = TraineeSettings(
             learning_rate=training.learning_rate,
             lr_factor=linear_schedule(training.num_steps, training.warmup_steps, 0, training.decay_fraction, 0.02),
             gradient_clip=training.gradient_clip,
@@ -70,9 +68,10 @@ class StageOneTrainer:
             zero_stage=min(self.config.zero_stage, 2),
             bfloat16=training.precision == "bfloat16",
         )
+        return Trainee(module, self.world, settings)
 
-    def step(self, step: int) -> dict[str, Tensor]:
-        """Update ``step`` (from 0) of both networks; the terms of their losses."""
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Make update ``step`` (from 0) of both networks, and return the terms of their losses before it."""
         torch.manual_seed(derive_seed(self.config.seed, "autoencoder step", step, self.world.rank))
         images, _ = self.data.batch(step, self.rows)
         images = images.to(self.world.device)
@@ -159,7 +158,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
                 break
 
             # Update.
-            for name, value in trainer.step(step).items():
+            for name, value in trainer.update(step).items():
                 sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value
             step += 1
             progress.update()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks import plain
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
 from cdrl.sampling.noise import ImageNoise
-from cdrl.training.objective import cooperative_losses
+from cdrl.training.objective import LossSettings, Networks, cooperative_losses
 
 
 class Update:
@@ -60,9 +60,8 @@ def measure(size: Size, steps: int, rounds: int) -> str:
         with torch.no_grad():
             chain_energy = model.energy.fold().detach()
         noise = ImageNoise(range(size.batch))
-        losses = cooperative_losses(
-            x0, label, noise, schedule, chain_energy, model.energy, initializer, steps, label_dropout=0.0
-        )
+        networks = Networks(model.energy, initializer, chain_energy)
+        losses = cooperative_losses(x0, label, noise, networks, schedule, LossSettings(steps))
         assert losses.initializer is not None
         return losses.energy, losses.initializer
 

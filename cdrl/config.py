@@ -306,7 +306,8 @@ class EvaluationConfig(Section):
 
     ``metric`` is ``fd_lite0``, the Fréchet distance on features that need no download, or ``fid``, for which
     ``weights`` names the file of Inception's weights (by default it is looked for in ``data.cache``). Compared are
-    ``num_samples`` samples with all images of the ``split``.
+    ``num_samples`` samples with all images of the ``split``. With ``optional`` a run whose weights of Inception are
+    missing is trained without being measured, and says so in one line; otherwise it is refused.
     """
 
     every: int = Field(ge=1)
@@ -314,6 +315,7 @@ class EvaluationConfig(Section):
     num_samples: int = Field(default=1000, ge=100)
     split: Literal["train", "test"] = "train"
     weights: Path | None = None
+    optional: bool = False
 
 
 class DeepSpeedConfig(Section):

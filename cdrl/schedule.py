@@ -15,7 +15,7 @@ from cdrl.config import ScheduleConfig
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Tables over the levels t = 0 … T-1 of the energies, and t = 0 … T where noted, as float32 tensors.
+    """Tables over the levels t = 0 … T-1 of the energies, and t = 0 … T where noted, in float32 by default.
 
     A level's marginal is x_t = alpha_bar_t x_0 + sigma_bar_t eps, the energy lives on y_t = alpha_y_t x_t, and
     x_{t+1} = y_t + sigma_{t+1} eps. The highest level is a marginal energy: alpha_y = 1 and no quadratic term.
@@ -53,17 +53,24 @@ class NoiseSchedule:
 
     @classmethod
     def from_config(
-        cls, config: ScheduleConfig, *, gaussian_reference: bool = False, initializer: bool = True
+        cls,
+        config: ScheduleConfig,
+        *,
+        gaussian_reference: bool = False,
+        initializer: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> NoiseSchedule:
         """The tables of a schedule; without ``initializer`` a chain starts at x_{t+1}, with no noise of a proposal."""
         levels = {"cosine": _cosine_logsnr, "drl": _drl_logsnr}[config.kind]
-        schedule = cls._from_logsnr(levels(config), config, gaussian_reference)
+        schedule = cls._from_logsnr(levels(config), config, gaussian_reference, dtype)
         if initializer:
             return schedule
         return dataclasses.replace(schedule, proposal_std=torch.zeros_like(schedule.proposal_std))
 
     @classmethod
-    def _from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool) -> NoiseSchedule:
+    def _from_logsnr(
+        cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool, dtype: torch.dtype
+    ) -> NoiseSchedule:
         """All tables from lambda_0 … lambda_T (float64 [T + 1]) and the step-size rule of ``config``."""
         alpha_bar, sigma_bar = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
         alpha_step = alpha_bar[1:] / alpha_bar[:-1]
@@ -81,12 +88,14 @@ class NoiseSchedule:
             "alpha_y": alpha_y,
             "precision": precision,
             "step_size": step_size,
-            # The square of the float32 step: in a Langevin step it cancels to the last bit, as in the authors' code.
-            "temperature": step_size.float() ** 2 if config.temperature == "step_size" else torch.ones_like(step_size),
+            # The square of the rounded step: in a Langevin step it cancels to the last bit, as in the authors' code.
+            "temperature": step_size.to(dtype) ** 2
+            if config.temperature == "step_size"
+            else torch.ones_like(step_size),
             "proposal_std": alpha_y * sigma_bar[:-1] / sigma_bar[1:] * sigma_step,
             "loss_weight": sigma_step[0] / sigma_step,
         }
-        return cls(**{name: table.float() for name, table in tables.items()}, gaussian_reference=gaussian_reference)
+        return cls(**{name: table.to(dtype) for name, table in tables.items()}, gaussian_reference=gaussian_reference)
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """The same tables on another device."""

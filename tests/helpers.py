@@ -22,7 +22,7 @@ from cdrl.runs.run import Run
 from cdrl.sampling.settings import ChainPlan
 from cdrl.schedule import NoiseSchedule
 from cdrl.training.engine import start
-from cdrl.training.loop import train
+from cdrl.training.loop import Outputs, train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -113,17 +113,12 @@ def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
     """Train on data of ten classes in a run of its own, with neither decoder nor pictures."""
     run = Run(folder)
     run.open(config)
-    train(
-        config,
-        run,
-        data,
-        shape=data.grid_shape,
-        num_classes=10,
+    outputs = Outputs(
         description={"config": config.model_dump(mode="json"), "class_names": []},
         add_files=lambda folder: None,
         render=lambda grids: torch.zeros(3, 8, 8, dtype=torch.uint8),
-        world=start(),
     )
+    train(config, run, data, 10, outputs, start())
 
 
 def start_command(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:

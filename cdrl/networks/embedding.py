@@ -17,7 +17,8 @@ def noise_features(logsnr: Tensor, width: int) -> Tensor:
     """
     position = 1000 * torch.arctan(torch.exp(-logsnr / 2)) / (math.pi / 2)
     half = width // 2
-    frequencies = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half, device=logsnr.device))
+    steps = torch.arange(half, dtype=logsnr.dtype, device=logsnr.device)
+    frequencies = torch.exp(-math.log(10_000) / (half - 1) * steps)
     angles = position[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -164,7 +164,7 @@ class FoldedEnergy:
         h = self.embed1(noise_features(logsnr, self.embed1.weight.shape[1]))
         h = self.embed2(F.leaky_relu_(h, SLOPE))
         if self.classes is not None:
-            h = h + self.classes(one_hot_classes(label, self.classes.weight.shape[1] - 1))
+            h = h + self.classes(one_hot_classes(label, self.classes.weight.shape[1] - 1).to(h.dtype))
         h = F.leaky_relu(h, SLOPE)
         blocks = [F.leaky_relu_(block.condition(h), SLOPE) for stage in self.stages for block in stage]
         amplitudes = None if self.frequencies is None else noised_amplitudes(logsnr, self.frequencies)
@@ -179,7 +179,7 @@ class FoldedEnergy:
         )
 
     def __call__(self, y: Tensor, condition: EnergyCondition) -> Tensor:
-        """f-hat of images [N, C, H, W] or points [N, D]: float32 [N]; higher is likelier."""
+        """f-hat of images [N, C, H, W] or points [N, D]: [N], in the precision of the head; higher is likelier."""
         if self.frequencies is not None:
             y = fourier_features(y, self.frequencies, condition.amplitudes)
         h = self.stem(y.to(self.dtype))
@@ -192,12 +192,13 @@ class FoldedEnergy:
                 h = F.avg_pool2d(h, 2)
             for block in stage:
                 h = block(h, next(biases))
-        h = F.relu(h).float()
+        h = F.relu(h).to(condition.head.dtype)
         features = h.sum(dim=(2, 3)) if h.ndim == 4 else h
         return self.output_scale * (features * condition.head).sum(dim=1)
 
-    def detach(self, dtype: torch.dtype = torch.float32) -> FoldedEnergy:
-        """A copy without gradients for Markov chains, its convolutions in ``dtype``."""
+    def detach(self, dtype: torch.dtype | None = None) -> FoldedEnergy:
+        """A copy without gradients for Markov chains, its convolutions in ``dtype``, by default the network's own."""
+        dtype = dtype or self.dtype
 
         def main(layer: Affine) -> Affine:
             assert layer.bias is not None
@@ -280,6 +281,7 @@ class EnergyNetwork(nn.Module):
             stages=[[block() for block in stage] for stage in cast("Iterable[Iterable[ResidualBlock]]", self.stages)],
             head=Affine(self.head.weight, None),
             output_scale=self.output_scale,
+            dtype=self.head.weight.dtype,
         )
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:

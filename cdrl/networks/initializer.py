@@ -46,7 +46,7 @@ class ConditionEmbedding(nn.Module):
     def forward(self, logsnr: Tensor, label: Tensor) -> Tensor:
         h = self.dense2(F.silu(self.dense1(noise_features(logsnr, self.channels))))
         if self.classes is not None:
-            h = h + self.classes(one_hot_classes(label, self.num_classes))
+            h = h + self.classes(one_hot_classes(label, self.num_classes).to(h.dtype))
         return h
 
 

@@ -25,7 +25,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run goes on later
 
     @classmethod
     def at(cls, step: int, num_steps: int) -> Interrupted:
-        """Of a training that is to go on after ``step`` of ``num_steps``."""
+        """A training that was stopped after ``step`` of ``num_steps`` updates."""
         return cls(f"stopped at step {step} of {num_steps}; the same command goes on from there")
 
 

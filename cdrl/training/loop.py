@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,28 +51,34 @@ def best_value(model_folder: Path) -> float:
     return read_json(path)["evaluation"]["value"] if path.exists() else float("inf")
 
 
-def train(
-    config: Config,
-    run: Run,
-    data: TrainingSet,
-    *,
-    shape: tuple[int, ...],
-    num_classes: int,
-    description: dict[str, Any],
-    add_files: Callable[[Path], None],
-    render: Callable[[Tensor], Tensor],
-    world: World,
-    evaluate: Evaluate | None = None,
-) -> None:
-    """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
+@dataclass(frozen=True)
+class Outputs:
+    """What a run leaves beside its networks.
 
-    Its config.json tells the ``step``, the ``images`` seen, and the wall and CPU seconds that these took.
-
-    Args:
+    Attributes:
         description: what the model's config.json shall hold beside the model's own facts.
         add_files: puts further files (a decoder) into the model folder.
         render: grids [N, *shape] -> one uint8 picture [3, H, W].
         evaluate: called as often as ``config.evaluation`` says; the best model by it is kept in ``run.best``.
+    """
+
+    description: dict[str, Any]
+    add_files: Callable[[Path], None]
+    render: Callable[[Tensor], Tensor]
+    evaluate: Evaluate | None = None
+
+    def export(self, folder: Path, model: CDRL, facts: Mapping[str, Any]) -> None:
+        """Write a model with ``facts`` of its training, whole or not at all."""
+        with written_whole(folder) as partial:
+            save_model(partial, model, {**self.description, **facts})
+            self.add_files(partial)
+
+
+def train(config: Config, run: Run, data: TrainingSet, num_classes: int, outputs: Outputs, world: World) -> None:
+    """Train the networks, or go on from the run's last checkpoint; leaves the averaged model in ``run.model``.
+
+    Its config.json tells the ``step``, the ``images`` seen, and the wall and CPU seconds that these took. A run that
+    diverges is rolled back to its last checkpoint where the configuration says so.
 
     Raises:
         DataError: a sample is not finite or has no valid class id; the message names it.
@@ -83,9 +90,9 @@ def train(
     rollbacks = 0
     with stop_requests() as stop_requested:
         while True:
-            trainer = CooperativeTrainer(config, data, shape, num_classes, world, rollbacks)
+            trainer = CooperativeTrainer(config, data, num_classes, world, rollbacks)
             try:
-                _train(trainer, run, description, add_files, render, evaluate, stop_requested)
+                _train_to_the_end(trainer, run, outputs, stop_requested)
                 return
             except DivergenceError as error:
                 if config.training.on_divergence == "stop":
@@ -100,16 +107,10 @@ def train(
                 trainer.close()
 
 
-def _train(
-    trainer: CooperativeTrainer,
-    run: Run,
-    description: dict[str, Any],
-    add_files: Callable[[Path], None],
-    render: Callable[[Tensor], Tensor],
-    evaluate: Evaluate | None,
-    stop_requested: Callable[[], bool],
+def _train_to_the_end(
+    trainer: CooperativeTrainer, run: Run, outputs: Outputs, stop_requested: Callable[[], bool]
 ) -> None:
-    """The loop of `train`, from the last checkpoint to the end."""
+    """The loop of `train`, from the last checkpoint to the last update."""
     world, training, evaluation = trainer.world, trainer.config.training, trainer.config.evaluation
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
@@ -123,26 +124,11 @@ def _train(
     def state_now() -> dict[str, float]:
         return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
 
-    def export(model: Path, facts: Mapping[str, Any]) -> None:
-        with written_whole(model) as folder:
-            save_model(folder, trainer.averaged, {**description, **facts})
-            add_files(folder)
-
     def stop_if_diverged() -> None:
         trouble = watch.verdict(trainer.averaged.parameters())
         if trouble is not None:
             kept = run.last_checkpoint_in_words()
             raise DivergenceError(f"{run.folder}: diverged at step {step}, {trouble}; {kept}")
-
-    def checkpoint() -> None:
-        # The last update has not been seen at work yet.
-        watch.add(trainer.rehearsal(step - 1))
-        stop_if_diverged()
-        state = state_now()
-        trainer.save(run.checkpoint_path(step), state)
-        if world.is_main:
-            run.prune_checkpoints()
-            export(run.model, state)
 
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
@@ -154,26 +140,30 @@ def _train(
                 break
 
             # Update.
-            for losses in trainer.step(step):
-                monitor.add(losses.diagnostics)
-                watch.add(losses)
-                loss_sums += torch.stack([torch.ones_like(losses.energy), *losses.values().values()]).double()
+            measured = trainer.update(step)
+            monitor.add(measured.diagnostics)
+            watch.add(measured)
+            micro_batches = torch.stack([torch.ones_like(measured.losses["energy_loss"]), *measured.losses.values()])
+            loss_sums += micro_batches.double().sum(dim=1)
             step += 1
             progress.update()
-            done = step == training.num_steps
 
+            # What is due after this update?
+            done = step == training.num_steps
             stop = any_process(stop_requested(), world)
             logged = step % training.log_every == 0 or done
             kept = step % training.checkpoint_every == 0 or done or stop
 
-            # Diverged?
+            # Diverged? What is kept is looked at under the weights of now, which no update has seen at work yet.
+            if kept:
+                watch.add(trainer.measure(step - 1))
             if step % watch_every == 0 or logged or kept:
                 stop_if_diverged()
 
             # Status.
             if logged:
                 count, *sums = summed_over_processes(loss_sums).tolist()
-                losses_mean = dict(zip(losses.values(), (total / count for total in sums), strict=True))
+                losses_mean = dict(zip(measured.losses, (total / count for total in sums), strict=True))
                 loss_sums.zero_()
                 means = monitor.means()
                 if log is not None:
@@ -187,26 +177,30 @@ def _train(
 
             # Samples.
             if log is not None and (step % training.sample_every == 0 or done):
-                picture = render(trainer.samples(64))
+                picture = outputs.render(trainer.samples(64))
                 save_picture(run.folder / "samples" / f"step_{step:08d}.png", picture)
                 log.picture(step, "samples", picture)
 
             # Evaluation.
-            if evaluate is not None and evaluation is not None and (step % evaluation.every == 0 or done):
-                measured, state = evaluate(trainer.averaged), state_now()
+            if outputs.evaluate is not None and evaluation is not None and (step % evaluation.every == 0 or done):
+                figure, state = outputs.evaluate(trainer.averaged), state_now()
                 if log is not None:
-                    log.write(step, {measured.name: measured.value})
-                    if measured.value < best_value(run.best):
-                        export(run.best, {**state, "evaluation": measured._asdict()})
+                    log.write(step, {figure.name: figure.value})
+                    if figure.value < best_value(run.best):
+                        outputs.export(run.best, trainer.averaged, {**state, "evaluation": figure._asdict()})
 
             # Checkpoint.
             if kept:
-                checkpoint()
+                state = state_now()
+                trainer.save(run.checkpoint_path(step), state)
+                if world.is_main:
+                    run.prune_checkpoints()
+                    outputs.export(run.model, trainer.averaged, state)
             if stop and not done:
                 raise Interrupted.at(step, training.num_steps)
 
     # A crash may have come between the last checkpoint and its export.
-    last_state = state_now()
+    state = state_now()
     if world.is_main and trained_steps(run.model) != step:
-        export(run.model, last_state)
+        outputs.export(run.model, trainer.averaged, state)
     barrier()

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cdrl.training.objective import Diagnostics, Losses
+from cdrl.training.objective import Diagnostics, Measurements
 
 MONITORS = tuple(f.name for f in dataclasses.fields(Diagnostics) if f.name != "level")
 
@@ -20,14 +20,14 @@ class DivergenceError(RuntimeError):
 
 
 class LevelMonitor:
-    """Running means a level of what was measured of `Diagnostics`."""
+    """Means of `Diagnostics` a level, over the updates since they were last asked for."""
 
     def __init__(self, num_levels: int, device: torch.device) -> None:
         # Sums, and below them how many values they have.
         self._sums = torch.zeros(2 * len(MONITORS), num_levels, dtype=torch.float64, device=device)
 
     def add(self, diagnostics: Diagnostics) -> None:
-        """Add one batch."""
+        """Add those of an update."""
         values = torch.stack([getattr(diagnostics, name) for name in MONITORS])
         measured = ~values.isnan()
         both = torch.cat([torch.where(measured, values, 0), measured])
@@ -73,14 +73,14 @@ class DivergenceWatch:
         self._worst = torch.zeros(len(SIGNS), num_levels, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
 
-    def add(self, losses: Losses) -> None:
-        """Add one batch."""
-        diagnostics = losses.diagnostics
+    def add(self, measured: Measurements) -> None:
+        """Add what an update has measured."""
+        diagnostics = measured.diagnostics
         values = torch.stack([getattr(diagnostics, name).abs() for name in SIGNS])
         values = values.nan_to_num(nan=torch.inf)
         self._worst.scatter_reduce_(1, diagnostics.level.expand_as(values), values, "amax")
-        for loss in losses.values().values():
-            self._finite &= torch.isfinite(loss)
+        for loss in measured.losses.values():
+            self._finite &= torch.isfinite(loss).all()
 
     def verdict(self, parameters: Iterable[Tensor]) -> str | None:
         """What is wrong, at which level, and what to try; None where nothing is, the same in all processes.

@@ -1,14 +1,16 @@
-"""Algorithm 1: one batch in, two losses and diagnostics out."""
+"""Algorithm 1: one batch in, the two losses out; and, apart from them, what monitors read of the same batch."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cdrl.config import Config, InitializerConfig
 from cdrl.model import log_density, proposal_mean
 from cdrl.networks import FoldedEnergy
 from cdrl.sampling.kernels import Position, langevin_log_ratio, recovery, with_gradient
@@ -18,6 +20,159 @@ from cdrl.schedule import NoiseSchedule, per_image
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(grid [N, *shape], logsnr [N], label [N]) -> f-hat [N] or a grid [N, *shape]."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The two networks in training, and the energy as the chain uses it.
+
+    Attributes:
+        energy: learns from the energy loss; called once a batch.
+        initializer: learns from the initializer loss; called once a batch. None: chains start at x_{t+1}.
+        chain_energy: the energy folded and detached, so that no chain costs a gradient of parameters.
+    """
+
+    energy: Network
+    initializer: Network | None
+    chain_energy: FoldedEnergy
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the losses depend on beside networks, schedule and noise.
+
+    Attributes:
+        langevin_steps: K.
+        label_dropout: probability with which each class id is replaced by the null class.
+        pairs: x_{t+1} has the noise of x_t (``shared_noise``, eq. 9), or one more step's (``independent_noise``).
+        predicts: what the initializer's output stands for, see `proposal_mean`.
+        target: what the proposal is regressed on: ``refined``, where the chain ends, or ``data``, the true y_t.
+    """
+
+    langevin_steps: int
+    label_dropout: float = 0.0
+    pairs: str = "shared_noise"
+    predicts: str = "y"
+    target: str = "refined"
+
+    @classmethod
+    def from_config(cls, config: Config) -> LossSettings:
+        """The settings of a configuration."""
+        training, initializer = config.training, config.initializer or InitializerConfig()
+        return cls(
+            training.langevin_steps, training.label_dropout, training.pairs, initializer.predicts, initializer.target
+        )
+
+
+@dataclass(frozen=True)
+class NoisedPair:
+    """A batch at two neighbouring noise levels, t of each image and t + 1."""
+
+    level: Tensor
+    """t, uniform on 0 … T-1: int64 [N]."""
+    label: Tensor
+    """Class ids, some of them dropped to -1, the null class: int64 [N]."""
+    y: Tensor
+    """alpha_{t+1} x_t, [N, *shape]."""
+    x_next: Tensor
+    """x_{t+1}, [N, *shape]."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a batch's losses were made of, without gradients: `diagnose` reads it."""
+
+    pair: NoisedPair
+    start: Tensor
+    """The noised proposal, [N, *shape]."""
+    before_end: Position
+    """Where the last Langevin step began."""
+    end: Position
+    """The refined sample."""
+    f_refined: Tensor
+    f_data: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a batch, scalars with gradients, and what they were made of."""
+
+    energy: Tensor
+    initializer: Tensor | None
+    """None where there is no initializer."""
+    chain: Chain
+
+    def values(self) -> dict[str, Tensor]:
+        """The losses that there are under the names of their metrics, detached."""
+        losses = {"energy_loss": self.energy, "initializer_loss": self.initializer}
+        return {name: loss.detach() for name, loss in losses.items() if loss is not None}
+
+
+def cooperative_losses(
+    x0: Tensor, label: Tensor, noise: ImageNoise, networks: Networks, schedule: NoiseSchedule, settings: LossSettings
+) -> Losses:
+    """Losses of the energy (eq. 7) and of the initializer (eq. 8, without its level weights): Algorithm 1.
+
+    Args:
+        x0: clean grids [N, *shape].
+        label: class ids [N], -1 for null.
+        noise: one stream an image.
+    """
+    # A pair at levels t and t + 1 (eq. 9).
+    pair = noised_pair(x0, label, noise, schedule, settings)
+    level, x_next, y = pair.level, pair.x_next, pair.y
+    logsnr, step_size = schedule.logsnr[level], schedule.step_size[level]
+
+    # The initializer's proposal with its noise (eq. 6), or x_{t+1} itself.
+    proposed = x_next
+    if networks.initializer is not None:
+        output = networks.initializer(x_next, schedule.logsnr[level + 1], pair.label)
+        mean = proposal_mean(output, x_next, schedule, level, settings.predicts)
+        proposed = mean + per_image(schedule.proposal_std[level], x0) * noise.normal(x0.shape[1:])
+
+    # K Langevin steps from there towards p(y_t | x_{t+1}) (eq. 3, 5).
+    chain_energy = networks.chain_energy
+    condition = chain_energy.condition(logsnr, pair.label)
+    marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
+    start = Position(proposed.detach(), recovery(marginal, x_next, schedule.precision[level]))
+    before_end = refine(start, step_size, noise, max(settings.langevin_steps - 1, 0))
+    end = refine(before_end, step_size, noise, min(settings.langevin_steps, 1))
+    refined = end.y
+
+    # The energy tells refined samples from true ones (eq. 7), both as one batch.
+    both = torch.cat([refined, y])
+    f_refined, f_data = networks.energy(both, logsnr.repeat(2), pair.label.repeat(2)).chunk(2)
+    energy_loss = (schedule.loss_weight[level] * (f_refined - f_data)).mean()
+
+    # The initializer learns where its own chains end (eq. 8).
+    initializer_loss = None
+    if networks.initializer is not None:
+        error = (refined if settings.target == "refined" else y) - proposed
+        initializer_loss = error.flatten(1).square().sum(dim=1).mean()
+
+    chain = Chain(pair, start.y, before_end, end, f_refined.detach(), f_data.detach())
+    return Losses(energy_loss, initializer_loss, chain)
+
+
+def noised_pair(
+    x0: Tensor, label: Tensor, noise: ImageNoise, schedule: NoiseSchedule, settings: LossSettings
+) -> NoisedPair:
+    """Clean grids [N, *shape] at a random level and the next one (eq. 9), and their class ids with some dropped."""
+    level = noise.integers(schedule.num_levels)
+    label = torch.where(noise.uniform() < settings.label_dropout, -1, label)
+    epsilon = noise.normal(x0.shape[1:])
+
+    def at(values: Tensor) -> Tensor:
+        return per_image(values, x0)
+
+    alpha_y = schedule.alpha_y[level]
+    y = at(alpha_y * schedule.alpha_bar[level]) * x0 + at(alpha_y * schedule.sigma_bar[level]) * epsilon
+    if settings.pairs == "shared_noise":
+        x_next = at(schedule.alpha_bar[level + 1]) * x0 + at(schedule.sigma_bar[level + 1]) * epsilon
+    else:
+        one_more = noise.normal(x0.shape[1:])
+        x_next = at(schedule.alpha_step[level] / alpha_y) * y + at(schedule.sigma_step[level]) * one_more
+    return NoisedPair(level, label, y, x_next)
 
 
 @dataclass(frozen=True)
@@ -46,105 +201,50 @@ class Diagnostics:
     """
 
 
-@dataclass(frozen=True)
-class Losses:
-    """The losses (scalars with gradients) and the diagnostics of a batch."""
-
-    energy: Tensor
-    initializer: Tensor | None
-    """None where there is no initializer."""
-    diagnostics: Diagnostics
-
-    def values(self) -> dict[str, Tensor]:
-        """The losses that there are under the names of their metrics, detached."""
-        losses = {"energy_loss": self.energy, "initializer_loss": self.initializer}
-        return {name: loss.detach() for name, loss in losses.items() if loss is not None}
-
-
-def cooperative_losses(
-    x0: Tensor,
-    label: Tensor,
-    noise: ImageNoise,
-    schedule: NoiseSchedule,
-    chain_energy: FoldedEnergy,
-    energy: Network,
-    initializer: Network | None,
-    steps: int,
-    label_dropout: float,
-    *,
-    pairs: str = "shared_noise",
-    predicts: str = "y",
-    target: str = "refined",
-    measure_acceptance: bool = False,
-) -> Losses:
-    """Losses of the energy (eq. 7) and of the initializer (eq. 8, without its level weights).
-
-    The chain runs on ``chain_energy``, a detached fold; the energy sees refined and true samples as one batch.
+@torch.no_grad()
+def diagnose(chain: Chain, schedule: NoiseSchedule, *, measure_acceptance: bool = False) -> Diagnostics:
+    """Diagnostics of a batch from what its losses were made of.
 
     Args:
-        x0: clean grids [N, *shape].
-        label: class ids [N], -1 for null; each is dropped to null with probability ``label_dropout``.
-        noise: one stream an image.
-        energy, initializer: the networks to be trained, each called once; without an initializer the chain starts
-            at x_{t+1}.
-        steps: K.
-        pairs: x_{t+1} has the noise of x_t (``shared_noise``, eq. 9), or one more step's (``independent_noise``).
-        predicts: what the initializer's output stands for, see `proposal_mean`.
-        target: what the proposal is regressed on: ``refined``, where the chain ends, or ``data``, the true y_t.
-        measure_acceptance: spend one more gradient on the diagnostics' ``acceptance``.
+        measure_acceptance: spend one more gradient of the chain's target on ``acceptance``.
     """
-    level = noise.integers(schedule.num_levels)
-    label = torch.where(noise.uniform() < label_dropout, -1, label)
-    epsilon = noise.normal(x0.shape[1:])
-    alpha_y, step_size = schedule.alpha_y[level], schedule.step_size[level]
-    y = per_image(alpha_y * schedule.alpha_bar[level], x0) * x0
-    y = y + per_image(alpha_y * schedule.sigma_bar[level], x0) * epsilon
-    if pairs == "shared_noise":
-        x_next = per_image(schedule.alpha_bar[level + 1], x0) * x0
-        x_next = x_next + per_image(schedule.sigma_bar[level + 1], x0) * epsilon
-    else:
-        x_next = per_image(schedule.alpha_step[level] / alpha_y, x0) * y
-        x_next = x_next + per_image(schedule.sigma_step[level], x0) * noise.normal(x0.shape[1:])
-
-    proposed = x_next
-    if initializer is not None:
-        output = initializer(x_next, schedule.logsnr[level + 1], label)
-        proposed = proposal_mean(output, x_next, schedule, level, predicts)
-        proposed = proposed + per_image(schedule.proposal_std[level], x0) * noise.normal(x0.shape[1:])
-    start = proposed.detach()
-    condition = chain_energy.condition(schedule.logsnr[level], label)
-    marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
-    precision = schedule.precision[level]
-    before = refine(Position(start, recovery(marginal, x_next, precision)), step_size, noise, max(steps - 1, 0))
-    last = refine(before, step_size, noise, min(steps, 1))
-    refined = last.y
-
-    both = torch.cat([refined, y])
-    f_refined, f_data = energy(both, schedule.logsnr[level].repeat(2), label.repeat(2)).chunk(2)
-    weight = schedule.loss_weight[level]
-    initializer_loss = None
-    if initializer is not None:
-        error = (refined if target == "refined" else y) - proposed
-        initializer_loss = error.flatten(1).square().sum(dim=1).mean()
-    acceptance = torch.full_like(weight, math.nan)
+    pair, start, before_end, refined = chain.pair, chain.start, chain.before_end, chain.end.y
+    step_size, precision = schedule.step_size[pair.level], schedule.precision[pair.level]
+    acceptance = torch.full_like(step_size, math.nan)
     if measure_acceptance:
-        acceptance = langevin_log_ratio(before, last, step_size).exp().clamp(max=1)
-    way, begun = (refined - x_next).flatten(1), (start - x_next).flatten(1)
-    steepness = before.gradient + per_image(precision, start) * (before.y - x_next)
-    return Losses(
-        energy=(weight * (f_refined - f_data)).mean(),
-        initializer=initializer_loss,
-        diagnostics=Diagnostics(
-            level=level,
-            energy_gap=(f_refined - f_data).detach(),
-            gradient_norm=_rms(steepness) * step_size,
-            displacement=_rms(refined - start) / step_size,
-            magnitude=f_data.detach().abs(),
-            reach=refined.flatten(1).abs().amax(dim=1) / y.abs().amax(),
-            acceptance=acceptance,
-            initializer_share=(begun * way).sum(dim=1) / way.square().sum(dim=1),
-        ),
+        acceptance = langevin_log_ratio(before_end, chain.end, step_size).exp().clamp(max=1)
+    way, proposed_way = (refined - pair.x_next).flatten(1), (start - pair.x_next).flatten(1)
+    slope = before_end.gradient + per_image(precision, start) * (before_end.y - pair.x_next)
+    return Diagnostics(
+        level=pair.level,
+        energy_gap=chain.f_refined - chain.f_data,
+        gradient_norm=_rms(slope) * step_size,
+        displacement=_rms(refined - start) / step_size,
+        magnitude=chain.f_data.abs(),
+        reach=refined.flatten(1).abs().amax(dim=1) / pair.y.abs().amax(),
+        acceptance=acceptance,
+        initializer_share=(proposed_way * way).sum(dim=1) / way.square().sum(dim=1),
     )
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What an update has measured in this process."""
+
+    losses: dict[str, Tensor]
+    """Each loss by the name of its metric, one value a micro-batch: [M]."""
+    diagnostics: Diagnostics
+    """One value an image of all micro-batches."""
+
+    @classmethod
+    def of(cls, losses: Sequence[Losses], diagnostics: Sequence[Diagnostics]) -> Measurements:
+        """Those of an update's micro-batches, put together."""
+        values = [batch.values() for batch in losses]
+        fields = [field.name for field in dataclasses.fields(Diagnostics)]
+        return cls(
+            {name: torch.stack([batch[name] for batch in values]) for name in values[0]},
+            Diagnostics(**{name: torch.cat([getattr(batch, name) for batch in diagnostics]) for name in fields}),
+        )
 
 
 def _rms(grid: Tensor) -> Tensor:

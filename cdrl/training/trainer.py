@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cdrl.config import Config, InitializerConfig
+from cdrl.config import Config
 from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.model import CDRL
-from cdrl.networks import FoldedEnergy
 from cdrl.runs.run import read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from cdrl.sampling.settings import plan_chains
-from cdrl.training.engine import Trainee, World, checkpoint_written_whole, linear_schedule
-from cdrl.training.objective import Losses, Network, cooperative_losses
+from cdrl.training.engine import Trainee, TraineeSettings, World, checkpoint_written_whole, linear_schedule
+from cdrl.training.objective import (
+    Diagnostics,
+    Losses,
+    LossSettings,
+    Measurements,
+    Networks,
+    cooperative_losses,
+    diagnose,
+)
 
 ACCEPTANCE_EVERY = 10
 """Updates between two measurements of the acceptance, which costs a gradient more."""
@@ -27,110 +34,99 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CooperativeTrainer:
-    """The networks in their engines, and one update of them (Algorithm 1)."""
+    """The networks in their engines, and one update of them (Algorithm 1).
 
-    def __init__(
-        self,
-        config: Config,
-        data: TrainingSet,
-        shape: tuple[int, ...],
-        num_classes: int,
-        world: World,
-        rollbacks: int = 0,
-    ) -> None:
-        """
-        Args:
-            rollbacks: how often the run has been rolled back; each time halves the learning rates.
-        """
+    Args:
+        rollbacks: how often the run has been rolled back; each time halves the learning rates.
+    """
+
+    def __init__(self, config: Config, data: TrainingSet, num_classes: int, world: World, rollbacks: int = 0) -> None:
         training = config.training
         self.config, self.data, self.world, self.rollbacks = config, data, world, rollbacks
         self.rows = world.rows(training.batch_size, training.accumulation)
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        model = CDRL.from_config(config, shape, num_classes)
+        model = CDRL.from_config(config, data.grid_shape, num_classes)
         self.schedule = model.schedule.to(world.device)
+        self.settings = LossSettings.from_config(config)
         self.chain_dtype = DTYPES[training.chain_dtype]
-
-        def trainee(module: Any, learning_rate: float, head_start: int) -> Trainee:
-            factor = linear_schedule(
-                training.num_steps,
-                training.warmup_steps,
-                head_start,
-                training.decay_fraction,
-                training.decay_floor,
-            )
-            return Trainee(
-                module,
-                world,
-                learning_rate=learning_rate,
-                lr_factor=lambda step: 0.5**self.rollbacks * factor(step),
-                gradient_clip=training.gradient_clip,
-                batch_size=training.batch_size,
-                accumulation=training.accumulation,
-                ema=training.ema,
-                optimizer=training.optimizer,
-                zero_stage=config.deepspeed.zero_stage,
-            )
-
-        self.energy = trainee(model.energy, training.energy_lr, 0)
+        self.energy = self._trainee(model.energy, training.energy_lr)
         self.initializer: Trainee | None = None
         self.trainees = {"energy": self.energy}
+        averaged_initializer = None
         if model.initializer is not None:
-            self.initializer = trainee(model.initializer, training.initializer_lr, training.initializer_head_start)
+            head_start = training.initializer_head_start
+            self.initializer = self._trainee(model.initializer, training.initializer_lr, head_start)
             self.trainees["initializer"] = self.initializer
-        initializer = None if self.initializer is None else self.initializer.averaged.eval()
-        self.averaged = CDRL(model.schedule, self.energy.averaged.eval(), initializer, shape, num_classes)
+            averaged_initializer = self.initializer.averaged.eval()
+        averaged_energy = self.energy.averaged.eval()
+        self.averaged = CDRL(model.schedule, averaged_energy, averaged_initializer, data.grid_shape, num_classes)
 
-    def step(self, step: int) -> Iterator[Losses]:
-        """Update ``step`` (from 0): the losses of each micro-batch, before they are applied."""
+    def _trainee(self, module: nn.Module, learning_rate: float, head_start: int = 0) -> Trainee:
+        training = self.config.training
+        factor = linear_schedule(
+            training.num_steps, training.warmup_steps, head_start, training.decay_fraction, training.decay_floor
+        )
+        settings = TraineeSettings(
+            learning_rate=learning_rate,
+            lr_factor=lambda step: 0.5**self.rollbacks * factor(step),
+            gradient_clip=training.gradient_clip,
+            batch_size=training.batch_size,
+            accumulation=training.accumulation,
+            ema=training.ema,
+            optimizer=training.optimizer,
+            zero_stage=self.config.deepspeed.zero_stage,
+        )
+        return Trainee(module, self.world, settings)
+
+    def update(self, step: int) -> Measurements:
+        """Make update ``step`` (from 0) of both networks, and return what it measured before it moved them.
+
+        Raises:
+            DataError: a sample is not finite or has no valid class id; the message names it.
+        """
         with self.energy.whole() as energy, torch.no_grad():
             energy.power_iteration()
             chain_energy = energy.fold().detach(self.chain_dtype)
+        initializer = None if self.initializer is None else self.initializer.engine
+        networks = Networks(self.energy.engine, initializer, chain_energy)
         self._seed_dropout(step)
+        losses, diagnostics = [], []
         for rows in self.rows:
-            initializer = None if self.initializer is None else self.initializer.engine
-            losses = self._losses(step, rows, chain_energy, self.energy.engine, initializer)
-            yield losses
-            self.energy.update(losses.energy)
+            batch = self._losses(step, rows, networks)
+            losses.append(batch)
+            diagnostics.append(self._diagnose(step, batch))
+            self.energy.update(batch.energy)
             if self.initializer is not None:
-                assert losses.initializer is not None
-                self.initializer.update(losses.initializer)
+                assert batch.initializer is not None
+                self.initializer.update(batch.initializer)
+        return Measurements.of(losses, diagnostics)
 
     @torch.no_grad()
-    def rehearsal(self, step: int) -> Losses:
-        """What the weights of this moment make of update ``step``, with nothing learned from it."""
+    def measure(self, step: int) -> Measurements:
+        """What update ``step`` would measure in its first micro-batch under the weights as they are now."""
         self._seed_dropout(step)
         with contextlib.ExitStack() as stack:
-            energy, *initializer = [stack.enter_context(trainee.whole()) for trainee in self.trainees.values()]
-            chain_energy = energy.fold().detach(self.chain_dtype)
-            return self._losses(step, self.rows[0], chain_energy, energy, *(initializer or [None]))
+            bare = {name: stack.enter_context(trainee.whole()) for name, trainee in self.trainees.items()}
+            chain_energy = bare["energy"].fold().detach(self.chain_dtype)
+            networks = Networks(bare["energy"], bare.get("initializer"), chain_energy)
+            losses = self._losses(step, self.rows[0], networks)
+            return Measurements.of([losses], [self._diagnose(step, losses)])
 
     def _seed_dropout(self, step: int) -> None:
         torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
 
-    def _losses(
-        self, step: int, rows: range, chain_energy: FoldedEnergy, energy: Network, initializer: Network | None
-    ) -> Losses:
-        training, settings = self.config.training, self.config.initializer or InitializerConfig()
+    def _losses(self, step: int, rows: range, networks: Networks) -> Losses:
         x0, label = self.data.batch(step, rows)
         try:
             check_batch(x0, label, self.averaged.num_classes, self.data.elements(step, rows))
         except DataError as error:
             raise DataError(f"training data of step {step + 1}: {error}") from None
-        return cooperative_losses(
-            x0.to(self.world.device),
-            label.to(self.world.device),
-            ImageNoise([derive_seed(self.config.seed, "train", step, row) for row in rows], self.world.device),
-            self.schedule,
-            chain_energy,
-            energy,
-            initializer,
-            training.langevin_steps,
-            training.label_dropout,
-            pairs=training.pairs,
-            predicts=settings.predicts,
-            target=settings.target,
-            measure_acceptance=step % ACCEPTANCE_EVERY == 0,
-        )
+        device = self.world.device
+        noise = ImageNoise([derive_seed(self.config.seed, "train", step, row) for row in rows], device)
+        return cooperative_losses(x0.to(device), label.to(device), noise, networks, self.schedule, self.settings)
+
+    def _diagnose(self, step: int, losses: Losses) -> Diagnostics:
+        return diagnose(losses.chain, self.schedule, measure_acceptance=step % ACCEPTANCE_EVERY == 0)
 
     def samples(self, count: int) -> Tensor:
         """Samples of the averaged model under fixed seeds and classes in turn, [count, *shape]."""

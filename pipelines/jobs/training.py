@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,10 @@ from cdrl.data import (
 from cdrl.runs.run import Run, RunError
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, barrier, start
-from cdrl.training.loop import train
+from cdrl.training.loop import Outputs, train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation
+from pipelines.evaluation.features import INCEPTION_FILE
 from pipelines.generation import default_device
 
 NUM_POINTS = 200_000
@@ -132,22 +134,33 @@ def run_stage_two(config: Config, run: Path) -> None:
         # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
         torch.set_num_threads(1)
     data = stage_two_data(config, run)
-    train(
-        config,
-        stage_two,
-        data.training_set,
-        shape=data.training_set.grid_shape,
-        num_classes=len(data.class_names),
-        description={
-            "config": config.model_dump(mode="json"),
-            "class_names": list(data.class_names),
-            **data.decoder.description(),
-        },
-        add_files=data.decoder.save,
-        render=data.decoder.picture,
-        evaluate=None if config.evaluation is None else TrainingEvaluation(config, data.decoder, world),
-        world=world,
-    )
+    description = {
+        "config": config.model_dump(mode="json"),
+        "class_names": list(data.class_names),
+        **data.decoder.description(),
+    }
+    evaluate = training_evaluation(config, data.decoder, world)
+    outputs = Outputs(description, data.decoder.save, data.decoder.picture, evaluate)
+    train(config, stage_two, data.training_set, len(data.class_names), outputs, world)
+
+
+def training_evaluation(config: Config, decoder: Decoder, world: World) -> TrainingEvaluation | None:
+    """What measures the model while it trains; None where nothing is asked for, or what it needs may be missing and is.
+
+    Raises:
+        RunError: Inception's weights are missing where they are not optional, or cannot be used.
+        DataError: the data set cannot be read.
+    """
+    settings = config.evaluation
+    if settings is None:
+        return None
+    weights = settings.weights or config.data.cache / INCEPTION_FILE
+    if settings.optional and settings.metric == "fid" and not weights.exists():
+        if world.is_main:
+            line = f"evaluation off: no Inception weights at {weights} (evaluation.optional); no best model is kept"
+            print(line, file=sys.stderr, flush=True)
+        return None
+    return TrainingEvaluation(config, decoder, world)
 
 
 def open_run(run: Run, config: Config | StageOneConfig, world: World) -> None:

@@ -35,14 +35,14 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 def before_step(number: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have something done once, before update ``number``."""
-    step, waiting = StageOneTrainer.step, [act]
+    update, waiting = StageOneTrainer.update, [act]
 
     def interfered(self: StageOneTrainer, index: int) -> dict[str, Tensor]:
         if index == number and waiting:
             waiting.pop()(self)
-        return step(self, index)
+        return update(self, index)
 
-    monkeypatch.setattr(StageOneTrainer, "step", interfered)
+    monkeypatch.setattr(StageOneTrainer, "update", interfered)
 
 
 @pytest.fixture(scope="module")

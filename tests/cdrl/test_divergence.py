@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cdrl.training.engine import Trainee
 from cdrl.training.interruption import Interrupted
 from cdrl.training.loop import MAX_ROLLBACKS
 from cdrl.training.monitor import SIGNS, DivergenceError, DivergenceWatch
-from cdrl.training.objective import Diagnostics, Losses
+from cdrl.training.objective import Diagnostics, Measurements
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines.jobs.training import run_stage_two
 from tests.helpers import metrics, tiny_autoencoder, tiny_config, train_on
@@ -45,14 +45,14 @@ def small_config(**sections: Any) -> Config:
 
 def inject(monkeypatch: pytest.MonkeyPatch, act: Callable[[CooperativeTrainer], None], at: int) -> None:
     """Have ``act`` change the trainer before update ``at`` (from 0)."""
-    step = CooperativeTrainer.step
+    update = CooperativeTrainer.update
 
-    def changed(self: CooperativeTrainer, number: int) -> Iterator[Losses]:
-        if number == at:
+    def changed(self: CooperativeTrainer, step: int) -> Measurements:
+        if step == at:
             act(self)
-        yield from step(self, number)
+        return update(self, step)
 
-    monkeypatch.setattr(CooperativeTrainer, "step", changed)
+    monkeypatch.setattr(CooperativeTrainer, "update", changed)
 
 
 def caught(config: Config, run: Path, by: int) -> str:
@@ -215,10 +215,10 @@ def test_a_healthy_run_is_left_alone(tmp_path: Path) -> None:
         assert max(seen) < sign.limit / 4, name
 
 
-def losses(level: list[int], **signs: list[float]) -> Losses:
+def measured(level: list[int], **signs: list[float]) -> Measurements:
     values = {f.name: torch.zeros(len(level)) for f in dataclasses.fields(Diagnostics)}
     values |= {name: torch.tensor(sign) for name, sign in signs.items()}
-    return Losses(torch.tensor(0.0), None, Diagnostics(**{**values, "level": torch.tensor(level)}))
+    return Measurements({"energy_loss": torch.zeros(1)}, Diagnostics(**{**values, "level": torch.tensor(level)}))
 
 
 @pytest.mark.parametrize("name", SIGNS)
@@ -227,10 +227,10 @@ def test_every_sign_is_read_at_its_level_and_then_forgotten(name: str, value: st
     watch, weights = DivergenceWatch(4, torch.device("cpu")), [torch.ones(3)]
     limit = SIGNS[name].limit
     number = -1.01 * limit if value == "beyond" else float(value)
-    watch.add(losses([0, 1, 2], **{name: [0.0, 0.99 * limit, 0.5 * limit]}))
+    watch.add(measured([0, 1, 2], **{name: [0.0, 0.99 * limit, 0.5 * limit]}))
     assert watch.verdict(weights) is None
-    watch.add(losses([0, 1, 3, 3], **{name: [0.0, 0.99 * limit, number, 0.0]}))
-    watch.add(losses([0, 3], **{name: [0.0, 0.0]}))
+    watch.add(measured([0, 1, 3, 3], **{name: [0.0, 0.99 * limit, number, 0.0]}))
+    watch.add(measured([0, 3], **{name: [0.0, 0.0]}))
     verdict = watch.verdict(weights)
     assert verdict is not None
     assert verdict.startswith("level 3: ")
@@ -243,7 +243,7 @@ def test_losses_and_weights_must_be_finite() -> None:
     watch = DivergenceWatch(2, torch.device("cpu"))
     for weights in ([torch.ones(2), torch.tensor([1.0, float("nan")])], [torch.tensor([float("inf")])]):
         assert "losses or weights are not finite" in str(watch.verdict(weights))
-    watch.add(dataclasses.replace(losses([0]), initializer=torch.tensor(float("inf"))))
+    watch.add(dataclasses.replace(measured([0]), losses={"initializer_loss": torch.tensor([0.0, float("inf")])}))
     assert "losses or weights are not finite" in str(watch.verdict([torch.ones(2)]))
     assert watch.verdict([torch.ones(2)]) is None
 
@@ -270,18 +270,18 @@ def test_no_checkpoint_is_written_of_a_state_that_would_be_refused(
 
 def diverging(monkeypatch: pytest.MonkeyPatch, at: int, rollbacks: int) -> list[tuple[int, int, float]]:
     """Have update ``at`` diverge until the run was rolled back so often; (step, rollbacks, energy's rate) of each."""
-    step, seen = CooperativeTrainer.step, []
+    update, seen = CooperativeTrainer.update, []
 
-    def watched(self: CooperativeTrainer, number: int) -> Iterator[Losses]:
-        seen.append((number, self.rollbacks, self.energy.engine.get_lr()[0]))
-        for batch in step(self, number):
-            if number == at and self.rollbacks < rollbacks:
-                ruined = dataclasses.replace(batch.diagnostics, reach=torch.full_like(batch.diagnostics.reach, 1e9))
-                yield dataclasses.replace(batch, diagnostics=ruined)
-            else:
-                yield batch
+    def watched(self: CooperativeTrainer, step: int) -> Measurements:
+        seen.append((step, self.rollbacks, self.energy.engine.get_lr()[0]))
+        measured = update(self, step)
+        if step == at and self.rollbacks < rollbacks:
+            reach = torch.full_like(measured.diagnostics.reach, 1e9)
+            ruined = dataclasses.replace(measured.diagnostics, reach=reach)
+            measured = dataclasses.replace(measured, diagnostics=ruined)
+        return measured
 
-    monkeypatch.setattr(CooperativeTrainer, "step", watched)
+    monkeypatch.setattr(CooperativeTrainer, "update", watched)
     return seen
 
 

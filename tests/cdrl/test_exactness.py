@@ -16,7 +16,7 @@ from cdrl.model import CDRL
 from cdrl.sampling.kernels import Kernel, Position, hmc, langevin, mala, recovery, with_gradient
 from cdrl.sampling.sampler import LevelLogDensity, Propose, denoised, refine, sample
 from cdrl.schedule import NoiseSchedule
-from cdrl.training.objective import Losses, cooperative_losses
+from cdrl.training.objective import LossSettings, Networks, cooperative_losses
 from pipelines.composition import composed
 from pipelines.guidance import guided
 from tests.cdrl.exact import GaussianData, ManyChains, assert_moments, covariance_of
@@ -274,12 +274,11 @@ def test_the_training_steps_gradient_is_that_of_the_recovery_log_likelihood(nega
         y.append(both[count:, 0])
         return energy(both, logsnr, label)
 
-    losses: Losses = cooperative_losses(
-        x0, null, ManyChains(count), schedule, chain, recorded, initializer, steps, label_dropout=0.0
-    )
+    networks = Networks(recorded, initializer, chain)
+    losses = cooperative_losses(x0, null, ManyChains(count), networks, schedule, LossSettings(steps))
     (ours,) = torch.autograd.grad(losses.energy, [energy.theta])
 
-    level, (_, p) = losses.diagnostics.level, pairs
+    level, (_, p) = losses.chain.pair.level, pairs
     weight = (schedule.loss_weight * schedule.step_size**2)[level][:, None]
     features = energy.features(grid)
     gradient = energy.features(y[0]) - p @ features

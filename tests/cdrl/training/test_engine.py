@@ -6,9 +6,11 @@ import os
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cdrl.config import ConfigError
-from cdrl.training.engine import World, linear_schedule, start
+from cdrl.training.engine import World, ema_decay, linear_schedule, moving_average, start
 
 
 def world(rank: int, size: int) -> World:
@@ -41,6 +43,26 @@ def test_decay_covers_the_last_share_of_the_steps_and_ends_at_its_floor() -> Non
 def test_warm_up_and_decay_multiply() -> None:
     factor = linear_schedule(100, 50, 0, 1.0, 0.0)
     assert factor(25) == pytest.approx(0.5 * 0.75)
+
+
+def test_the_averages_decay_is_that_of_the_authors() -> None:
+    """torch_ema counts its updates from 1: min(decay, (1 + n) / (10 + n))."""
+    assert [ema_decay(0.9999, n) for n in (1, 2, 90)] == [2 / 11, 3 / 12, 0.91]
+    assert ema_decay(0.9999, 100_000) == 0.9999
+    assert {ema_decay(0.0, n) for n in (1, 2, 1000)} == {0.0}
+
+
+def test_an_average_made_without_the_warm_up_is_taken_up_at_its_count() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    old = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for value in (1.0, 2.0):
+        nn.init.constant_(layer.weight, value)
+        old.update_parameters(layer)
+    new = AveragedModel(layer, multi_avg_fn=moving_average(0.9))
+    new.load_state_dict(old.state_dict())
+    nn.init.constant_(layer.weight, 3.0)
+    new.update_parameters(layer)
+    assert new.module.weight.item() == pytest.approx(4 / 13 * 1.1 + 9 / 13 * 3.0)
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(1, 1), (2, 1), (1, 4), (3, 2), (4, 3)])

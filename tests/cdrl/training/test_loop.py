@@ -23,7 +23,7 @@ from cdrl.runs.run import Run, load_tensors
 from cdrl.training.engine import start
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import MONITORS, DivergenceError
-from cdrl.training.objective import Losses, cooperative_losses
+from cdrl.training.objective import Losses, LossSettings, cooperative_losses
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines import CDRLPipeline
 from pipelines.decoding import PixelDecoder
@@ -58,7 +58,7 @@ def checkpoint_names(run: Path) -> list[str]:
 
 def trainer_of(config: Config, data: TrainingSet | None = None) -> CooperativeTrainer:
     data = data or stage_two_data(config, Path("unused")).training_set
-    return CooperativeTrainer(config, data, data.grid_shape, 10, start())
+    return CooperativeTrainer(config, data, 10, start())
 
 
 class Interfering(TrainingSet):
@@ -170,23 +170,19 @@ def test_a_run_without_initializer_trains_saves_and_resumes_the_energy_alone(tmp
 
 
 def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+    seen: list[LossSettings] = []
 
-    def remember(*arguments: Any, **options: Any) -> Losses:
-        seen.update(options)
-        return cooperative_losses(*arguments, **options)
+    def remember(*arguments: Any) -> Losses:
+        seen.append(arguments[-1])
+        return cooperative_losses(*arguments)
 
     monkeypatch.setattr("cdrl.training.trainer.cooperative_losses", remember)
     initializer = {"predicts": "epsilon", "target": "data"}
     trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
     try:
-        for _ in trainer.step(0):
-            pass
-        assert {"pairs": "independent_noise", **initializer}.items() <= seen.items()
-        assert seen["measure_acceptance"]
-        for _ in trainer.step(1):
-            pass
-        assert not seen["measure_acceptance"]
+        assert not trainer.update(0).diagnostics.acceptance.isnan().any()
+        assert seen == [LossSettings(2, 0.1, "independent_noise", **initializer)]
+        assert trainer.update(1).diagnostics.acceptance.isnan().all()
     finally:
         trainer.close()
 
@@ -367,31 +363,28 @@ def test_the_first_update_moves_the_initializer_only() -> None:
             return [parameter.detach().clone() for parameter in trainee.module.parameters()]
 
         before = parameters(trainer.energy), parameters(trainer.initializer)
-        for _ in trainer.step(0):
-            pass
+        trainer.update(0)
         after = parameters(trainer.energy), parameters(trainer.initializer)
         assert all(torch.equal(*pair) for pair in zip(before[0], after[0], strict=True))
         assert not all(torch.equal(*pair) for pair in zip(before[1], after[1], strict=True))
-        for _ in trainer.step(1):
-            pass
+        trainer.update(1)
         later = parameters(trainer.energy)
         assert not all(torch.equal(*pair) for pair in zip(after[0], later, strict=True))
     finally:
         trainer.close()
 
 
-def test_the_average_follows_the_weights_with_its_decay_and_takes_the_singular_vectors_as_they_are() -> None:
-    trainer = trainer_of(tiny_config(training={"ema": 0.75, "warmup_steps": 0}, initializer={"dropout": 0.0}))
+def test_the_average_warms_up_to_its_decay_and_takes_the_singular_vectors_as_they_are() -> None:
+    trainer = trainer_of(tiny_config(training={"ema": 0.28, "warmup_steps": 0}, initializer={"dropout": 0.0}))
     try:
         history = []
         for step in range(3):
-            for _ in trainer.step(step):
-                pass
+            trainer.update(step)
             history.append({name: tensor.clone() for name, tensor in trainer.energy.module.state_dict().items()})
         averaged = trainer.energy.averaged.state_dict()
         name = "stages.0.0.layer1.weight"
-        # The average begins as the weights after the first update.
-        expected = 0.75 * (0.75 * history[0][name] + 0.25 * history[1][name]) + 0.25 * history[2][name]
+        # The average begins as the weights after the first update; then decay is 3 / 12, and 0.28, less than 4 / 13.
+        expected = 0.28 * (3 / 12 * history[0][name] + 9 / 12 * history[1][name]) + 0.72 * history[2][name]
         torch.testing.assert_close(averaged[name], expected)
         for vector in ("stages.0.0.layer1.left", "stages.0.0.layer1.right"):
             assert torch.equal(averaged[vector], history[2][vector])
@@ -413,8 +406,8 @@ def test_one_power_iteration_is_made_an_update_whatever_the_accumulation_and_the
 
         network.power_iteration = counted
         vectors = []
-        for _ in trainer.step(0):
-            vectors.append(network.stem.left.clone())
+        network.register_forward_hook(lambda *_: vectors.append(network.stem.left.clone()))
+        trainer.update(0)
         assert calls == 1
         assert len(vectors) == 4
         assert all(torch.equal(vector, vectors[0]) for vector in vectors)

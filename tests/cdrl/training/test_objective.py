@@ -14,7 +14,7 @@ from torch.distributions import Normal
 from cdrl.model import CDRL, proposal_mean
 from cdrl.sampling.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule, per_image
-from cdrl.training.objective import Losses, cooperative_losses
+from cdrl.training.objective import Diagnostics, Losses, LossSettings, Networks, cooperative_losses, diagnose
 from tests.helpers import tiny_config, tiny_model
 
 COUNT = 24
@@ -39,6 +39,7 @@ class Seen:
 
     model: CDRL
     losses: Losses
+    diagnostics: Diagnostics
     noise: RecordedNoise
     x0: Tensor
     x_next: Tensor
@@ -58,7 +59,7 @@ class Seen:
 
     @property
     def level(self) -> Tensor:
-        return self.losses.diagnostics.level
+        return self.losses.chain.pair.level
 
     @property
     def proposed(self) -> Tensor:
@@ -78,6 +79,7 @@ def run(
     levels: int = 6,
     reference: str = "flat",
     use_initializer: bool = True,
+    measure_acceptance: bool = False,
     **options: Any,
 ) -> Seen:
     sections = {"schedule": {"num_levels": levels}, "energy": {"reference": reference}}
@@ -98,24 +100,23 @@ def run(
         seen["initializer"] += [x, logsnr, label, mean]
         return mean
 
-    chain = model.energy.fold().detach()
-    proposer = initializer if use_initializer else None
-    losses = cooperative_losses(
-        x0, label, noise, model.schedule, chain, energy, proposer, steps, label_dropout, **options
-    )
+    networks = Networks(energy, initializer if use_initializer else None, model.energy.fold().detach())
+    settings = LossSettings(steps, label_dropout, **options)
+    losses = cooperative_losses(x0, label, noise, networks, model.schedule, settings)
     both, energy_logsnr, energy_label, f = seen["energy"]
     refined, y = both.chunk(2)
     if use_initializer:
         x_next, initializer_logsnr, initializer_label, mean = seen["initializer"]
     else:
         # The second draw of the pair's noise is all that is needed to know x_next again.
-        level = losses.diagnostics.level
+        level = losses.chain.pair.level
         x_next = per_image(model.schedule.alpha_bar[level + 1], x0) * x0
         x_next = x_next + per_image(model.schedule.sigma_bar[level + 1], x0) * noise.normals[0]
         initializer_logsnr, initializer_label, mean = model.schedule.logsnr[level + 1], label, x_next
     return Seen(
         model,
         losses,
+        diagnose(losses.chain, model.schedule, measure_acceptance=measure_acceptance),
         noise,
         x0,
         x_next,
@@ -176,7 +177,7 @@ def test_without_an_initializer_the_chain_starts_at_x_next_and_there_is_one_loss
     assert len(seen.noise.normals) == 1 + steps
     moved = (seen.refined - seen.x_next).flatten(1).square().mean(dim=1).sqrt()
     s = seen.schedule.step_size[seen.level]
-    torch.testing.assert_close(seen.losses.diagnostics.displacement, moved / s, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(seen.diagnostics.displacement, moved / s, rtol=1e-3, atol=1e-4)
     if not steps:
         torch.testing.assert_close(seen.refined, seen.x_next)
 
@@ -291,7 +292,7 @@ def test_some_labels_are_dropped_at_a_rate_between() -> None:
 
 def test_diagnostics_are_what_their_names_say() -> None:
     seen = run(steps=1)
-    diagnostics, s = seen.losses.diagnostics, seen.schedule.step_size[seen.level]
+    diagnostics, s = seen.diagnostics, seen.schedule.step_size[seen.level]
     f = seen.f.detach()
     torch.testing.assert_close(diagnostics.energy_gap, f[:COUNT] - f[COUNT:])
     torch.testing.assert_close(diagnostics.magnitude, f[COUNT:].abs())
@@ -324,7 +325,7 @@ def test_the_acceptance_is_that_of_the_last_step_under_metropolis_and_hastings(s
 
     ratio = log_p(there) + log_q(here, there) - log_p(here) - log_q(there, here)
     expected = ratio.detach().exp().clamp(max=1)
-    torch.testing.assert_close(seen.losses.diagnostics.acceptance, expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(seen.diagnostics.acceptance, expected, rtol=0.02, atol=0.02)
     assert expected.min() < 0.9
 
 
@@ -335,9 +336,9 @@ def test_the_shares_of_initializer_and_chain_add_up_to_the_whole_way() -> None:
     of_initializer = ((seen.proposed - seen.x_next).flatten(1) * way).sum(dim=1) / length
     of_chain = ((seen.refined - seen.proposed).flatten(1) * way).sum(dim=1) / length
     torch.testing.assert_close(of_initializer + of_chain, torch.ones(COUNT), rtol=0, atol=1e-4)
-    torch.testing.assert_close(seen.losses.diagnostics.initializer_share, of_initializer, rtol=0, atol=1e-4)
-    torch.testing.assert_close(run(steps=0).losses.diagnostics.initializer_share, torch.ones(COUNT))
-    assert (run(steps=3, use_initializer=False).losses.diagnostics.initializer_share == 0).all()
+    torch.testing.assert_close(seen.diagnostics.initializer_share, of_initializer, rtol=0, atol=1e-4)
+    torch.testing.assert_close(run(steps=0).diagnostics.initializer_share, torch.ones(COUNT))
+    assert (run(steps=3, use_initializer=False).diagnostics.initializer_share == 0).all()
 
 
 def test_the_losses_of_an_image_do_not_depend_on_its_batch() -> None:
@@ -346,10 +347,9 @@ def test_the_losses_of_an_image_do_not_depend_on_its_batch() -> None:
     label = torch.tensor([0, 1, 2, -1, 4, 5])
 
     def losses(rows: list[int]) -> tuple[float, float]:
-        chain = model.energy.fold().detach()
-        both = cooperative_losses(
-            x0[rows], label[rows], ImageNoise(rows), model.schedule, chain, model.energy, model.initializer, 3, 0.1
-        )
+        networks = Networks(model.energy, model.initializer, model.energy.fold().detach())
+        settings = LossSettings(langevin_steps=3, label_dropout=0.1)
+        both = cooperative_losses(x0[rows], label[rows], ImageNoise(rows), networks, model.schedule, settings)
         return both.energy.item(), both.initializer.item()
 
     halves = [losses([0, 1, 2]), losses([3, 4, 5])]

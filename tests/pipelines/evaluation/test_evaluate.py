@@ -271,6 +271,21 @@ def test_the_best_model_stays_when_training_goes_on_and_gets_worse(
     assert not all(torch.equal(*pair) for pair in zip(best.parameters(), last.parameters(), strict=True))
 
 
+def test_training_without_inceptions_weights_says_so_once_where_they_are_optional(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fid = {"every": 1, "metric": "fid", "num_samples": 100}
+    sections: dict[str, Any] = {"training": {"num_steps": 2}, "data": {"cache": str(tmp_path / "cache")}}
+    with pytest.raises(RunError, match="no Inception weights there"):
+        run_stage_two(tiny_config(**sections, evaluation=fid), tmp_path / "refused")
+    run_stage_two(tiny_config(**sections, evaluation={**fid, "optional": True}), tmp_path / "run")
+    lines = [line for line in capfd.readouterr().err.splitlines() if "evaluation off" in line]
+    assert len(lines) == 1
+    assert f"no Inception weights at {tmp_path / 'cache' / INCEPTION_FILE}" in lines[0]
+    assert (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_points_have_no_evaluation() -> None:
     with pytest.raises(ConfigError, match="evaluation compares images"):
         tiny_config(space="point", data={"name": "checkerboard", "labels": "none"}, evaluation={"every": 2})
