@@ -25,7 +25,7 @@ def our_step(model: CDRL, y: Tensor, x_next: Tensor, dtype: torch.dtype) -> Call
     return lambda: langevin(Position(y, target), model.schedule.step_size[LEVEL], noise).y
 
 
-def measure(size: Size, rounds: int) -> str:
+def measure(size: Size, rounds: int, bfloat16: bool) -> str:
     """The table of one size; plain and this package are first compared in one step from the same state."""
     model = new_model(size)
     plain = plain_copy(size.config, model).eval()
@@ -42,23 +42,25 @@ def measure(size: Size, rounds: int) -> str:
     found = model.energy(y, logsnr, label), our_step(model, y, x_next, torch.float32)() - y
     energy_error, move_error = map(relative_error, found, expected)
 
-    names = ["plain", "this package", "this package, bfloat16"]
-    ours = [our_step(model, y, x_next, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    times = in_turn([plain_step, *ours], rounds)
-    return f"{table(names, times)}\nlargest relative difference: energy {energy_error:.0e}, move {move_error:.0e}"
+    steps = {"plain": plain_step, "this package": our_step(model, y, x_next, torch.float32)}
+    if bfloat16:
+        steps["this package, bfloat16"] = our_step(model, y, x_next, torch.bfloat16)
+    times = in_turn(list(steps.values()), rounds)
+    return f"{table(list(steps), times)}\nlargest relative difference: energy {energy_error:.0e}, move {move_error:.0e}"
 
 
 def main(
     size: Annotated[list[SizeName], typer.Option(help="Sizes to time.")] = list(SizeName),  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 9,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
+    bfloat16: Annotated[bool, typer.Option(help="Also in bfloat16: slow where the processor has none.")] = True,
 ) -> None:
     """Time one Langevin step; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
     for name in size:
         for title, one in SIZES[name].items():
             print(f"Langevin step, {title}, batch {one.batch}, {rounds} rounds, {threads} threads")
-            print(measure(one, rounds), flush=True)
+            print(measure(one, rounds, bfloat16), flush=True)
 
 
 if __name__ == "__main__":

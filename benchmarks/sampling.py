@@ -24,10 +24,11 @@ def our_samples(model: CDRL, count: int, steps: int) -> Tensor:
     return sample(model.schedule, propose, log_density, noise, model.shape, steps=steps, denoise=DENOISE)
 
 
-def with_levels(size: Size, levels: int) -> Size:
-    """The same networks under a schedule of fewer levels: every level costs the same."""
+def shortened(size: Size, levels: int) -> Size:
+    """The same networks under a schedule of fewer levels, all of which cost the same, and half of the batch."""
     schedule = size.config.schedule.model_copy(update={"num_levels": levels})
-    return dataclasses.replace(size, config=size.config.model_copy(update={"schedule": schedule}))
+    config = size.config.model_copy(update={"schedule": schedule})
+    return dataclasses.replace(size, config=config, batch=size.batch // 2)
 
 
 def measure(size: Size, steps: int, rounds: int) -> str:
@@ -52,13 +53,14 @@ def main(
     """Time a batch of samples with the size's own number of Langevin steps; the ratio is of CPU time, to the plain."""
     torch.set_num_threads(threads)
     for name in size:
-        for title, one in SIZES[name].items():
+        for title, whole in SIZES[name].items():
+            one = shortened(whole, levels)
             steps = one.config.training.langevin_steps
             print(
                 f"sampling, {title}, batch {one.batch}, {levels} levels of {steps} Langevin steps, {rounds} rounds, "
                 f"{threads} threads"
             )
-            print(measure(with_levels(one, levels), steps, rounds), flush=True)
+            print(measure(one, steps, rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cooperative diffusion recovery likelihood (CDRL) in one file, for readers: the checkerboard in about a minute.
+"""Cooperative diffusion recovery likelihood (CDRL) in one file, for readers: the checkerboard in less than a minute.
 
     python examples/minimal.py --out checkerboard.png
 
@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-T = 6  # noise levels: energies live on t = 0 … T-1, level T is pure noise
-K = 12  # Langevin steps a level, in training and in sampling
+T, K = 6, 12  # noise levels: energies live on t = 0 … T-1, level T is pure noise; Langevin steps a level
 BATCH, WIDTH, BLOCKS, WAVES = 500, 64, 2, 32  # points an update; sizes of both networks
 
 
@@ -36,11 +35,11 @@ def inside(points: Tensor) -> Tensor:
 
 
 class Schedule:
-    """Tables over the levels. A level's data are x_t = alpha_bar_t x_0 + sigma_bar_t epsilon.
+    """Tables over the levels: x_t = alpha_bar_t x_0 + sigma_bar_t epsilon, and x_{t+1} = y_t + sigma_{t+1} epsilon.
 
-    The energy of level t sees y_t = alpha_y_t x_t, so that x_{t+1} = y_t + sigma_{t+1} epsilon. The highest level
-    models y_{T-1} = x_{T-1} by itself, whatever x_T is: alpha_y is 1, and eq. 3 loses its quadratic term.
-    For images the paper has logsnr_max = 9.8, logsnr_min = -5.1 and another step size (eq. 16).
+    The energy of level t sees y_t = alpha_y_t x_t. The highest level models y_{T-1} = x_{T-1} by itself, whatever x_T
+    is: alpha_y is 1, and eq. 3 loses its quadratic term. For images the paper has logsnr_max = 9.8, logsnr_min = -5.1
+    and another step size (eq. 16).
     """
 
     def __init__(self, logsnr_max: float = 6.0, logsnr_min: float = -2.0, step_coefficient: float = 0.03) -> None:
@@ -114,53 +113,54 @@ def gradient(energy: Energy, y: Tensor, t: Tensor) -> Tensor:
         return torch.autograd.grad(energy(y, t).sum(), y)[0]
 
 
-def langevin(energy: Energy, s: Schedule, y: Tensor, x_next: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def langevin(energy: Energy, schedule: Schedule, y: Tensor, x_next: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """One Langevin step towards p(y_t | x_{t+1}), eq. 5."""
-    slope = gradient(energy, y, t) - s.precision[t] * (y - x_next)
-    return y + s.step_size[t] ** 2 / 2 * slope + s.step_size[t] * noise
+    slope = gradient(energy, y, t) - schedule.precision[t] * (y - x_next)
+    return y + schedule.step_size[t] ** 2 / 2 * slope + schedule.step_size[t] * noise
 
 
-def refine(energy: Energy, s: Schedule, y: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+def refine(energy: Energy, schedule: Schedule, y: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
     """K Langevin steps from the proposal y."""
     for _ in range(K):
-        y = langevin(energy, s, y, x_next, t, torch.randn_like(y))
+        y = langevin(energy, schedule, y, x_next, t, torch.randn_like(y))
     return y
 
 
-def losses(energy: Energy, initializer: Initializer, s: Schedule, x0: Tensor) -> tuple[Tensor, Tensor]:
+def losses(energy: Energy, initializer: Initializer, schedule: Schedule, x0: Tensor) -> tuple[Tensor, Tensor]:
     """The losses of energy and initializer on a batch of data: the body of Algorithm 1."""
     t = torch.randint(T, (len(x0),))
     epsilon = torch.randn_like(x0)  # shared by both noise levels: section 3.4, eq. 9
-    y = s.alpha_y[t] * (s.alpha_bar[t] * x0 + s.sigma_bar[t] * epsilon)
-    x_next = s.alpha_bar[t + 1] * x0 + s.sigma_bar[t + 1] * epsilon
-    proposed = initializer(x_next, t) + s.proposal_std[t] * torch.randn_like(x0)  # eq. 6
-    refined = refine(energy, s, proposed.detach(), x_next, t)
+    y = schedule.alpha_y[t] * (schedule.alpha_bar[t] * x0 + schedule.sigma_bar[t] * epsilon)
+    x_next = schedule.alpha_bar[t + 1] * x0 + schedule.sigma_bar[t + 1] * epsilon
+    proposed = initializer(x_next, t) + schedule.proposal_std[t] * torch.randn_like(x0)  # eq. 6
+    refined = refine(energy, schedule, proposed.detach(), x_next, t)
     # Eq. 7: likelier where the data are, less likely where the chains went.
-    energy_loss = (s.loss_weight[t, 0] * (energy(refined, t) - energy(y, t))).mean()
+    energy_loss = (schedule.loss_weight[t, 0] * (energy(refined, t) - energy(y, t))).mean()
     # Eq. 8 without its weight: the initializer learns to propose what the chains made of its proposals.
     return energy_loss, (refined - proposed).square().sum(dim=1).mean()
 
 
 @torch.no_grad()
-def sample(energy: Energy, initializer: Initializer, s: Schedule, count: int) -> Tensor:
+def sample(energy: Energy, initializer: Initializer, schedule: Schedule, count: int) -> Tensor:
     """Algorithm 2: ``count`` points from noise, [count, 2]."""
     x = torch.randn(count, 2)
     for level in reversed(range(T)):
         t = torch.full((count,), level)
-        y = initializer(x, t) + s.proposal_std[t] * torch.randn_like(x)  # eq. 6
-        x = refine(energy, s, y, x, t) / s.alpha_y[t]
-    # One step without noise to the mean of x_0 given what level 0's noise left of it (eq. 18).
-    return (x + s.sigma_bar[t] ** 2 * s.alpha_y[t] * gradient(energy, s.alpha_y[t] * x, t)) / s.alpha_bar[t]
+        y = initializer(x, t) + schedule.proposal_std[t] * torch.randn_like(x)  # eq. 6
+        x = refine(energy, schedule, y, x, t) / schedule.alpha_y[t]
+    # Level 0 still has a little noise: one step without any goes to the mean of the data given x (eq. 18).
+    score = schedule.alpha_y[t] * gradient(energy, schedule.alpha_y[t] * x, t)
+    return (x + schedule.sigma_bar[t] ** 2 * score) / schedule.alpha_bar[t]
 
 
 def train(steps: int) -> tuple[Energy, Initializer, Schedule]:
     """Algorithm 1: ``steps`` updates of both networks; returns them with their weights averaged over time."""
-    s = Schedule()
-    networks = Energy(s.logsnr, 1, damped=True), Initializer(s.logsnr, 2, damped=False)
+    schedule = Schedule()
+    networks = Energy(schedule.logsnr, 1, damped=True), Initializer(schedule.logsnr, 2, damped=False)
     averages = copy.deepcopy(networks)
     optimizers = [torch.optim.Adam(network.parameters(), lr=2e-3) for network in networks]
     for step in range(steps):
-        pair = losses(*networks, s, checkerboard(BATCH))
+        pair = losses(*networks, schedule, checkerboard(BATCH))
         for network, average, optimizer, loss in zip(networks, averages, optimizers, pair, strict=True):
             optimizer.zero_grad()
             loss.backward()
@@ -172,18 +172,19 @@ def train(steps: int) -> tuple[Energy, Initializer, Schedule]:
         if (step + 1) % max(1, steps // 10) == 0:
             values = f"energy loss {pair[0].item():+.4f}, initializer loss {pair[1].item():.4f}"
             print(f"step {step + 1:>4}/{steps}: {values}", flush=True)
-    return *averages, s
+    return *averages, schedule
 
 
 def main() -> None:
     """Train, sample, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=500, help="updates of both networks (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="updates of both networks (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
     parser.add_argument("--out", default="checkerboard.png", help="the picture (default: %(default)s)")
     options = parser.parse_args()
-    if Path(options.out).suffix != ".png" or not Path(options.out).absolute().parent.is_dir():
-        parser.error(f"--out: expected a .png file in a folder that exists, found {options.out}")
+    if options.steps < 0 or not options.out.endswith(".png") or not Path(options.out).absolute().parent.is_dir():
+        parser.error("expected --steps of at least 0 and --out that names a .png file in a folder that exists")
+    torch.set_num_threads(1)  # matrices as small as these gain nothing from more
     torch.manual_seed(options.seed)
     points = sample(*train(options.steps), 5000)
     print(f"{inside(points).float().mean():.3f} of {len(points)} samples are inside the squares")

@@ -13,7 +13,7 @@ import torch
 from benchmarks import training_step
 from benchmarks.langevin import our_step
 from benchmarks.plain import PlainTrainer
-from benchmarks.sampling import DENOISE, our_samples, with_levels
+from benchmarks.sampling import DENOISE, our_samples, shortened
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, plain_copy, table
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
@@ -78,12 +78,13 @@ def test_a_langevin_step_is_the_packages(size: Size) -> None:
 
 
 def test_samples_are_the_packages(size: Size) -> None:
-    size = with_levels(size, 2)
+    size = shortened(size, 2)
+    assert (size.config.schedule.num_levels, size.batch) == (2, COUNT // 2)
     model = model_of(size, 0)
     plain = plain_copy(size.config, model).eval()
-    noise = ImageNoise(range(COUNT))
-    theirs = plain.sample(torch.full((COUNT,), -1), 3, DENOISE, lambda: noise.normal(SHAPE))
-    torch.testing.assert_close(theirs, our_samples(model, COUNT, 3), rtol=1e-4, atol=1e-4)
+    noise = ImageNoise(range(size.batch))
+    theirs = plain.sample(torch.full((size.batch,), -1), 3, DENOISE, lambda: noise.normal(SHAPE))
+    torch.testing.assert_close(theirs, our_samples(model, size.batch, 3), rtol=1e-4, atol=1e-4)
 
 
 def test_three_updates_have_the_trainers_losses() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,10 +19,6 @@ from cdrl.schedule import NoiseSchedule
 from tests.helpers import ROOT
 
 EXAMPLE = ROOT / "examples" / "minimal.py"
-
-
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(EXAMPLE), *arguments], cwd=folder, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +47,44 @@ class GivenNoise(ImageNoise):
         return self._draw
 
 
-def test_it_ends_with_a_picture_and_a_figure(tmp_path: Path) -> None:
-    result = run("--steps", "2", "--seed", "1", "--out", "squares.png", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "squares.png").read_bytes().startswith(b"\x89PNG")
-    lines = result.stdout.splitlines()
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """What ``python examples/minimal.py`` does with arguments."""
+    monkeypatch.setattr("sys.argv", [str(EXAMPLE), *arguments])
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_it_ends_with_a_picture_and_a_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "squares.png"
+    run(monkeypatch, "--steps=2", "--seed=1", f"--out={picture}")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step    1/2: energy loss ")
     assert 0 < float(lines[-2].removesuffix(" of 5000 samples are inside the squares")) < 1
-    assert lines[-1] == "the picture is in squares.png"
+    assert lines[-1] == f"the picture is in {picture}"
 
 
-def test_help_names_every_option(tmp_path: Path) -> None:
-    result = run("--help", folder=tmp_path)
-    assert result.returncode == 0
-    assert all(option in result.stdout for option in ("--steps", "--seed", "--out"))
+def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(monkeypatch, "--help")
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--steps", "--seed", "--out"))
 
 
-@pytest.mark.parametrize("out", ["missing/squares.png", "squares.xyz"])
-def test_a_picture_that_could_not_be_written_is_refused_before_training(out: str, tmp_path: Path) -> None:
-    result = run("--out", out, folder=tmp_path)
-    assert result.returncode == 2
-    assert out in result.stderr
-    assert not result.stdout
+@pytest.mark.parametrize("option", ["--out=missing/squares.png", "--out=squares.xyz", "--steps=-1"])
+def test_what_cannot_be_done_is_refused_before_training(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, option)
+    output = capsys.readouterr()
+    assert option.partition("=")[0] in output.err.splitlines()[-1]
+    assert not output.out
 
 
 def test_it_is_short_and_imports_nothing_of_the_package() -> None:
