@@ -1,4 +1,4 @@
-"""CPU time of one Langevin step of the energy alone: textbook, this package, this package in bfloat16."""
+"""CPU time of one Langevin step of the energy alone: plain, this package, this package in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,54 +9,58 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.plain import PlainEnergy, langevin_step
-from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
+from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, plain_copy, relative_error, table
+from cdrl.model import CDRL
 from cdrl.sampling.kernels import Position, langevin, recovery, with_gradient
 from cdrl.sampling.noise import ImageNoise
 
 LEVEL = 2
 
 
-def measure(size: Size, rounds: int) -> str:
-    """The table of one size; textbook and this package are first compared in one step from the same state."""
+def our_step(model: CDRL, y: Tensor, x_next: Tensor, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A Langevin step of this package from y, under the noise of the images 0, 1, …"""
+    conditioned, noise = model.conditioned(dtype=dtype), ImageNoise(range(len(y)))
+    marginal = with_gradient(lambda grid: conditioned.log_density(grid, LEVEL))
+    target = recovery(marginal, x_next, model.schedule.precision[LEVEL])
+    return lambda: langevin(Position(y, target), model.schedule.step_size[LEVEL], noise).y
+
+
+def measure(size: Size, rounds: int, bfloat16: bool) -> str:
+    """The table of one size; plain and this package are first compared in one step from the same state."""
     model = new_model(size)
-    plain, schedule = PlainEnergy(model.energy), model.schedule
+    plain = plain_copy(size.config, model).eval()
     x_next = torch.randn(size.batch, *size.shape)
-    y = schedule.alpha_y[LEVEL] * x_next
+    y = model.schedule.alpha_y[LEVEL] * x_next
     level, label = torch.full((size.batch,), LEVEL), torch.full((size.batch,), -1)
 
     def plain_step(normal: Callable[[], Tensor] = lambda: torch.randn(y.shape)) -> Tensor:
-        return langevin_step(plain, schedule, y, x_next, level, label, normal)
-
-    def our_step(dtype: torch.dtype) -> Callable[[], Tensor]:
-        conditioned = model.conditioned(dtype=dtype)
-        noise = ImageNoise(range(size.batch))
-        target = with_gradient(lambda y: conditioned.log_density(y, LEVEL))
-        target = recovery(target, x_next, schedule.precision[LEVEL])
-        return lambda: langevin(Position(y, target), schedule.step_size[LEVEL], noise).y
+        return plain.langevin_step(y, x_next, level, label, normal)
 
     noise = ImageNoise(range(size.batch))
-    expected = plain.eval()(y, schedule.logsnr[level], label), plain_step(lambda: noise.normal(size.shape)) - y
-    found = model.energy(y, schedule.logsnr[level], label), our_step(torch.float32)() - y
+    logsnr = model.schedule.logsnr[level]
+    expected = plain.energy(y, logsnr, label), plain_step(lambda: noise.normal(size.shape)) - y
+    found = model.energy(y, logsnr, label), our_step(model, y, x_next, torch.float32)() - y
     energy_error, move_error = map(relative_error, found, expected)
-    plain.train()
 
-    names = ["textbook", "this package", "this package, bfloat16"]
-    times = in_turn([plain_step, our_step(torch.float32), our_step(torch.bfloat16)], rounds)
-    return f"{table(names, times)}\nlargest relative difference: energy {energy_error:.0e}, move {move_error:.0e}"
+    steps = {"plain": plain_step, "this package": our_step(model, y, x_next, torch.float32)}
+    if bfloat16:
+        steps["this package, bfloat16"] = our_step(model, y, x_next, torch.bfloat16)
+    times = in_turn(list(steps.values()), rounds)
+    return f"{table(list(steps), times)}\nlargest relative difference: energy {energy_error:.0e}, move {move_error:.0e}"
 
 
 def main(
     size: Annotated[list[SizeName], typer.Option(help="Sizes to time.")] = list(SizeName),  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 9,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
+    bfloat16: Annotated[bool, typer.Option(help="Also in bfloat16: slow where the processor has none.")] = True,
 ) -> None:
-    """Time one Langevin step; ratios are of CPU time, to the textbook's."""
+    """Time one Langevin step; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
     for name in size:
         for title, one in SIZES[name].items():
-            print(f"Langevin step, {title}, {rounds} rounds, {threads} threads")
-            print(measure(one, rounds), flush=True)
+            print(f"Langevin step, {title}, batch {one.batch}, {rounds} rounds, {threads} threads")
+            print(measure(one, rounds, bfloat16), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.plain import PlainCDRL, PlainEnergy, PlainInitializer
 from cdrl.config import Config, load_config
 from cdrl.model import CDRL
 
@@ -37,13 +38,13 @@ def _size(name: str, shape: tuple[int, ...], batch: int, spectral_norm: bool = T
 
 
 SIZES = {
-    SizeName.cifar10: {"CIFAR-10 with spectral norm": _size("cifar10", (3, 32, 32), 2)},
+    SizeName.cifar10: {"CIFAR-10 with spectral norm": _size("cifar10", (3, 32, 32), 4)},
     SizeName.quickstart: {
         "quickstart with spectral norm": _size("quickstart", (2, 8, 8), 16),
         "quickstart without spectral norm": _size("quickstart", (2, 8, 8), 16, spectral_norm=False),
     },
 }
-"""Networks of the paper's pixels and of the quickstart's latents; textbook and package always have the same ones."""
+"""Networks of the paper's pixels and of the quickstart's latents; plain and package always have the same ones."""
 
 
 def new_model(size: Size) -> CDRL:
@@ -54,6 +55,17 @@ def new_model(size: Size) -> CDRL:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape), alpha=0.01)
     return model
+
+
+def plain_copy(config: Config, model: CDRL) -> PlainCDRL:
+    """The plain model of ``config`` with the weights of the package's one."""
+    assert config.initializer is not None
+    assert model.initializer is not None
+    energy = PlainEnergy(config.energy, model.shape, model.num_classes)
+    initializer = PlainInitializer(config.initializer, model.shape, model.num_classes)
+    energy.take_weights(model.energy)
+    initializer.load_state_dict(model.initializer.state_dict())
+    return PlainCDRL(model.schedule, energy, initializer)
 
 
 def in_turn(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:

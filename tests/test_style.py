@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 @pytest.mark.parametrize(
     "command",
-    ["ruff check .", "ruff format --check .", "mypy cdrl pipelines autoencoder benchmarks run.py"],
+    ["ruff check .", "ruff format --check .", "mypy cdrl pipelines autoencoder benchmarks examples run.py"],
     ids=["lint", "format", "types"],
 )
 def test_the_tree_passes(command: str) -> None:
