@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cdrl.model import CDRL
-from cdrl.names import one_of
+from cdrl.registry import registered
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 
 Guidance = Callable[[CDRL, Tensor], tuple[Propose, LevelLogDensity]]
@@ -54,8 +54,8 @@ class ClassifierFree:
         return (1 + self.weight) * conditional - self.weight * null
 
 
-GUIDANCE: Mapping[str, Callable[[float], Guidance]] = {"classifier_free": ClassifierFree}
-"""Kinds of guidance by the name that the command line gives them in ``--guidance NAME:WEIGHT``."""
+GUIDANCE = {"classifier_free": "pipelines.guidance:ClassifierFree"}
+"""``--guidance NAME:WEIGHT``: weight -> Guidance, as in `cdrl.registry`."""
 
 
 def parse_guidance(text: str) -> float | Guidance:
@@ -71,4 +71,4 @@ def parse_guidance(text: str) -> float | Guidance:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise ValueError(f"guidance: expected a weight of 0 or more, or NAME:WEIGHT, found '{text}'")
-    return one_of("guidance", name, GUIDANCE)(value) if found else value
+    return registered("guidance", name, GUIDANCE)(value) if found else value
