@@ -16,9 +16,10 @@ from torch import Tensor
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
+from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, written_whole
+from cdrl.runs.run import MetricsLog, Run, read_json
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
@@ -124,7 +125,7 @@ def _train(
         return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
 
     def export(model: Path, facts: Mapping[str, Any]) -> None:
-        with written_whole(model) as folder:
+        with folder_with_checksums(model) as folder:
             save_model(folder, trainer.averaged, {**description, **facts})
             add_files(folder)
 

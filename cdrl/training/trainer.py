@@ -17,7 +17,7 @@ from cdrl.networks import FoldedEnergy
 from cdrl.runs.run import read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample, sampler_settings
-from cdrl.training.engine import Trainee, World, checkpoint_written_whole, linear_schedule
+from cdrl.training.engine import Trainee, World, check_checkpoint, checkpoint_written_whole, linear_schedule
 from cdrl.training.objective import Losses, Network, cooperative_losses
 
 ACCEPTANCE_EVERY = 10
@@ -156,6 +156,7 @@ class CooperativeTrainer:
 
     def load(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
+        check_checkpoint(path, self.world)
         state = read_json(path / "state.json")
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():

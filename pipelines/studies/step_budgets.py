@@ -14,6 +14,7 @@ from torch import Tensor
 from autoencoder.lite0 import Lite0
 from cdrl.config import SamplingConfig
 from cdrl.data import load_images
+from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.sampler import AUTO_REACH, SamplerSettings, step_adjustment
 from pipelines.base import CDRLPipeline
@@ -97,8 +98,19 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
     the sampler; the kernel is the run's own, as the file's ``sampling`` has it.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    with locked(run, "steps.json"):
+        facts = {"num_images": num_images, "seeds": list(seeds), "sampling": pipeline.sampling({}).model_dump()}
+        rows = _rows(pipeline, run, num_images, seeds, batch_size)
+        write_json(run / "steps.json", {**facts, "rows": rows})
+    return rows
+
+
+def _rows(
+    pipeline: CDRLPipeline, run: Path, num_images: int, seeds: Sequence[int], batch_size: int
+) -> list[dict[str, Any]]:
     name, ruler = ruler_of(pipeline, run, num_images)
-    own, rows = pipeline.sampling({}), []
+    own = pipeline.sampling({})
+    rows: list[dict[str, Any]] = []
     for title, settings in budgets(pipeline).items():
         distances, started = [], time.monotonic()
         for seed in seeds:
@@ -114,8 +126,6 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
                 "settings": {name: value for name, value in settings.items() if name != "kernel"},
             }
         )
-    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": own.model_dump()}
-    write_json(run / "steps.json", {**facts, "rows": rows})
     return rows
 
 
