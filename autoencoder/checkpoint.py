@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from autoencoder.model import Autoencoder
 from cdrl.config import BottleneckConfig
+from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import load_weights
 from cdrl.runs.run import RunError, read_json, save_tensors, write_json
 
@@ -37,6 +38,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     Raises:
         RunError: a file is missing, damaged or of another model.
     """
+    verify_checksums(folder)
     path = folder / DESCRIPTION
     description = read_json(path)
     try:

@@ -18,10 +18,19 @@ from autoencoder.model import Autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
+from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, write_json, written_whole
+from cdrl.runs.run import MetricsLog, Run, read_json, write_json
 from cdrl.sampling.noise import derive_seed
-from cdrl.training.engine import Trainee, TraineeSettings, World, barrier, checkpoint_written_whole, linear_schedule
+from cdrl.training.engine import (
+    Trainee,
+    TraineeSettings,
+    World,
+    barrier,
+    check_checkpoint,
+    checkpoint_written_whole,
+    linear_schedule,
+)
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.training.monitor import DivergenceError, summed_over_processes
 
@@ -105,6 +114,7 @@ class StageOneTrainer:
 
     def load(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
+        check_checkpoint(path, self.world)
         self.autoencoder.load(path, "autoencoder")
         if self.discriminator is not None:
             self.discriminator.load(path, "discriminator")
@@ -149,7 +159,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
         def export() -> None:
             if world.is_main:
-                with written_whole(run.model) as folder:
+                with folder_with_checksums(run.model) as folder:
                     save_autoencoder(folder, trainer.autoencoder.averaged, **state)
 
         while True:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cdrl.runs.run import discard, read_json, write_json, written_whole
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import read_json
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, find_model
@@ -35,7 +36,8 @@ def run_sample(
 ) -> Path:
     """Draw images of a run into files, see `write_samples`; returns their folder, RUN/generated unless ``out`` is.
 
-    sampling.json beside them tells seeds, classes or concepts, guidance, settings of the sampler and the model's step.
+    sampling.json beside them tells seeds, classes or concepts, guidance, settings of the sampler and the model's step,
+    and lists the files; those of an earlier call give way.
 
     Args:
         label: class id or name for all images; -1 for no class; all classes in turn by default.
@@ -44,7 +46,7 @@ def run_sample(
         options: as in calling the pipeline.
 
     Raises:
-        RunError: there is no trained model.
+        RunError: there is no trained model, or the folder holds other files than those of an earlier call.
         ValueError: there is no such class, concept or kernel, or both a class and concepts are given.
     """
     if concepts and label is not None:
@@ -53,21 +55,20 @@ def run_sample(
     seeds, folder = range(seed, seed + num_images), run / "generated" if out is None else out
     asked: dict[str, Any] = {"concepts": list(concepts)} if concepts else {"label": label_asked(pipeline, label)}
     weight = guidance if isinstance(guidance, int | float) else str(guidance)
+    if concepts and not isinstance(guidance, int | float):
+        raise ValueError(f"guidance: concepts are composed with a weight, found {guidance}")
     facts = {"num_images": num_images, "seed": seed, **asked, "guidance": weight}
-    if concepts:
-        if not isinstance(guidance, int | float):
-            raise ValueError(f"guidance: concepts are composed with a weight, found {guidance}")
-        ids = parse_concepts(pipeline.config.data, concepts)
-        generated = compose(pipeline, num_images, ids, seeds=seeds, guidance=guidance, **options)
-        caption = [pipeline.class_names[i] for i in ids]
-    else:
-        labels = labels_of(pipeline, label, seeds)
-        generated = pipeline(seeds=seeds, label=labels, guidance=guidance, **options)
-        caption = []
-    # The record of other images must not stand beside these.
-    discard(folder / RECORD)
-    write_samples(pipeline, generated, folder, caption)
-    write_json(folder / RECORD, {**facts, **model_facts(run, generated)})
+    with one_calls_output(folder, RECORD) as output:
+        if concepts and isinstance(guidance, int | float):
+            ids = parse_concepts(pipeline.config.data, concepts)
+            generated = compose(pipeline, num_images, ids, seeds=seeds, guidance=guidance, **options)
+            caption = [pipeline.class_names[i] for i in ids]
+        else:
+            labels = labels_of(pipeline, label, seeds)
+            generated = pipeline(seeds=seeds, label=labels, guidance=guidance, **options)
+            caption = []
+        write_samples(pipeline, generated, output.folder, caption)
+        output.record = {**facts, **model_facts(run, generated)}
     return folder
 
 
@@ -79,10 +80,8 @@ def model_facts(run: Path, generated: Generated) -> dict[str, Any]:
 
 def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, caption: Sequence[str] = ()) -> None:
     """Write 000000.png, 000001.png, … and grid.png with the first 64 over ``caption``; points go to points.npy."""
-    folder.mkdir(parents=True, exist_ok=True)
     if pipeline.config.space == "point":
-        with written_whole(folder / "points.npy") as partial, partial.open("wb") as file:
-            np.save(file, generated.grids.cpu().numpy(), allow_pickle=False)
+        np.save(folder / "points.npy", generated.grids.cpu().numpy(), allow_pickle=False)
         save_picture(folder / "grid.png", pipeline.decoder.picture(generated.grids))
         return
     write_images(generated.images, folder)
@@ -93,11 +92,9 @@ def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, ca
 
 
 def write_images(images: Sequence[Image.Image], folder: Path) -> None:
-    """Write 000000.png, 000001.png, … into a folder, which need not be there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write 000000.png, 000001.png, … into a folder."""
     for index, image in enumerate(images):
-        with written_whole(folder / f"{index:06d}.png") as partial:
-            image.save(partial, format="png")
+        image.save(folder / f"{index:06d}.png")
 
 
 def default_device() -> torch.device:

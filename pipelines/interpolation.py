@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cdrl.model import CDRL
-from cdrl.runs.run import RunError, discard, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.noise import InterpolatedNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
@@ -107,12 +108,10 @@ def run_interpolation(
     if pipeline.config.space == "point":
         raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")
     labels = labels_of(pipeline, label, seeds) or (-1, -1)
-    generated = interpolated(pipeline, seeds, num_images, labels, **options)
-    picture = run / "interpolations" / f"{seeds[0]}_to_{seeds[1]}.png"
-    record = picture.with_suffix(".json")
-    # That of another picture must not stand beside this one.
-    discard(record)
-    save_picture(picture, grid_picture(generated.tensors, columns=num_images))
-    facts = {"num_images": num_images, "seeds": list(seeds), "labels": list(labels)}
-    write_json(record, {**facts, **model_facts(run, generated)})
-    return picture
+    folder, name = run / "interpolations", f"{seeds[0]}_to_{seeds[1]}"
+    with one_calls_output(folder, f"{name}.json", alone=False) as output:
+        generated = interpolated(pipeline, seeds, num_images, labels, **options)
+        save_picture(output.folder / f"{name}.png", grid_picture(generated.tensors, columns=num_images))
+        facts = {"num_images": num_images, "seeds": list(seeds), "labels": list(labels)}
+        output.record = {**facts, **model_facts(run, generated)}
+    return folder / f"{name}.png"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ from typer.testing import CliRunner, Result
 import run as door
 from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from cdrl.data import read_shards
+from cdrl.runs.checksums import verify_checksums
+from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, read_json
 from tests.helpers import (
     FIXTURES,
@@ -26,6 +32,7 @@ from tests.helpers import (
     tiny_values,
     write_config,
 )
+from tests.killing import held_elsewhere
 from tests.published import Sizes, published_model
 
 VERBS = sorted(command.name or "" for command in door.app.registered_commands)
@@ -137,6 +144,7 @@ def test_prepared_digits_train_like_the_published_ones(config: Path, tmp_path: P
 
 def test_a_run_of_other_settings_is_one_line_with_the_key(config: Path, tmp_path: Path) -> None:
     Run(tmp_path / "run").open(tiny_config(training={"ema": 0.5}))
+    Run(tmp_path / "run").checkpoint_path(3).mkdir(parents=True)
     line = mistake("train", config, "--run", tmp_path / "run")
     assert "training.ema is 0.5 there, 0.9 here" in line
 
@@ -213,9 +221,10 @@ def test_a_first_stage_that_cannot_be_imported_is_one_line_and_leaves_nothing(
 
 
 def test_a_first_stage_is_not_imported_over_another_run(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
     line = mistake("import-autoencoder", FIXTURES / "diffusers_kl_tiny", tmp_path)
     assert line.endswith("exists already; name another folder")
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("arguments", [("--num-images", "0"), ("--steps", "-1"), ("--nonsense",)])
@@ -278,6 +287,97 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path: Path, monkeypatc
     result = call("sample", tmp_path / "nowhere")
     assert result.exit_code == 1
     assert "no trained model there" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "folder", "name"),
+    [
+        (("train", "CONFIG", "--run", "RUN"), "RUN", ""),
+        (("sample", "RUN"), "RUN/generated", "sampling.json"),
+        (("evaluate", "RUN", "--features", "lite0"), "RUN/evaluation", ""),
+        (("detect", "RUN", "--out", "noise"), "RUN", "detection.json"),
+        (("report", "RUN", "--neighbours", "0"), "RUN", "report.html"),
+        (("prepare", "CONFIG", "data.prepared=PREPARED"), "PREPARED", ""),
+        (("compare", "CONFIG", "--runs", "PREPARED"), "PREPARED", ""),
+        (("import-cdrl", str(FIXTURES / "official_uncond_tiny.pth.tar"), "PREPARED"), "PREPARED", ""),
+    ],
+)
+def test_a_folder_in_use_is_one_line_that_says_by_whom(
+    command: tuple[str, ...], folder: str, name: str, config: Path, tmp_path: Path
+) -> None:
+    save_tiny_run(tmp_path / "run")
+
+    def filled(text: str) -> str:
+        for word, path in {"CONFIG": config, "RUN": tmp_path / "run", "PREPARED": tmp_path / "prepared"}.items():
+            text = text.replace(word, str(path))
+        return text
+
+    with held_elsewhere(locked(Path(filled(folder)), name)) as process:
+        assert f"{filled(folder)}: is being written by process {process} on " in mistake(*map(filled, command))
+
+
+def test_a_file_where_a_folder_should_be_is_one_line(config: Path, tmp_path: Path) -> None:
+    save_tiny_run(tmp_path / "run")
+    (tmp_path / "file").touch()
+    assert f"{tmp_path / 'file'}: File exists; there is no checkpoint" in mistake(
+        "train", config, "--run", tmp_path / "file"
+    )
+    assert mistake("sample", tmp_path / "run", "--out", tmp_path / "file").endswith("file: File exists")
+
+
+@contextmanager
+def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)], check=False)
+    if made.returncode:
+        pytest.skip("only root may make a small disk")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a small disk")
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(config: Path, tmp_path: Path) -> None:
+    """In the optimizers' states, which torch writes and DeepSpeed calls for, and in pictures."""
+    with small_disk(tmp_path / "disk", 1200) as disk:
+        line = mistake("train", config, "training.num_steps=30", "training.checkpoint_every=2", "--run", disk / "run")
+        assert re.search(r"disk/run/.*: No space left on device; the checkpoint of step \d+ is kept in ", line)
+        kept = list((disk / "run" / "checkpoints").iterdir())
+        assert kept
+        for step in kept:
+            verify_checksums(step)
+        (disk / "rest").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 8192))
+        line = mistake("sample", disk / "run", "--num-images", "64")
+        assert re.search(r"disk/run/generated.*: No space left on device", line)
+        assert not list((disk / "run" / "generated").glob("*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a disk read-only")
+def test_a_run_that_is_read_only_is_one_line(config: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 4000) as disk:
+        save_tiny_run(disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        for command in (
+            ("train", config, "--run", disk / "new"),
+            ("sample", disk / "run"),
+            ("report", disk / "run", "--neighbours", "0"),
+            ("evaluate", disk / "run", "--features", "lite0", "--num-images", "50"),
+        ):
+            assert "Read-only file system" in mistake(*command)
+        assert call("sample", disk / "run", "--num-images", "1", "--out", tmp_path / "out").exit_code == 0
+
+
+def test_of_several_processes_one_tells_what_is_wrong_first_and_last(config: Path, tmp_path: Path) -> None:
+    Run(tmp_path / "run").open(tiny_config(training={"ema": 0.5}))
+    Run(tmp_path / "run").checkpoint_path(3).mkdir(parents=True)
+    command = start_command("train", config, "--run-folder", tmp_path / "run", processes=2)
+    _, errors = command.communicate(timeout=240)
+    assert command.returncode == 1
+    told = [line for line in errors.splitlines() if "training.ema is 0.5 there, 0.9 here" in line]
+    assert len(told) == 2, errors
+    assert re.match(r"error: .* \[process \d of 2; with CDRL_TRACEBACK=1 each shows where it ended\]", told[0])
+    assert errors.index(told[0]) < errors.index("ChildFailedError") < errors.index(told[1])
 
 
 def test_runs_are_compared_side_by_side_and_one_that_fails_is_a_row(tmp_path: Path) -> None:

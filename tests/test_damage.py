@@ -217,6 +217,21 @@ CHECKPOINTS = {
         "energy_average.safetensors: not a whole safetensors file",
     ),
     "a state cut short": Damage(nothing, lambda step: cut(step / "state.json"), "state.json: not valid JSON"),
+    "a flipped bit in the optimizer's state": Damage(
+        nothing,
+        lambda step: flip_bit(step / "energy" / STATES, 5000),
+        f"energy/{STATES}: damaged or edited: its SHA-256 differs from the one in checksums.json; remove ",
+        check_sums=True,
+    ),
+    "a file missing": Damage(
+        nothing,
+        lambda step: (step / "energy_average.safetensors").unlink(),
+        "energy_average.safetensors: missing, though checksums.json beside it names it; remove ",
+        check_sums=True,
+    ),
+    "checksums cut short": Damage(
+        nothing, lambda step: cut(step / "checksums.json"), "checksums.json: not valid JSON", check_sums=True
+    ),
     "settings of the run cut short": Damage(
         nothing, lambda step: (step / "../../config.yaml").write_text("data: [1, {"), "config.yaml: not a readable YAML"
     ),
@@ -224,6 +239,12 @@ CHECKPOINTS = {
 MODELS = {
     "weights cut short": Damage(
         nothing, lambda model: cut(model / "energy.safetensors"), "energy.safetensors: not a whole safetensors file"
+    ),
+    "a flipped bit": Damage(
+        nothing,
+        lambda model: flip_bit(model / "energy.safetensors", -1),
+        "energy.safetensors: damaged or edited: its SHA-256 differs",
+        check_sums=True,
     ),
     "weights of another model": Damage(
         nothing,
@@ -337,16 +358,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_damaged_checkpoints(name: str, trained: Path, work: Path) -> None:
     shutil.copytree(trained, work, dirs_exist_ok=True)
-    CHECKPOINTS[name].damage(work / "trained/checkpoints/step_00000002")
+    case, step = CHECKPOINTS[name], work / "trained/checkpoints/step_00000002"
+    case.damage(step)
+    if not case.check_sums:
+        (step / "checksums.json").unlink()  # as in one that was written before there were any
     line = refused(work, "train", work / "config.yaml", "--run", work / "trained")
-    assert CHECKPOINTS[name].message in line
+    assert case.message in line
+    if case.message.endswith("remove "):
+        assert line.endswith(f"remove {step} to begin anew")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_damaged_models(name: str, trained: Path, work: Path) -> None:
     shutil.copytree(trained, work, dirs_exist_ok=True)
-    MODELS[name].damage(work / "trained/model")
-    assert MODELS[name].message in refused(work, "sample", work / "trained", "--num-images", "1")
+    case = MODELS[name]
+    case.damage(work / "trained/model")
+    if not case.check_sums:
+        (work / "trained/model/checksums.json").unlink()
+    assert case.message in refused(work, "sample", work / "trained", "--num-images", "1")
 
 
 @pytest.mark.parametrize("verb", PUBLISHED_MODELS)

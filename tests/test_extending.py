@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +30,7 @@ TABLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(autouse=True)
-def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def extended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package with all files and lines of the page."""
     for block in BLOCKS:
         heading, _, body = block.partition("\n")
@@ -43,7 +42,6 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             module = ModuleType(name)
             monkeypatch.setitem(sys.modules, name, module)
             exec(compile(body, heading, "exec"), vars(module))
-    yield
 
 
 def test_the_page_has_a_file_and_a_line_for_each_of_three() -> None:
@@ -83,7 +81,7 @@ def test_the_data_set_is_read_and_its_mistakes_are_named(tmp_path: Path) -> None
     assert torch.equal(load_images(config.data, "train").images[:, 0], torch.from_numpy(images[..., 0]))
     with pytest.raises(DataError, match=r"test\.npy"):
         load_images(config.data, "test")
-    with pytest.raises(ConfigError, match="data.path is required for data.name=arrays"):
+    with pytest.raises(ConfigError, match=r"data\.path is required for data.name=arrays"):
         parse_config(tiny_values(data={**data, "path": None}), source="test")
 
 

@@ -1,5 +1,6 @@
 """Data: published formats, drawn faces, shards and points, and how they are served to training."""
 
+from cdrl.data.fingerprint import data_facts
 from cdrl.data.images.files import read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
@@ -42,6 +43,7 @@ __all__ = [
     "check_batch",
     "checkerboard_density",
     "class_names",
+    "data_facts",
     "image_training_set",
     "inside_squares",
     "latent_training_set",

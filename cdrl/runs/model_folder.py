@@ -9,6 +9,7 @@ from torch import nn
 
 from cdrl.config import parse_config
 from cdrl.model import CDRL
+from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
 
 FORMAT = 1
@@ -34,6 +35,7 @@ def load_model(folder: Path) -> tuple[CDRL, dict[str, Any]]:
     Raises:
         RunError: a file is missing, damaged or of another model.
     """
+    verify_checksums(folder)
     path = folder / "config.json"
     description = read_json(path)
     if description.get("format") != FORMAT:

@@ -1,6 +1,7 @@
 """Run folders: what a run keeps on disk, written whole or not at all.
 
 config.yaml            the resolved configuration
+data.json              what the training data are: how many, and checksums
 metrics.jsonl          one line a logged step; tensorboard/ holds the same
 samples/               pictures over training
 checkpoints/step_…/    everything needed to go on, bit for bit
@@ -12,9 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +24,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cdrl.config import Section, dump_config
+from cdrl.runs.whole import clear_all_leftovers, clear_leftovers, discard, file_named, written_whole
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message names the folder or file."""
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Write a file or folder under a temporary name beside ``path``; it takes its name when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    discard(partial)
-    try:
-        yield partial
-        if partial.is_dir() and path.exists():
-            # A folder cannot replace a full one in one move: the old one steps aside first, and goes last.
-            old = path.with_name(f".old-{path.name}")
-            discard(old)
-            os.replace(path, old)
-            os.replace(partial, path)
-            discard(old)
-        else:
-            os.replace(partial, path)
-    finally:
-        discard(partial)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def os_error_in_words(error: OSError) -> str:
+    """The file or folder and what went wrong there, in one line."""
+    reason = error.strerror or str(error) or type(error).__name__
+    # Of a file that was being written, the name that it was to take.
+    return reason if error.filename is None else f"{error.filename}: {reason}".replace("/.partial-", "/")
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -119,6 +97,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: not a whole safetensors file ({error})") from None
 
 
+_BEFORE_A_CHECKPOINT = ("data.json", "metrics.jsonl", "tensorboard", "samples", "reconstructions", "best")
+"""What training may have written when there is no checkpoint yet."""
+
+
 class Run:
     """The folder of one run, created or taken up again."""
 
@@ -141,13 +123,17 @@ class Run:
         return self.folder / "best"
 
     def open(self, config: Section) -> None:
-        """Create the folder, or check that it was made with the same configuration.
+        """Create the folder, or check that it was made with the same configuration; clear what a killed process left.
+
+        A folder that holds neither a checkpoint nor a model binds nobody: it is taken over.
 
         Raises:
             RunError: the folder holds a run with other settings; the message names them. Or its config.yaml is damaged.
         """
+        self._clear()
         path = self.folder / "config.yaml"
-        if path.exists():
+        bound = self.last_checkpoint() is not None or self.model.exists()
+        if path.exists() and bound:
             stored = read_yaml(path)
             changed = _differences(stored, yaml.safe_load(dump_config(config)))
             if changed:
@@ -156,8 +142,31 @@ class Run:
                     "name another folder, or remove this one"
                 )
             return
+        if path.exists():  # otherwise what lies here may be anybody's
+            for name in _BEFORE_A_CHECKPOINT:
+                discard(self.folder / name)
         with written_whole(path) as partial:
             partial.write_text(dump_config(config), encoding="utf-8")
+
+    def bind_data(self, facts: Mapping[str, Any]) -> None:
+        """Note what the data are, or check that they are what the run's last checkpoint has learned from.
+
+        Args:
+            facts: what `cdrl.data.data_facts` says.
+
+        Raises:
+            RunError: they have changed; the message says what of them.
+        """
+        path = self.folder / "data.json"
+        if path.exists() and self.last_checkpoint() is not None:
+            changed = _differences(read_json(path), json.loads(json.dumps(facts)))
+            if changed:
+                raise RunError(
+                    f"{self.folder}: its training data have changed since its last checkpoint ({'; '.join(changed)}): "
+                    "bring them back, or train in another folder"
+                )
+            return
+        write_json(path, facts)
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole checkpoint."""
@@ -169,16 +178,28 @@ class Run:
         last = self.last_checkpoint()
         return f"the checkpoint of step {last[0]} is kept" if last else "there is no checkpoint before it"
 
+    def way_on_without(self, checkpoint: Path) -> str:
+        """What to do about a checkpoint that is damaged."""
+        before = [path for path in sorted(self.checkpoints.glob("step_*")) if path.name < checkpoint.name]
+        onward = f"go on from step {int(before[-1].name.removeprefix('step_'))}" if before else "begin anew"
+        return f"remove {checkpoint} to {onward}"
+
     def checkpoint_path(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
         return self.checkpoints / f"step_{step:08d}"
 
     def prune_checkpoints(self, keep: int = 2) -> None:
         """Remove all but the newest checkpoints, and what an interrupted writing left."""
+        clear_all_leftovers(self.checkpoints)
         for path in sorted(self.checkpoints.glob("step_*"))[:-keep]:
             discard(path)
-        for path in self.checkpoints.glob(".*"):
-            discard(path)
+
+    def _clear(self) -> None:
+        """Remove what a process that was killed in this run left, of what training writes."""
+        for name in ("config.yaml", "data.json", "metrics.jsonl", "model", "best", *_BEFORE_A_CHECKPOINT):
+            clear_leftovers(self.folder / name)
+        for folder in (self.checkpoints, self.folder / "samples", self.folder / "reconstructions"):
+            clear_all_leftovers(folder)
 
 
 class MetricsLog:
@@ -196,8 +217,11 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float | list[float]]) -> None:
         """Log numbers, or lists with one number a level, under ``step``."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with file_named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            # A checkpoint that outlives a loss of power must not miss the lines before it.
+            os.fsync(file.fileno())
         for name, value in values.items():
             if isinstance(value, list):
                 for level, number in enumerate(value):

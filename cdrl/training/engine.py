@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl.config import ConfigError
-from cdrl.runs.run import RunError, load_tensors, save_tensors, written_whole
+from cdrl.runs.checksums import folder_with_checksums, verify_checksums
+from cdrl.runs.lock import locked
+from cdrl.runs.run import Run, RunError, load_tensors, read_json, save_tensors
+from cdrl.runs.whole import partial_name
 from cdrl.training.muon import Muon
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
@@ -151,8 +157,13 @@ class Trainee:
         return self.average.module
 
     def save(self, folder: Path, name: str) -> None:
-        """Write engine state and average below ``folder``; every process calls it."""
-        self.engine.save_checkpoint(str(folder), tag=name, save_latest=False)
+        """Write engine state and average below ``folder``; every process calls it.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        with _errors_of_the_disk(folder):
+            self.engine.save_checkpoint(str(folder), tag=name, save_latest=False)
         if self.world.is_main:
             save_tensors(folder / f"{name}_average.safetensors", self.average.state_dict())
         barrier()
@@ -171,10 +182,19 @@ class Trainee:
         except Exception as error:
             # What is damaged may fail in any way at all.
             reason = " ".join(str(error).split())[:200]
-            raise RunError(f"{folder / name}: not a whole checkpoint of this network ({reason})") from None
+            raise self._not_loaded(folder, name, f"not a whole checkpoint of this network ({reason})") from None
         if found is None:
-            raise RunError(f"{folder / name}: not a whole checkpoint: its files are missing")
+            raise self._not_loaded(folder, name, "not a whole checkpoint: its files are missing")
         self.average.to(self.world.device)
+
+    def _not_loaded(self, folder: Path, name: str, reason: str) -> RunError:
+        processes = read_json(folder / "state.json").get("processes", self.world.size)
+        if processes != self.world.size:
+            return RunError(
+                f"{folder}: written by {processes} processes, cannot be taken up by {self.world.size}: start as many "
+                f"as before (torchrun --nproc_per_node {processes}), or train in another folder"
+            )
+        return RunError(f"{folder / name}: {reason}; {_run_of(folder).way_on_without(folder)}")
 
     def refresh_learning_rate(self) -> None:
         """Give the next update the learning rate that ``lr_factor`` has for it now."""
@@ -239,21 +259,89 @@ def barrier() -> None:
         dist.barrier()
 
 
+def by_main(world: World, action: Callable[[], object]) -> None:
+    """Have the main process do something, for which all wait; every process calls it.
+
+    What goes wrong in the main process is raised in all of them.
+    """
+    failure: list[Exception | None] = [None]
+    if world.is_main:
+        try:
+            action()
+        except Exception as error:
+            failure = [error]
+    if world.size > 1:
+        dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
+
+
+@contextmanager
+def locked_by_main(folder: Path, world: World) -> Iterator[None]:
+    """`locked`, by the main process for all of them; every process calls it.
+
+    Raises:
+        RunError: another command writes there; the message says which.
+    """
+    with ExitStack() as stack:
+        by_main(world, lambda: stack.enter_context(locked(folder)))
+        yield
+
+
 @contextmanager
 def checkpoint_written_whole(path: Path, world: World) -> Iterator[Path]:
-    """A checkpoint folder that all processes write into and that takes its name when all are done."""
-    partial = path.with_name(f".partial-{path.name}")
+    """A checkpoint folder that all processes write into and that takes its name when all are done.
+
+    Raises:
+        OSError: it cannot be written, or the run is not there any more.
+    """
     if world.is_main:
-        with written_whole(path) as partial_of_main:
-            partial_of_main.mkdir(parents=True)
+        run = _run_of(path)
+        if not run.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "this run was removed while it was going on", str(run.folder))
+        with folder_with_checksums(path) as partial:
+            partial.mkdir(parents=True)
             barrier()
-            yield partial_of_main
+            yield partial
             barrier()
     else:
         barrier()
-        yield partial
+        yield partial_name(path)
         barrier()
     barrier()
+
+
+def check_checkpoint(path: Path, world: World) -> None:
+    """Compare a checkpoint's files with its checksums; every process calls it.
+
+    Raises:
+        RunError: one is damaged or missing; the message says how to go on from the checkpoint before.
+    """
+
+    def check() -> None:
+        try:
+            verify_checksums(path)
+        except RunError as error:
+            raise RunError(f"{error}; {_run_of(path).way_on_without(path)}") from None
+
+    by_main(world, check)
+
+
+def _run_of(checkpoint: Path) -> Run:
+    return Run(checkpoint.parent.parent)
+
+
+@contextmanager
+def _errors_of_the_disk(folder: Path) -> Iterator[None]:
+    """Turn what torch's writer says of a disk that is full or fails into an OSError that names the folder."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("inline_container|PytorchStreamWriter|iostream error", str(error)):
+            raise
+        full = shutil.disk_usage(folder).free < 2**20
+        reason = os.strerror(errno.ENOSPC) if full else "cannot be written whole: a full disk, a quota, or a fault"
+        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(folder)) from error
 
 
 def linear_schedule(

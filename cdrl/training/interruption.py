@@ -15,7 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from cdrl.runs.run import written_whole
+from cdrl.runs.whole import written_whole
 from cdrl.training.engine import World
 from cdrl.training.monitor import summed_over_processes
 
@@ -46,7 +46,10 @@ def any_process(flag: bool, world: World) -> bool:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C and SIGTERM instead of stopping in the middle of a step; a second Ctrl-C stops at once."""
+    """Note Ctrl-C, SIGTERM and SIGHUP instead of stopping in the middle of a step; a second Ctrl-C stops at once.
+
+    A SIGHUP that is ignored, as under nohup, stays so.
+    """
     requested = False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -55,7 +58,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested = True
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield lambda: requested
     finally:

@@ -17,9 +17,10 @@ from torch import Tensor
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
+from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, written_whole
+from cdrl.runs.run import MetricsLog, Run, read_json
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
@@ -69,7 +70,7 @@ class Outputs:
 
     def export(self, folder: Path, model: CDRL, facts: Mapping[str, Any]) -> None:
         """Write a model with ``facts`` of its training, whole or not at all."""
-        with written_whole(folder) as partial:
+        with folder_with_checksums(folder) as partial:
             save_model(partial, model, {**self.description, **facts})
             self.add_files(partial)
 

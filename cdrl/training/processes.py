@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +117,45 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_with_launcher(launcher: int) -> None:
+    """Stop in order when torchrun, which started this process, is gone: otherwise it would go on, and hold its run.
+
+    Args:
+        launcher: what os.getppid() said when this process began. Where no torchrun has started it, nothing happens.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def first_to_fail(message: str) -> str | None:
+    """What a process that is about to end should print; None where another that torchrun started has told already.
+
+    torchrun gets the message too: it ends its own lines with it.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file is None:
+        return message
+    told = Path(error_file).parent.parent / "told"
+    try:
+        os.close(os.open(told, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return None
+    except OSError:
+        pass  # a launcher that has taken its folder away: two lines are better than none
+    else:
+        failure = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(error_file).write_text(json.dumps({"message": failure}), encoding="utf-8")
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return f"{message} [process {rank} of {size}; with CDRL_TRACEBACK=1 each shows where it ended]"
 
 
 @contextmanager

@@ -17,7 +17,14 @@ from cdrl.runs.run import read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from cdrl.sampling.settings import plan_chains
-from cdrl.training.engine import Trainee, TraineeSettings, World, checkpoint_written_whole, linear_schedule
+from cdrl.training.engine import (
+    Trainee,
+    TraineeSettings,
+    World,
+    check_checkpoint,
+    checkpoint_written_whole,
+    linear_schedule,
+)
 from cdrl.training.objective import (
     Diagnostics,
     Losses,
@@ -153,6 +160,7 @@ class CooperativeTrainer:
 
     def load(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
+        check_checkpoint(path, self.world)
         state = read_json(path / "state.json")
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cdrl.config import DataConfig
 from cdrl.data import DataError, Split, load_images
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated
@@ -258,9 +259,11 @@ def detect(
 
 def run_detection(run: Path, out: Sequence[str], **options: Any) -> Detection:
     """`detect` for a run; leaves detection.json and the histograms detection.png in its folder."""
-    detection = detect(CDRLPipeline.from_pretrained(run, default_device()), out, **options)
-    write_json(run / "detection.json", detection.report)
-    save_picture(run / "detection.png", histograms(detection))
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    with one_calls_output(run, "detection.json", alone=False) as output:
+        detection = detect(pipeline, out, **options)
+        save_picture(output.folder / "detection.png", histograms(detection))
+        output.record = detection.report
     return detection
 
 

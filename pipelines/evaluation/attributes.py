@@ -14,7 +14,8 @@ from torch import Tensor
 from autoencoder.model import Autoencoder
 from cdrl.config import DataConfig
 from cdrl.data import ImageSet, load_images
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
@@ -152,29 +153,28 @@ def run_composition(
     data, decoder = pipeline.config.data, pipeline.decoder
     if len(data.attributes) < 2:
         raise RunError(f"{run}: composition is judged for two or more of data.attributes, found {len(data.attributes)}")
-    referee = AttributeReferee.of(data, decoder.autoencoder if isinstance(decoder, LatentDecoder) else None)
     seeds = range(seed, seed + num_images)
     ways: dict[str, float | None] = {**{f"w={weight:g}": weight for weight in weights}, "sum": None}
-    drawn = {
-        "+".join(data.attributes[a] for a in attributes): {
-            way: judged_composition(pipeline, referee, attributes, weight, seeds, **options)
-            for way, weight in ways.items()
+    with one_calls_output(run / "composition", "figures.json") as output:
+        referee = AttributeReferee.of(data, decoder.autoencoder if isinstance(decoder, LatentDecoder) else None)
+        drawn = {
+            "+".join(data.attributes[a] for a in attributes): {
+                way: judged_composition(pipeline, referee, attributes, weight, seeds, **options)
+                for way, weight in ways.items()
+            }
+            for attributes in asked_attributes(len(data.attributes))
         }
-        for attributes in asked_attributes(len(data.attributes))
-    }
-    folder = run / "composition"
-    for weight in weights:
-        picture = composition_picture(pipeline, weight, range(seed, seed + COLUMNS), **options)
-        save_picture(folder / f"guidance_{weight:g}.png", picture)
-    figures = {
-        "num_images": num_images,
-        "seed": seed,
-        "sampling": effective(pipeline.drawing(**options).settings),
-        "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
-        "composed": drawn,
-    }
-    write_json(folder / "figures.json", figures)
-    return figures
+        for weight in weights:
+            picture = composition_picture(pipeline, weight, range(seed, seed + COLUMNS), **options)
+            save_picture(output.folder / f"guidance_{weight:g}.png", picture)
+        output.record = {
+            "num_images": num_images,
+            "seed": seed,
+            "sampling": effective(pipeline.drawing(**options).settings),
+            "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
+            "composed": drawn,
+        }
+    return output.record
 
 
 def in_words(figures: Mapping[str, Any]) -> str:

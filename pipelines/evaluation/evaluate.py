@@ -16,7 +16,7 @@ from cdrl.config import Config, DataConfig
 from cdrl.data import Split, load_images
 from cdrl.model import CDRL
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
-from cdrl.training.engine import World, start
+from cdrl.training.engine import World, locked_by_main, start
 from cdrl.training.loop import Measured
 from cdrl.training.monitor import summed_over_processes
 from pipelines.base import CDRLPipeline, find_model
@@ -74,7 +74,8 @@ def evaluate_run(
         options: as in calling the pipeline.
 
     Raises:
-        RunError: the run has no images or no such model, or the weights or the statistics cannot be used.
+        RunError: the run has no images or no such model, or the weights or the statistics cannot be used; or another
+            command evaluates it.
         ValueError: there are too few images, or more are wanted than the split has.
         Interrupted: after Ctrl-C or SIGTERM, with all finished batches kept.
     """
@@ -86,51 +87,52 @@ def evaluate_run(
     data = pipeline.config.data
     if pipeline.config.space == "point":
         raise RunError(f"{run}: images are evaluated, but this is a run of 2-D points: python run.py density {run}")
-    store = SampleStore(run, model, pipeline, label=label, guidance=guidance, **options)
-    seeds = range(seed, seed + num_images)
-    if not world.is_main:
-        store.draw(seeds, world)
-        return {}
-    # What may be missing is asked for before the long work; what the others need not wait for comes after theirs.
-    extractor = load_extractor(features, weights or data.cache / INCEPTION_FILE, world.device)
-    if statistics is not None:
-        reference = read_statistics(statistics)
-        store.draw(seeds, world)
-    else:
-        name, real = real_images(data, split, reference_images)
-        store.draw(seeds, world)
-        reference = read_reference(data, name, real, extractor)
-    images, rate = store.read(seeds)
-    drawn = extractor(images, progress="features")
-    size = num_images // blocks
-    values = compared(drawn, reference)
-    parts = [compared(drawn[size * i : size * (i + 1)], reference) for i in range(blocks)] if blocks > 1 else []
-    facts = {
-        "samples": num_images,
-        "first_seed": seed,
-        **store.settings,
-        "model": "best" if best else "last",
-        "model_step": read_json(model / "config.json").get("step"),
-        "reference": reference.name,
-        "reference_images": reference.images,
-        "features": features,
-        "features_weights": extractor.weights,
-        "images_per_second": round(rate, 3),
-        "processes": world.size,
-    }
-    suffix = differences_in_words(pipeline, facts)
-    figures = {
-        metric_name(metric, extractor.label, num_images, reference.name) + suffix: {
-            "value": value,
-            "blocks": _spread([part[metric] for part in parts], size) if parts else None,
-            **facts,
+    with locked_by_main(run / "evaluation", world):
+        store = SampleStore(run, model, pipeline, label=label, guidance=guidance, **options)
+        seeds = range(seed, seed + num_images)
+        if not world.is_main:
+            store.draw(seeds, world)
+            return {}
+        # What may be missing is asked for before the long work; what the others need not wait for comes after theirs.
+        extractor = load_extractor(features, weights or data.cache / INCEPTION_FILE, world.device)
+        if statistics is not None:
+            reference = read_statistics(statistics)
+            store.draw(seeds, world)
+        else:
+            name, real = real_images(data, split, reference_images)
+            store.draw(seeds, world)
+            reference = read_reference(data, name, real, extractor)
+        images, rate = store.read(seeds)
+        drawn = extractor(images, progress="features")
+        size = num_images // blocks
+        values = compared(drawn, reference)
+        parts = [compared(drawn[size * i : size * (i + 1)], reference) for i in range(blocks)] if blocks > 1 else []
+        facts = {
+            "samples": num_images,
+            "first_seed": seed,
+            **store.settings,
+            "model": "best" if best else "last",
+            "model_step": read_json(model / "config.json").get("step"),
+            "reference": reference.name,
+            "reference_images": reference.images,
+            "features": features,
+            "features_weights": extractor.weights,
+            "images_per_second": round(rate, 3),
+            "processes": world.size,
         }
-        for metric, value in values.items()
-    }
-    path = run / "evaluation.json"
-    known = read_json(path) if path.exists() else {}
-    write_json(path, {**known, **figures})
-    return figures
+        suffix = differences_in_words(pipeline, facts)
+        figures = {
+            metric_name(metric, extractor.label, num_images, reference.name) + suffix: {
+                "value": value,
+                "blocks": _spread([part[metric] for part in parts], size) if parts else None,
+                **facts,
+            }
+            for metric, value in values.items()
+        }
+        path = run / "evaluation.json"
+        known = read_json(path) if path.exists() else {}
+        write_json(path, {**known, **figures})
+        return figures
 
 
 def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:

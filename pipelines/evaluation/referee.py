@@ -13,6 +13,7 @@ from torch import Tensor
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
 from cdrl.data import inside_squares, load_images, num_classes
+from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
 from pipelines.base import CDRLPipeline, Generated
@@ -91,8 +92,9 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
     if not has_classes(pipeline.config):
         attributes = "; see: python run.py judge-composition" if data.labels == "attributes" else ""
         raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}{attributes}")
-    figures = _judged(pipeline, Referee.of(data), num_images, seed)
-    write_json(run / "judge.json", {**figures, "num_images": num_images, "seed": seed})
+    with locked(run, "judge.json"):
+        figures = _judged(pipeline, Referee.of(data), num_images, seed)
+        write_json(run / "judge.json", {**figures, "num_images": num_images, "seed": seed})
     return figures
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
 from cdrl.data import load_images, prepare_images, read_picture
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
@@ -27,6 +28,8 @@ from pipelines.generation import default_device, write_images
 from pipelines.inpainting.fill import PASSES, Averaged, Filled, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular, read_mask
 from pipelines.inpainting.observations import enlarged
+
+RECORD = "figures.json"
 
 # Real images to which filled ones are compared, at most.
 _COMPARED = 1000
@@ -119,13 +122,14 @@ def run_inpainting(
     observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
     prepared, notes = prepared_image(picture, data, image, observation)
     given = prepared[None] / 127.5 - 1
-    filled = filled_in(pipeline, given, observation, filling, **options)
     folder = run / "inpainted" / image.stem if out is None else out
-    write_images(filled.images, folder)
-    tensors = filled.tensors.cpu()[None]
-    save_picture(folder / "grid.png", rows_picture(given, tensors, observation))
-    figures = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
-    write_json(folder / "figures.json", {"image": str(image), **circumstances(gap, filling, filled), **figures})
+    with one_calls_output(folder, RECORD) as output:
+        filled = filled_in(pipeline, given, observation, filling, **options)
+        write_images(filled.images, output.folder)
+        tensors = filled.tensors.cpu()[None]
+        save_picture(output.folder / "grid.png", rows_picture(given, tensors, observation))
+        figures = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
+        output.record = {"image": str(image), **circumstances(gap, filling, filled), **figures}
     return folder, notes
 
 
@@ -157,18 +161,19 @@ def measure_inpainting(
     given = held_out.images / 127.5 - 1
     observation = gap.observation(data, (data.image_size, data.image_size))
     classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
-    filled = filled_in(pipeline, given, observation, filling, classes, **options)
-    tensors = filled.tensors.cpu().unflatten(0, (num_images, filling.fills))
-    figures = {
-        "num_images": num_images,
-        **circumstances(gap, filling, filled),
-        **distances(tensors, given, observation),
-        **plausibility(pipeline.config, tensors[:, 0], given, classes),
-    }
     name = "_".join(("test", *gap.given)).replace(":", "_").replace(",", "_")
     folder = run / "inpainted" / name if out is None else out
-    save_picture(folder / "grid.png", rows_picture(given[:_SHOWN], tensors[:_SHOWN], observation))
-    write_json(folder / "figures.json", figures)
+    with one_calls_output(folder, RECORD) as output:
+        filled = filled_in(pipeline, given, observation, filling, classes, **options)
+        tensors = filled.tensors.cpu().unflatten(0, (num_images, filling.fills))
+        figures = {
+            "num_images": num_images,
+            **circumstances(gap, filling, filled),
+            **distances(tensors, given, observation),
+            **plausibility(pipeline.config, tensors[:, 0], given, classes),
+        }
+        save_picture(output.folder / "grid.png", rows_picture(given[:_SHOWN], tensors[:_SHOWN], observation))
+        output.record = figures
     return folder, figures
 
 

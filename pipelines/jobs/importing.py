@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoencoder.checkpoint import save_autoencoder
+import torch
+from torch import Tensor, nn
+
+from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from autoencoder.importing import load_published_autoencoder
 from autoencoder.model import Autoencoder
 from cdrl.config import BottleneckConfig, Section
-from cdrl.runs.model_folder import save_model
+from cdrl.runs.checksums import folder_with_checksums
+from cdrl.runs.lock import locked
+from cdrl.runs.model_folder import load_model, save_model
 from cdrl.runs.published import load_published
-from cdrl.runs.run import Run, RunError, written_whole
+from cdrl.runs.run import Run, RunError
 
 
 def import_cdrl(checkpoint: Path, run: Path, *, average: bool, image_size: int | None) -> None:
     """Turn a checkpoint of the paper's authors into a run folder that samples at once.
 
+    A folder that holds these very weights already is left as it is.
+
     Raises:
-        RunError: the checkpoint cannot be read, or the folder holds a run already.
+        RunError: the checkpoint cannot be read, or the folder holds another run.
     """
-    target = Run(run)
-    if target.model.exists():
-        raise RunError(f"{run}: holds a trained model already; name another folder")
     published = load_published(checkpoint, average=average, image_size=image_size)
-    target.open(published.config)
-    description = {
-        "config": published.config.model_dump(mode="json"),
-        "class_names": [f"class {index}" for index in range(published.model.num_classes)],
-        "source": checkpoint.name,
-    }
-    with written_whole(target.model) as folder:
-        save_model(folder, published.model, description)
+    with locked(run):
+        target = _target(run, published.config)
+        if target.model.exists():
+            _expect_same(run, load_model(target.model)[0], published.model)
+            return
+        description = {
+            "config": published.config.model_dump(mode="json"),
+            "class_names": [f"class {index}" for index in range(published.model.num_classes)],
+            "source": checkpoint.name,
+        }
+        with folder_with_checksums(target.model) as folder:
+            save_model(folder, published.model, description)
 
 
 class ImportedFirstStage(Section):
@@ -45,21 +53,47 @@ class ImportedFirstStage(Section):
 def import_autoencoder(source: Path, run: Path, *, average: bool, image_size: int | None) -> Autoencoder:
     """Turn a published first stage into a run folder that ``autoencoder.run`` may name; returns the first stage.
 
+    A folder that holds these very weights already is left as it is.
+
     Raises:
-        RunError: the weights cannot be read or are of another model, or the folder exists.
+        RunError: the weights cannot be read or are of another model, or the folder holds something else.
     """
-    if run.exists():
-        raise RunError(f"{run}: exists already; name another folder")
     autoencoder = load_published_autoencoder(source, average=average, image_size=image_size)
-    with written_whole(run) as folder:
-        target = Run(folder)
-        target.open(
-            ImportedFirstStage(
-                source=source.name,
-                image_channels=autoencoder.image_channels,
-                image_size=autoencoder.image_size,
-                architecture=autoencoder.config,
-            )
+    with locked(run):
+        settings = ImportedFirstStage(
+            source=source.name,
+            image_channels=autoencoder.image_channels,
+            image_size=autoencoder.image_size,
+            architecture=autoencoder.config,
         )
-        save_autoencoder(target.model, autoencoder)
+        target = _target(run, settings)
+        if target.model.exists():
+            _expect_same(run, load_autoencoder(target.model), autoencoder)
+            return autoencoder
+        with folder_with_checksums(target.model) as folder:
+            save_autoencoder(folder, autoencoder)
     return autoencoder
+
+
+def _target(run: Path, settings: Section) -> Run:
+    """The run folder, made if it is new.
+
+    Raises:
+        RunError: it holds anything but an import of the same kind, whole or interrupted.
+    """
+    target = Run(run)
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    if names and "config.yaml" not in names:
+        raise RunError(f"{run}: exists already; name another folder")
+    target.open(settings)
+    return target
+
+
+def _expect_same(run: Path, there: nn.Module, imported: nn.Module) -> None:
+    ours, theirs = imported.state_dict(), there.state_dict()
+    if ours.keys() != theirs.keys() or not all(_equal(ours[name], theirs[name]) for name in ours):
+        raise RunError(f"{run}: holds a trained model already; name another folder")
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)

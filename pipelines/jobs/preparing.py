@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cdrl.config import Config, ConfigError
 from cdrl.data import open_source, write_prepared
+from cdrl.runs.lock import locked
 
 
 def run_preparation(config: Config) -> Iterator[str]:
@@ -14,10 +15,12 @@ def run_preparation(config: Config) -> Iterator[str]:
     Raises:
         ConfigError: the configuration names no folder for them.
         DataError: the published files are missing, damaged, or differ from the published layout.
+        RunError: another command is preparing there.
     """
     data = config.data
     if data.prepared is None:
         raise ConfigError("data.prepared must name the folder for the shards, e.g. data.prepared=data/prepared/celeba")
-    for split in ("train", "test"):
-        folder = write_prepared(data, split, open_source(data, split))
-        yield f"{split} split in {folder}"
+    with locked(data.prepared):
+        for split in ("train", "test"):
+            folder = write_prepared(data, split, open_source(data, split))
+            yield f"{split} split in {folder}"

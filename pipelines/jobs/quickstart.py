@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoencoder.checkpoint import load_autoencoder
+from autoencoder.checkpoint import DESCRIPTION, load_autoencoder
 from autoencoder.lite0 import Lite0
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
 from cdrl.config import ConfigError, load_config
 from cdrl.data import ImageSet, load_images, read_shards
-from cdrl.runs.run import write_json
+from cdrl.runs.lock import locked
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import read_json
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
@@ -45,7 +47,12 @@ SHORT = (
 def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
     """Stage one, latents, stage two, pictures and figures.json in ``run``.
 
-    ``short`` rehearses every step in about a minute, on few images and for few updates.
+    ``short`` rehearses every step in about a minute, on few images and for few updates. ``seconds`` in figures.json
+    are, of the two trainings, what all of their calls together have taken; of the rest, what this call has.
+
+    Raises:
+        ConfigError: the configuration has no initializer, which the figures need.
+        RunError: another command writes there, or the folder holds a run with other settings.
     """
     config = load_config(config_path, SHORT if short else ())
     if config.initializer is None:
@@ -58,22 +65,25 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
         yield
         seconds[stage] = round(time.monotonic() - started, 1)
 
-    with timed("data"):
-        train, test = load_images(config.data, "train"), load_images(config.data, "test")
-    with timed("stage_one"):
+    with one_calls_output(run, "figures.json", alone=False) as output, locked(run):
+        with timed("data"):
+            train, test = load_images(config.data, "train"), load_images(config.data, "test")
         run_stage_one(config, run)
-    with timed("encode"):
-        run_encoding(config, run)
-    with timed("stage_two"):
+        with timed("encode"):
+            run_encoding(config, run)
         run_stage_two(config, run)
-    with timed("figures"):
-        steps = 20 if short else JUDGE_STEPS
-        figures = compute_figures(run, train, test, judge_steps=steps)
-    write_json(run / "figures.json", {"seconds": seconds, **figures})
+        with timed("figures"):
+            steps = 20 if short else JUDGE_STEPS
+            figures = compute_figures(run, output.folder, train, test, judge_steps=steps)
+        trained = {
+            "stage_one": read_json(run / "autoencoder" / "model" / DESCRIPTION)["wall_seconds"],
+            "stage_two": read_json(run / "model" / "config.json")["wall_seconds"],
+        }
+        output.record = {"seconds": {**seconds, **trained}, **figures}
 
 
-def compute_figures(run: Path, train: ImageSet, test: ImageSet, *, judge_steps: int) -> dict[str, object]:
-    """Write samples.png and reconstructions.png, and return the figures.
+def compute_figures(run: Path, folder: Path, train: ImageSet, test: ImageSet, *, judge_steps: int) -> dict[str, object]:
+    """Write samples.png, initializer.png and reconstructions.png into ``folder``, and return the figures.
 
     ``fd_lite0_{n}`` are Fréchet distances on EfficientNet-Lite0 features, n images a side, against held-out images
     and against reconstructions of held-out images. The latter leaves the decoder's blur out of the comparison, and
@@ -88,9 +98,9 @@ def compute_figures(run: Path, train: ImageSet, test: ImageSet, *, judge_steps: 
     generated = pipeline(count, batch_size=BATCH, progress=True)
     samples, initializer = generated.tensors, pipeline(count, steps=0, batch_size=BATCH).tensors
     noise = decoder.images(torch.randn(count, *pipeline.model.shape, generator=torch.Generator().manual_seed(0)))
-    save_picture(run / "samples.png", grid_picture(samples[:64]))
-    save_picture(run / "initializer.png", grid_picture(initializer[:64]))
-    save_picture(run / "reconstructions.png", pairs_picture(real[:32], reconstructed[:32]))
+    save_picture(folder / "samples.png", grid_picture(samples[:64]))
+    save_picture(folder / "initializer.png", grid_picture(initializer[:64]))
+    save_picture(folder / "reconstructions.png", pairs_picture(real[:32], reconstructed[:32]))
 
     judge = _judge(train, judge_steps)
     truth = known_attributes(test, JUDGED)[:count]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +15,20 @@ from autoencoder.latents import encode_images, read_latents
 from autoencoder.training import StageOneConfig, train_autoencoder
 from cdrl.config import Config, ConfigError
 from cdrl.data import (
+    GridSet,
     StreamedTrainingSet,
     TrainingSet,
     class_names,
+    data_facts,
     image_training_set,
     latent_training_set,
     sample_checkerboard,
     training_images,
 )
-from cdrl.runs.run import Run, RunError
+from cdrl.runs.lock import locked
+from cdrl.runs.run import Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
-from cdrl.training.engine import World, barrier, start
+from cdrl.training.engine import World, by_main, locked_by_main, start
 from cdrl.training.loop import Outputs, train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation
@@ -49,6 +54,7 @@ def run_stage_one(config: Config, run: Path) -> None:
 
     Raises:
         ConfigError: the configuration has no first stage of its own to train.
+        RunError: as `training_in`.
     """
     folder = stage_one_folder(config, run)
     assert config.autoencoder is not None
@@ -61,11 +67,13 @@ def run_stage_one(config: Config, run: Path) -> None:
         autoencoder=config.autoencoder,
     )
     stage_one, world = Run(folder), start()
-    open_run(stage_one, settings, world)
-    batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
-    kind = StreamedTrainingSet if config.data.stream else TrainingSet
-    data = kind(training_images(config.data).grids, batch_size, seed, flip=config.data.flip)
-    train_autoencoder(settings, stage_one, data, training_images(config.data, "test"), world)
+    with training_in(stage_one, settings, world):
+        batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
+        images = training_images(config.data)
+        by_main(world, lambda: stage_one.bind_data(data_facts(images)))
+        kind = StreamedTrainingSet if config.data.stream else TrainingSet
+        data = kind(images.grids, batch_size, seed, flip=config.data.flip)
+        train_autoencoder(settings, stage_one, data, training_images(config.data, "test"), world)
 
 
 def run_encoding(config: Config, run: Path) -> None:
@@ -82,16 +90,17 @@ def run_encoding(config: Config, run: Path) -> None:
             f"{model}: a first stage of {autoencoder.image_channels} x {autoencoder.image_size}^2 images, but data has "
             f"{config.data.channels} x {config.data.image_size}^2"
         )
-    for split in ("train", "test"):
-        encode_images(
-            autoencoder,
-            model,
-            training_images(config.data, split),
-            run / "latents" / split,
-            kind=stage_one.latents,
-            mirrors=config.data.flip and split == "train",
-            device=device,
-        )
+    with locked(run / "latents"):
+        for split in ("train", "test"):
+            encode_images(
+                autoencoder,
+                model,
+                training_images(config.data, split),
+                run / "latents" / split,
+                kind=stage_one.latents,
+                mirrors=config.data.flip and split == "train",
+                device=device,
+            )
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,8 @@ class StageTwoData:
     training_set: TrainingSet
     class_names: tuple[str, ...]
     decoder: Decoder
+    read: GridSet | None = None
+    """What was read for it; None for points, which are drawn."""
 
 
 def stage_two_data(config: Config, run: Path) -> StageTwoData:
@@ -113,7 +124,7 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
     if config.space == "pixel":
         images = training_images(config.data)
         data = image_training_set(images, config.data, batch_size, seed)
-        return StageTwoData(data, class_names(config.data, images), PixelDecoder())
+        return StageTwoData(data, class_names(config.data, images), PixelDecoder(), images)
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
@@ -122,26 +133,34 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
     latents = read_latents(run / "latents" / "train", model, kind, stream=config.data.stream)
     mean, std = (torch.tensor(latents.metadata[name], dtype=torch.float32) for name in ("mean", "std"))
     data = latent_training_set(latents, config.data, batch_size, seed)
-    return StageTwoData(data, class_names(config.data, latents), LatentDecoder(load_autoencoder(model), mean, std))
+    decoder = LatentDecoder(load_autoencoder(model), mean, std)
+    return StageTwoData(data, class_names(config.data, latents), decoder, latents)
 
 
 def run_stage_two(config: Config, run: Path) -> None:
-    """Train the energies and initializers of ``run``, or go on with them."""
+    """Train the energies and initializers of ``run``, or go on with them.
+
+    Raises:
+        RunError: as `training_in`.
+    """
     world = start()
     stage_two = Run(run)
-    open_run(stage_two, config, world)
-    if config.space == "point":
-        # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
-        torch.set_num_threads(1)
-    data = stage_two_data(config, run)
-    description = {
-        "config": config.model_dump(mode="json"),
-        "class_names": list(data.class_names),
-        **data.decoder.description(),
-    }
-    evaluate = training_evaluation(config, data.decoder, world)
-    outputs = Outputs(description, data.decoder.save, data.decoder.picture, evaluate)
-    train(config, stage_two, data.training_set, len(data.class_names), outputs, world)
+    with training_in(stage_two, config, world):
+        if config.space == "point":
+            # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
+            torch.set_num_threads(1)
+        data = stage_two_data(config, run)
+        if data.read is not None:
+            facts = data.read
+            by_main(world, lambda: stage_two.bind_data(data_facts(facts)))
+        description = {
+            "config": config.model_dump(mode="json"),
+            "class_names": list(data.class_names),
+            **data.decoder.description(),
+        }
+        evaluate = training_evaluation(config, data.decoder, world)
+        outputs = Outputs(description, data.decoder.save, data.decoder.picture, evaluate)
+        train(config, stage_two, data.training_set, len(data.class_names), outputs, world)
 
 
 def training_evaluation(config: Config, decoder: Decoder, world: World) -> TrainingEvaluation | None:
@@ -163,9 +182,17 @@ def training_evaluation(config: Config, decoder: Decoder, world: World) -> Train
     return TrainingEvaluation(config, decoder, world)
 
 
-def open_run(run: Run, config: Config | StageOneConfig, world: World) -> None:
-    """Create or check the run folder, one process first."""
-    if world.is_main:
-        run.open(config)
-    barrier()
-    run.open(config)
+@contextmanager
+def training_in(run: Run, config: Config | StageOneConfig, world: World) -> Iterator[None]:
+    """Lock a run folder and create it, or check that it was made with the same settings; every process calls it.
+
+    Raises:
+        RunError: another command writes there, or it holds a run with other settings; or a file cannot be written, and
+            the message says which checkpoint is there.
+    """
+    try:
+        with locked_by_main(run.folder, world):
+            by_main(world, lambda: run.open(config))
+            yield
+    except OSError as error:
+        raise RunError(f"{os_error_in_words(error)}; {run.last_checkpoint_in_words()} in {run.folder}") from error

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from cdrl.config import ConfigError
 from cdrl.data import DataError, load_images
-from cdrl.runs.run import RunError, written_whole
+from cdrl.runs.lock import locked
+from cdrl.runs.run import RunError
+from cdrl.runs.whole import written_whole
 from cdrl.training.engine import World
 from pipelines.base import CDRLPipeline, find_model
 from pipelines.decoding import grid_picture
@@ -99,7 +101,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: i
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
     )
-    with written_whole(path) as partial:
+    with locked(path.parent, path.name), written_whole(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
 

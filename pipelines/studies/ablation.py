@@ -11,8 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from cdrl.config import Config, ConfigError, load_config
+from cdrl.runs.lock import locked
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import Run, read_json, write_json, written_whole
+from cdrl.runs.run import Run, read_json, write_json
+from cdrl.runs.whole import written_whole
 from cdrl.training.loop import trained_steps
 from cdrl.training.processes import side_by_side
 from pipelines.evaluation.referee import run_figures
@@ -68,12 +70,19 @@ def compare(
     Raises:
         ConfigError: a configuration cannot be used, two have the same name, or the images are no whole number of
             batches; nothing has been trained then.
-        RunError: a folder holds a run of other settings; nothing has been trained then.
+        RunError: a folder holds a run of other settings, or another command writes there; nothing has been trained
+            then.
         Interrupted: the runs have been asked to stop and have stopped in order.
     """
     entries = planned(configs, runs, seeds, images)
+    with locked(runs):
+        return _compare(entries, runs, num_samples, processes)
+
+
+def _compare(entries: Sequence[Entry], runs: Path, num_samples: int, processes: int) -> str:
     for entry in entries:
-        Run(entry.folder).open(entry.config)
+        with locked(entry.folder):
+            Run(entry.folder).open(entry.config)
     waiting = [entry for entry in entries if _figures(entry, num_samples) is None]
     failures: dict[Path, str] = {}
     bar = progress_bar(len(entries), "compare", initial=len(entries) - len(waiting), unit="run")

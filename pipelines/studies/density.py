@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cdrl.data import NUM_SQUARES, checkerboard_density, inside_squares, sample_checkerboard, square_index
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.annealing import Bracket, Gaussian, log_normalizer
 from cdrl.sampling.noise import derive_seed
 from cdrl.schedule import NoiseSchedule
@@ -43,9 +44,10 @@ def density_report(run: Path, num_samples: int, seed: int) -> dict[str, Any]:
     space = pipeline.config.space
     if space != "point":
         raise RunError(f"{run}: has space: {space}; densities are compared with the truth for 2-D points only")
-    report, picture = compare(pipeline, num_samples, seed)
-    write_json(run / "density.json", report)
-    save_picture(run / "density.png", picture)
+    with one_calls_output(run, "density.json", alone=False) as output:
+        report, picture = compare(pipeline, num_samples, seed)
+        save_picture(output.folder / "density.png", picture)
+        output.record = report
     return report
 
 

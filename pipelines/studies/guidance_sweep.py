@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from cdrl.data import load_images
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
@@ -156,13 +157,14 @@ def run_guidance_sweep(
     config = pipeline.config
     if not has_classes(config):
         raise RunError(f"{run}: guidance is judged by classes, but this run has data.labels={config.data.labels}")
-    sweep = guidance_sweep(pipeline, Referee.of(config.data), weights, num_images, blocks, seed, **options)
     folder = run / "guidance"
-    save_picture(folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
-    save_picture(folder / "curves.png", curves_picture(sweep))
-    sampling = effective(pipeline.drawing(**options).settings)
-    facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
-    write_json(folder / "figures.json", {**facts, "real": sweep.real, "points": sweep.points})
+    with one_calls_output(folder, "figures.json") as output:
+        sweep = guidance_sweep(pipeline, Referee.of(config.data), weights, num_images, blocks, seed, **options)
+        save_picture(output.folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
+        save_picture(output.folder / "curves.png", curves_picture(sweep))
+        sampling = effective(pipeline.drawing(**options).settings)
+        facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
+        output.record = {**facts, "real": sweep.real, "points": sweep.points}
     return folder, sweep
 
 

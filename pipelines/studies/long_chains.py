@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.sampler import denoised
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
@@ -159,21 +160,17 @@ def run_chains(
     seeds = range(seed, seed + num_images)
     labels = labels_of(pipeline, label, seeds)
     steps = long_steps(options)
-    chains = long_chains(
-        pipeline,
-        seeds,
-        labels,
-        every=max(1, steps // 10) if every is None else every,
-        **options,
-    )
-    figures = chain_figures(pipeline, chains, labels)
-    images = chain_images(pipeline, chains.states[level], level, labels)
     sampling = pipeline.drawing(**long_options(options)).settings
-    picture = run / "chains" / f"{sampling.kernel}_{steps}_steps_level_{level}.png"
-    save_picture(picture, grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
-    facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": effective(sampling)}
-    write_json(picture.with_suffix(".json"), {**facts, "shown_level": level, "kept": chains.kept, "levels": figures})
-    return picture, figures
+    folder, name = run / "chains", f"{sampling.kernel}_{steps}_steps_level_{level}"
+    with one_calls_output(folder, f"{name}.json", alone=False) as output:
+        every = max(1, steps // 10) if every is None else every
+        chains = long_chains(pipeline, seeds, labels, every=every, **options)
+        figures = chain_figures(pipeline, chains, labels)
+        images = chain_images(pipeline, chains.states[level], level, labels)
+        save_picture(output.folder / f"{name}.png", grid_picture(images.flatten(0, 1), columns=len(chains.kept)))
+        facts = {"num_images": num_images, "seed": seed, "labels": labels, "sampling": effective(sampling)}
+        output.record = {**facts, "shown_level": level, "kept": chains.kept, "levels": figures}
+    return folder / f"{name}.png", figures
 
 
 def in_words(levels: Sequence[Mapping[str, Any]]) -> str:

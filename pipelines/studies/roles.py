@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdrl.runs.run import RunError, write_json
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.sampling.settings import effective
@@ -127,23 +128,23 @@ def run_roles(
     def draw(proposals: Sequence[int], chains: Sequence[int]) -> Tensor:
         return drawn_from_two_streams(pipeline, proposals, chains, labels, **options).tensors
 
-    alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, steps=0, **without_chains).tensors
-    full = draw(seeds, seeds)
-    # Seeds that no image of this picture has.
-    others = [range(seed + turn * num_images, seed + (turn + 1) * num_images) for turn in range(1, fresh + 1)]
-    renewed = [draw(seeds, chains) for chains in others]
-    unrelated = draw(others[0], others[0])
-    figures = {
-        "initializer": distance(alone, full),
-        "fresh_chains": distance(full, renewed[0]),
-        "all_fresh": distance(full, unrelated),
-    }
-    picture = run / "roles.png"
-    columns = [alone, full, *renewed]
-    words = ["initializer", "full", *["new chain"] * fresh]
-    images = torch.stack(columns, dim=1).flatten(0, 1)
-    save_picture(picture, captioned_picture([(images, words)], columns=len(columns)))
-    sampling = effective(pipeline.drawing(**options).settings)
-    facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
-    write_json(picture.with_suffix(".json"), {**facts, **figures})
-    return picture, figures
+    with one_calls_output(run, "roles.json", alone=False) as output:
+        alone = drawn_from_two_streams(pipeline, seeds, seeds, labels, steps=0, **without_chains).tensors
+        full = draw(seeds, seeds)
+        # Seeds that no image of this picture has.
+        others = [range(seed + turn * num_images, seed + (turn + 1) * num_images) for turn in range(1, fresh + 1)]
+        renewed = [draw(seeds, chains) for chains in others]
+        unrelated = draw(others[0], others[0])
+        figures = {
+            "initializer": distance(alone, full),
+            "fresh_chains": distance(full, renewed[0]),
+            "all_fresh": distance(full, unrelated),
+        }
+        columns = [alone, full, *renewed]
+        words = ["initializer", "full", *["new chain"] * fresh]
+        images = torch.stack(columns, dim=1).flatten(0, 1)
+        save_picture(output.folder / "roles.png", captioned_picture([(images, words)], columns=len(columns)))
+        sampling = effective(pipeline.drawing(**options).settings)
+        facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
+        output.record = {**facts, **figures}
+    return run / "roles.png", figures

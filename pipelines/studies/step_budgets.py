@@ -14,6 +14,7 @@ from torch import Tensor
 from autoencoder.lite0 import Lite0
 from cdrl.config import SamplerSettings
 from cdrl.data import load_images
+from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.settings import AUTO_REACH, ChainPlan, effective, step_adjustment
 from pipelines.base import CDRLPipeline
@@ -99,8 +100,19 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
     the sampler; the kernel is the run's own, as the file's ``sampling`` has it.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    with locked(run, "steps.json"):
+        facts = {"num_images": num_images, "seeds": list(seeds), "sampling": effective(pipeline.drawing().settings)}
+        rows = _rows(pipeline, run, num_images, seeds, batch_size)
+        write_json(run / "steps.json", {**facts, "rows": rows})
+    return rows
+
+
+def _rows(
+    pipeline: CDRLPipeline, run: Path, num_images: int, seeds: Sequence[int], batch_size: int
+) -> list[dict[str, Any]]:
     name, ruler = ruler_of(pipeline, run, num_images)
-    own, rows = pipeline.drawing().settings, []
+    own = pipeline.drawing().settings
+    rows: list[dict[str, Any]] = []
     for title, plan in budgets(pipeline).items():
         distances, started = [], time.monotonic()
         for seed in seeds:
@@ -116,8 +128,6 @@ def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size
                 "settings": {name: value for name, value in vars(plan).items() if name in _TOLD},
             }
         )
-    facts = {"num_images": num_images, "seeds": list(seeds), "sampling": effective(own)}
-    write_json(run / "steps.json", {**facts, "rows": rows})
     return rows
 
 

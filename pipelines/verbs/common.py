@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -139,24 +140,36 @@ def run_folder(config: Path, run: Path | None) -> Path:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Mistakes that a user can mend are printed without a traceback."""
+    """Mistakes that a user can mend, and files that cannot be written, are one line without a traceback.
+
+    Of several processes that torchrun has started the first to fail tells, before torchrun does.
+    """
+    launcher = os.getppid()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
     from cdrl.config import ConfigError
     from cdrl.data import DataError
-    from cdrl.runs.run import RunError
+    from cdrl.runs.run import RunError, os_error_in_words
     from cdrl.training.interruption import Interrupted
     from cdrl.training.monitor import DivergenceError
+    from cdrl.training.processes import first_to_fail, stop_with_launcher
+
+    stop_with_launcher(launcher)
+
+    def end(message: str, code: int) -> NoReturn:
+        told = first_to_fail(message)
+        if told is not None:
+            typer.echo(told, err=True)
+        raise typer.Exit(code)
 
     try:
         yield
     except Interrupted as stop:
-        typer.echo(str(stop), err=True)
-        raise typer.Exit(130) from None
-    except (ConfigError, DataError, DivergenceError, RunError, ValueError) as error:
-        if os.environ.get("CDRL_TRACEBACK"):
+        end(str(stop), 130)
+    except (ConfigError, DataError, DivergenceError, RunError, ValueError, OSError) as error:
+        # A closed pipe is no mistake: the door ends quietly.
+        if os.environ.get("CDRL_TRACEBACK") or (isinstance(error, OSError) and error.errno == errno.EPIPE):
             raise
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        end(f"error: {os_error_in_words(error) if isinstance(error, OSError) else error}", 2)
 
 
 def _has_cuda() -> bool:

@@ -18,7 +18,7 @@ from pipelines.generation import run_sample
     ids=["run's own", "guided", "auto"],
 )
 def test_what_the_record_says_draws_the_same_images(run: Path, tmp_path: Path, arguments: dict[str, Any]) -> None:
-    folder = run_sample(run, 3, seed=8, out=tmp_path, **arguments)
+    folder = run_sample(run, 3, seed=8, out=tmp_path / "out", **arguments)
     record = read_json(folder / "sampling.json")
     pipeline = CDRLPipeline.from_pretrained(run)
     seeds = range(record["seed"], record["seed"] + record["num_images"])
@@ -30,16 +30,24 @@ def test_what_the_record_says_draws_the_same_images(run: Path, tmp_path: Path, a
     assert record["model_step"] is None
 
 
-def test_images_that_were_cut_short_bear_no_record_of_others(
+def test_fewer_images_leave_none_of_an_earlier_call(run: Path, tmp_path: Path) -> None:
+    run_sample(run, 5, out=tmp_path / "out")
+    folder = run_sample(run, 2, label=3, out=tmp_path / "out")
+    files = ["000000.png", "000001.png", "grid.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, "sampling.json"]
+    assert read_json(folder / "sampling.json")["files"] == files
+
+
+def test_images_that_were_cut_short_leave_those_of_the_call_before(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_sample(run, 2, out=tmp_path)
-    assert (tmp_path / "sampling.json").exists()
+    folder = run_sample(run, 2, out=tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def cut_short(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipelines.generation.write_images", cut_short)
     with pytest.raises(KeyboardInterrupt):
-        run_sample(run, 2, seed=5, out=tmp_path)
-    assert not list(tmp_path.glob("*.json"))
+        run_sample(run, 2, seed=5, out=tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

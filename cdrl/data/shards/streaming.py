@@ -41,6 +41,12 @@ class ShardGrids:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def checksum(self) -> str:
+        """A hash of the shards' checksums, as their index has them."""
+        shards = "\n".join(shard.sha256 for shard in self._index.shards)
+        return hashlib.blake2b(shards.encode(), digest_size=16).hexdigest()
+
     def __getitem__(self, rows: Any) -> Tensor:
         """The grids of a slice, or of numbers int64 [n].
 

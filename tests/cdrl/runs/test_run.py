@@ -15,10 +15,11 @@ from cdrl.runs.run import (
     RunError,
     load_tensors,
     read_json,
+    read_yaml,
     save_tensors,
     write_json,
-    written_whole,
 )
+from cdrl.runs.whole import written_whole
 from tests.helpers import save_tiny_run, tiny_config, tiny_model
 
 
@@ -85,6 +86,7 @@ def test_a_run_can_be_opened_again_with_the_same_configuration(tmp_path: Path) -
 def test_a_run_of_another_configuration_is_refused_with_the_keys_named(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.open(tiny_config())
+    run.checkpoint_path(3).mkdir(parents=True)
     with pytest.raises(RunError) as error:
         run.open(tiny_config(training={"batch_size": 4}, seed=7))
     message = str(error.value)
@@ -92,6 +94,54 @@ def test_a_run_of_another_configuration_is_refused_with_the_keys_named(tmp_path:
     assert "seed is 0 there, 7 here" in message
     assert "training.batch_size is 8 there, 4 here" in message
     assert "ema" not in message
+
+
+def test_a_folder_without_a_checkpoint_binds_nobody(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.open(tiny_config())
+    run.bind_data({"count": 3})
+    (run.folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    (run.folder / "latents").mkdir()
+    run.open(tiny_config(seed=7))
+    assert read_yaml(run.folder / "config.yaml")["seed"] == 7
+    assert names(run.folder) == ["config.yaml", "latents"]
+    run.bind_data({"count": 4})
+    assert read_json(run.folder / "data.json") == {"count": 4}
+
+
+def test_files_that_lie_where_a_run_is_to_be_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "mine.png").touch()
+    Run(tmp_path).open(tiny_config())
+    assert (tmp_path / "samples" / "mine.png").exists()
+
+
+def test_a_run_with_a_checkpoint_is_bound_to_its_data(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.checkpoint_path(3).mkdir(parents=True)
+    run.bind_data({"count": 3, "shape": (1, 8, 8), "contents": "a"})  # begun before there were such facts
+    run.bind_data({"count": 3, "shape": (1, 8, 8), "contents": "a"})
+    with pytest.raises(RunError, match=r"data have changed since its last checkpoint \(count is 3 there, 4 here; "):
+        run.bind_data({"count": 4, "shape": (1, 8, 8), "contents": "b"})
+
+
+def test_opening_a_run_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.open(tiny_config())
+    for path in (".old-model", ".partial-best", "checkpoints/.gone-step_00000003", "samples/.partial-step_3.png"):
+        (tmp_path / path).mkdir(parents=True)
+    (tmp_path / ".partial-detection.json").touch()  # of another command, which may be at work
+    run.open(tiny_config())
+    assert names(tmp_path) == [".partial-detection.json", "checkpoints", "config.yaml", "model", "samples"]
+    assert names(run.checkpoints) == names(tmp_path / "samples") == []
+
+
+def test_the_way_on_from_a_damaged_checkpoint(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (5, 20):
+        run.checkpoint_path(step).mkdir(parents=True)
+    assert run.way_on_without(run.checkpoint_path(20)) == f"remove {run.checkpoint_path(20)} to go on from step 5"
+    assert run.way_on_without(run.checkpoint_path(5)) == f"remove {run.checkpoint_path(5)} to begin anew"
 
 
 def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cdrl.config import Config
 from cdrl.data import TrainingSet
+from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, load_tensors
 from cdrl.training.engine import start
 from cdrl.training.interruption import Interrupted
@@ -263,6 +264,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     assert_same_run(killed, whole)
 
 
+def test_processes_whose_launcher_is_killed_stop_in_order_and_let_the_run_go(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_values(training={"num_steps": 100_000, "checkpoint_every": 50_000}))
+    run = tmp_path / "run"
+    command = start_command("train", config, "--run-folder", run, processes=2)
+    wait_for((run / "metrics.jsonl").exists, "the first steps")
+    command.kill()
+    wait_for(lambda: Run(run).last_checkpoint() is not None, "the checkpoint of a stop in order")
+    wait_for(lambda: not (run / ".lock").exists(), "the lock to be let go")
+    _, errors = command.communicate(timeout=120)
+    assert "Traceback" not in errors
+    last = Run(run).last_checkpoint()
+    assert last is not None
+    assert metrics(run)[-1]["step"] == last[0]
+    with locked(run):
+        pass
+
+
 def test_ctrl_c_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
     values = tiny_values(training={"num_steps": 100_000, "checkpoint_every": 50_000})
     run = tmp_path / "run"
@@ -279,7 +297,7 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
     assert (run / "model" / "energy.safetensors").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: Path, number: signal.Signals) -> None:
     config = tiny_config()
 

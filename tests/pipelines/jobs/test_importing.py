@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ from autoencoder.importing import load_published_autoencoder
 from autoencoder.model import GaussianLatent, QuantizedLatent
 from cdrl.config import Config
 from cdrl.data import read_shards
-from cdrl.runs.run import RunError
+from cdrl.runs.run import RunError, load_tensors, save_tensors
 from pipelines import CDRLPipeline
-from pipelines.jobs.importing import import_autoencoder
+from pipelines.jobs.importing import import_autoencoder, import_cdrl
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two, stage_two_data
 from tests.helpers import FIXTURES, tiny_config
+from tests.killing import killed_before
 
 COUNT = 40
 
@@ -117,3 +120,44 @@ def test_images_of_another_size_are_refused(pictures: tuple[Path, Tensor], tmp_p
     import_autoencoder(FIXTURES / "compvis_kl_f4_tiny.ckpt", tmp_path / "first", average=True, image_size=64)
     with pytest.raises(RunError, match=r"a first stage of 3 x 64\^2 images, but data has 3 x 32\^2"):
         run_encoding(latent_config(pictures[0], tmp_path / "first"), tmp_path / "run")
+
+
+def test_an_import_that_was_killed_anywhere_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after its last change of a file, when there is nothing left to do."""
+    autoencoder = load_published_autoencoder(FIXTURES / "diffusers_kl_tiny")
+    monkeypatch.setattr("pipelines.jobs.importing.load_published_autoencoder", lambda *_, **__: autoencoder)
+    run = tmp_path / "run"
+
+    def make() -> None:
+        import_autoencoder(FIXTURES / "diffusers_kl_tiny", run, average=True, image_size=None)
+
+    for event in itertools.count(step=5):
+        killed = killed_before(event, make)
+        make()
+        assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "model"]
+        kept = load_autoencoder(run / "model").state_dict()
+        assert all(torch.equal(value, kept[name]) for name, value in autoencoder.state_dict().items())
+        if not killed:
+            break
+        shutil.rmtree(run)
+    assert event > 10
+    make()
+
+
+def test_other_weights_are_not_imported_over_it(tmp_path: Path) -> None:
+    source = tmp_path / "vae"
+    shutil.copytree(FIXTURES / "diffusers_kl_tiny", source)
+    import_autoencoder(source, tmp_path / "run", average=True, image_size=None)
+    weights = source / "diffusion_pytorch_model.safetensors"
+    save_tensors(weights, {name: tensor + 1 for name, tensor in load_tensors(weights).items()})
+    with pytest.raises(RunError, match="holds a trained model already; name another folder"):
+        import_autoencoder(source, tmp_path / "run", average=True, image_size=None)
+
+
+def test_published_weights_are_imported_once_and_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        import_cdrl(FIXTURES / "official_uncond_tiny.pth.tar", tmp_path / "run", average=True, image_size=None)
+    with pytest.raises(RunError, match="holds a trained model already"):
+        import_cdrl(FIXTURES / "official_uncond_tiny.pth.tar", tmp_path / "run", average=False, image_size=None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from autoencoder.checkpoint import save_autoencoder
 from cdrl.config import ConfigError
 from cdrl.data import DataError, load_images, read_shards
-from cdrl.runs.run import RunError
+from cdrl.runs.run import Run, RunError, read_json, write_json
+from cdrl.training.trainer import CooperativeTrainer
 from pipelines import CDRLPipeline
 from pipelines.jobs.preparing import run_preparation
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two, stage_one_folder, stage_two_data
@@ -141,3 +144,74 @@ def test_the_first_stage_may_be_another_runs(tmp_path: Path) -> None:
 def test_there_must_be_a_first_stage_to_train(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         run_stage_one(tiny_config(**sections), tmp_path)
+
+
+def save_pictures(folder: Path, values: range) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for value in values:
+        Image.new("L", (8, 8), value).save(folder / f"{value:03d}.png")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["in memory", "on disk"])
+def test_training_does_not_go_on_over_changed_data(stream: bool, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_pictures(tmp_path / "data" / split, range(100, 104))
+    data = {"name": "folder", "path": str(tmp_path / "data"), "labels": "none"}
+    if stream:
+        data |= {"prepared": str(tmp_path / "prepared"), "stream": True}
+    config = tiny_config(data=data, training={"num_steps": 1})
+
+    def train() -> None:
+        if stream:
+            shutil.rmtree(tmp_path / "prepared", ignore_errors=True)
+            list(run_preparation(config))
+        run_stage_two(config, tmp_path / "run")
+
+    train()
+    train()
+    save_pictures(tmp_path / "data" / "train", range(104, 106))
+    with pytest.raises(RunError, match=r"data have changed since .* \(count is 4 there, 6 here; contents is .*\): "):
+        train()
+    for value in (104, 105):
+        (tmp_path / "data" / "train" / f"{value}.png").unlink()
+    train()
+    Image.new("L", (8, 8), 7).save(tmp_path / "data" / "train" / "102.png")
+    with pytest.raises(RunError, match=r"data have changed since .* \(contents is \'\w+\' there, \'\w+\' here\): "):
+        train()
+
+
+def test_a_file_that_cannot_be_written_is_named_with_the_checkpoint_that_is_kept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run_stage_two(tiny_config(), run)
+    shutil.rmtree(run / "checkpoints" / "step_00000006")
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+    with pytest.raises(RunError, match=r"metrics\.jsonl: Is a directory; the checkpoint of step 3 is kept in .*/run$"):
+        run_stage_two(tiny_config(), run)
+
+
+def test_a_run_that_is_removed_while_it_goes_on_is_told_and_not_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, save = tmp_path / "run", CooperativeTrainer.save
+
+    def removing(self: CooperativeTrainer, path: Path, state: Any) -> None:
+        shutil.rmtree(run)
+        save(self, path, state)
+
+    monkeypatch.setattr(CooperativeTrainer, "save", removing)
+    with pytest.raises(RunError, match=r"/run: this run was removed while it was going on; there is no checkpoint"):
+        run_stage_two(tiny_config(), run)
+    assert not run.exists()
+
+
+def test_a_checkpoint_of_another_number_of_processes_says_so(tmp_path: Path) -> None:
+    config = tiny_config(training={"num_steps": 3})
+    run_stage_two(config, tmp_path)
+    step = Run(tmp_path).checkpoint_path(3)
+    (step / "checksums.json").unlink()
+    write_json(step / "state.json", {**read_json(step / "state.json"), "processes": 2})
+    for path in (step / "energy").glob("*optim*"):
+        path.rename(path.with_name(path.name.replace("rank_0", "rank_1")))
+    with pytest.raises(RunError, match=r"step_00000003: written by 2 processes, cannot be taken up by 1: start as "):
+        run_stage_two(config, tmp_path)
