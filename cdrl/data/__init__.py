@@ -1,6 +1,7 @@
 """Data: published formats, drawn faces, shards and points, and how they are served to training."""
 
-from cdrl.data.images.files import read_picture
+from cdrl.data.images.census import LEFT_OUT, data_in_words
+from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
 from cdrl.data.loading import (
@@ -29,8 +30,10 @@ from cdrl.data.sources import load_images, open_source, training_images
 
 __all__ = [
     "FACE_STYLES",
+    "LEFT_OUT",
     "NUM_SQUARES",
     "DataError",
+    "Decoding",
     "GridSet",
     "Grids",
     "ImageSet",
@@ -42,6 +45,7 @@ __all__ = [
     "check_batch",
     "checkerboard_density",
     "class_names",
+    "data_in_words",
     "image_training_set",
     "inside_squares",
     "latent_training_set",

@@ -15,6 +15,7 @@ from cdrl.data import (
     StreamedTrainingSet,
     TrainingSet,
     class_names,
+    data_in_words,
     image_training_set,
     latent_training_set,
     sample_checkerboard,
@@ -94,11 +95,16 @@ def run_encoding(config: Config, run: Path) -> None:
 
 @dataclass(frozen=True)
 class StageTwoData:
-    """What stage two learns from, and what makes its samples visible."""
+    """What stage two learns from, and what makes its samples visible.
+
+    Attributes:
+        read: what was read of the data, and what was left out, in words; empty for points.
+    """
 
     training_set: TrainingSet
     class_names: tuple[str, ...]
     decoder: Decoder
+    read: str = ""
 
 
 def stage_two_data(config: Config, run: Path) -> StageTwoData:
@@ -111,7 +117,8 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
     if config.space == "pixel":
         images = training_images(config.data)
         data = image_training_set(images, config.data, batch_size, seed)
-        return StageTwoData(data, class_names(config.data, images), PixelDecoder())
+        read = data_in_words(config.data.name, "train", len(images), images.metadata)
+        return StageTwoData(data, class_names(config.data, images), PixelDecoder(), read)
     model = stage_one_folder(config, run) / "model"
     if not model.exists():
         raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
@@ -120,7 +127,9 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
     latents = read_latents(run / "latents" / "train", model, kind, stream=config.data.stream)
     mean, std = (torch.tensor(latents.metadata[name], dtype=torch.float32) for name in ("mean", "std"))
     data = latent_training_set(latents, config.data, batch_size, seed)
-    return StageTwoData(data, class_names(config.data, latents), LatentDecoder(load_autoencoder(model), mean, std))
+    read = data_in_words(config.data.name, "train", len(latents), latents.metadata)
+    decoder = LatentDecoder(load_autoencoder(model), mean, std)
+    return StageTwoData(data, class_names(config.data, latents), decoder, read)
 
 
 def run_stage_two(config: Config, run: Path) -> None:
@@ -141,6 +150,7 @@ def run_stage_two(config: Config, run: Path) -> None:
         description={
             "config": config.model_dump(mode="json"),
             "class_names": list(data.class_names),
+            "data": data.read,
             **data.decoder.description(),
         },
         add_files=data.decoder.save,
