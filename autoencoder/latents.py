@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
-from cdrl.data import DataError, GridSet, Sample, read_shards, stream_shards, write_shards
+from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, read_shards, stream_shards, write_shards
 from cdrl.runs.progress import progress_bar
 from cdrl.sampling.noise import ImageNoise, derive_seed
 
@@ -57,7 +57,9 @@ def encode_images(
     """
     shape = autoencoder.latent_shape
     sums = torch.zeros(2, shape[0], dtype=torch.float64)
-    metadata: dict[str, Any] = {"mirrors": mirrors, "kind": kind, "autoencoder": fingerprint(model)}
+    # What the images' reader left out is told of their latents, too.
+    told = {name: images.metadata[name] for name in (LEFT_OUT,) if name in images.metadata}
+    metadata: dict[str, Any] = {"mirrors": mirrors, "kind": kind, "autoencoder": fingerprint(model), **told}
     count = 0
 
     def samples() -> Iterator[Sample]:

@@ -6,11 +6,14 @@ command line are ``section.key=value`` with the value in YAML. Every mistake bec
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from PIL import ImageColor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cdrl.names import one_of
 from cdrl.registry import KERNELS
@@ -18,6 +21,34 @@ from cdrl.registry import KERNELS
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the file or key and what is expected there."""
+
+
+def expanded_path(value: Any) -> Any:
+    """A path as it is written, with ~ or ~user at its beginning replaced by that home folder.
+
+    Raises:
+        ValueError: it is empty, a URL, another system's or not in UTF-8, or there is no such home folder.
+    """
+    if not isinstance(value, str | Path):
+        return value
+    text = str(value)
+    if not text or not text.strip():
+        raise ValueError("expected a path, found nothing")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError("expected a path of this machine, found a URL")
+    if os.name != "nt" and re.match(r"[A-Za-z]:[\\/]", text):
+        raise ValueError("expected a path of this machine, found one of Windows")
+    try:
+        text.encode("utf-8")
+        return Path(text).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError("expected a path in UTF-8: rename the folder, or put a link to it") from None
+    except RuntimeError:
+        raise ValueError("expected ~ or ~user to be a home folder of this machine") from None
+
+
+UserPath = Annotated[Path, BeforeValidator(expanded_path)]
+"""A path that a user writes, which may begin with ~."""
 
 
 class Section(BaseModel):
@@ -33,6 +64,8 @@ class DataConfig(Section):
     ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
     ``stream`` training reads each batch from them, and the set need not fit into memory. ``crop`` is the side of the
     central square of CelebA's pictures.
+    ``background`` is the colour, by name or as '#rrggbb', that is seen through transparent pixels. A picture of more
+    than ``max_pixels`` is refused before it takes memory; a JPEG is decoded at a half, a quarter or an eighth instead.
     ``labels`` chooses the condition: ``none``; ``class``, the data set's own classes; or ``attributes``, where
     every value of every attribute in ``attributes`` is a class of its own (class 2i: the i-th attribute is
     false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.
@@ -42,13 +75,15 @@ class DataConfig(Section):
         "faces", "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "dtd", "imagenet32", "celeba", "celebahq",
         "folder", "shards", "checkerboard",
     ]  # fmt: skip
-    path: Path | None = None
+    path: UserPath | None = None
     check_sums: bool = Field(default=True, description="refuse files whose MD5 differs from the published one")
     crop: Literal[140, 178] = 140
-    prepared: Path | None = None
+    prepared: UserPath | None = None
     stream: bool = False
     image_size: int = Field(default=32, ge=2)
     channels: Literal[1, 3] = 3
+    background: str = Field(default="white", validate_default=True)
+    max_pixels: int = Field(default=2**26, ge=1, le=2**27, description="of one picture that is read")
     flip: bool = False
     labels: Literal["none", "class", "attributes"] = "none"
     attributes: tuple[str, ...] = ()
@@ -56,7 +91,18 @@ class DataConfig(Section):
     zoom: float = Field(default=1.0, ge=1, le=4, description="drawn faces: so many times larger, cut off by the edges")
     num_train: int = Field(default=5000, ge=1, description="drawn faces: images in the training split")
     num_test: int = Field(default=1000, ge=1, description="drawn faces: images in the held-out split")
-    cache: Path = Path("data")
+    cache: UserPath = Path("data")
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, name: str) -> str:
+        try:
+            channels: tuple[int, ...] = ImageColor.getrgb(name)
+        except ValueError:
+            channels = ()
+        if len(channels) != 3:
+            raise ValueError("expected a colour by name or as '#rrggbb'")
+        return "#" + bytes(channels).hex()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -106,7 +152,7 @@ class ReconstructionConfig(Section):
     center_weight: float = Field(default=0.0, ge=0, description="excess weight of the middle over the rim; 0: none")
     perceptual: Literal["none", "lpips", "lite0"] = "none"
     perceptual_weight: float = Field(default=1.0, ge=0)
-    lpips_weights: Path | None = None
+    lpips_weights: UserPath | None = None
     adversarial_weight: float = Field(default=0.0, ge=0)
     adversarial_start: int = Field(default=0, ge=0)
     kl_weight: float = Field(default=1e-6, ge=0)
@@ -145,7 +191,7 @@ class AutoencoderConfig(Section):
     diffusion, or each ``mean``, without the posterior's noise, which no decoder shows.
     """
 
-    run: Path | None = None
+    run: UserPath | None = None
     latents: Literal["sample", "mean"] = "sample"
     architecture: BottleneckConfig = BottleneckConfig()
     objective: ReconstructionConfig = ReconstructionConfig()
@@ -314,7 +360,7 @@ class EvaluationConfig(Section):
     metric: Literal["fd_lite0", "fid"] = "fd_lite0"
     num_samples: int = Field(default=1000, ge=100)
     split: Literal["train", "test"] = "train"
-    weights: Path | None = None
+    weights: UserPath | None = None
     optional: bool = False
 
 
@@ -404,7 +450,14 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is None:
         return values
-    return _merge(_read_merged(path.parent / str(base), (*seen, path.resolve())), values)
+    return _merge(_read_merged(path.parent / _base_path(base, path), (*seen, path.resolve())), values)
+
+
+def _base_path(value: Any, path: Path) -> Path:
+    try:
+        return Path(expanded_path(str(value)))
+    except ValueError as error:
+        raise ConfigError(f"{path}: base: {error}") from None
 
 
 def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

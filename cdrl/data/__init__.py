@@ -1,7 +1,8 @@
 """Data: published formats, drawn faces, shards and points, and how they are served to training."""
 
 from cdrl.data.fingerprint import data_facts
-from cdrl.data.images.files import read_picture
+from cdrl.data.images.census import LEFT_OUT, data_in_words
+from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
 from cdrl.data.loading import (
@@ -30,8 +31,10 @@ from cdrl.data.sources import load_images, open_source, training_images
 
 __all__ = [
     "FACE_STYLES",
+    "LEFT_OUT",
     "NUM_SQUARES",
     "DataError",
+    "Decoding",
     "GridSet",
     "Grids",
     "ImageSet",
@@ -44,6 +47,7 @@ __all__ = [
     "checkerboard_density",
     "class_names",
     "data_facts",
+    "data_in_words",
     "image_training_set",
     "inside_squares",
     "latent_training_set",

@@ -197,14 +197,31 @@ def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor
         )
 
 
+def _labels_to_train_on(data: DataConfig, annotated: GridSet) -> Tensor | None:
+    """As `possible_labels`, of a training split. Raises DataError, too, where a class would never be trained on."""
+    labels = possible_labels(data, annotated)
+    if labels is None:
+        return None
+    names = class_names(data, annotated)
+    counts = torch.bincount(labels.flatten(), minlength=len(names))
+    missing = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if missing:
+        others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise DataError(
+            f"data.name={data.name}: no training image is of class {missing[0]}{others}: a class cannot be learned "
+            "without"
+        )
+    return labels
+
+
 def image_training_set(images: GridSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:
     """Images as training data: pixels in [-1, 1], flipped at random where ``data.flip`` is on.
 
     Raises:
-        DataError: the images lack the labels that ``data.labels`` asks for.
+        DataError: the images lack the labels that ``data.labels`` asks for, or all images of a class.
     """
     kind = StreamedTrainingSet if data.stream else TrainingSet
-    return kind(images.grids, batch_size, seed, possible_labels(data, images), flip=data.flip)
+    return kind(images.grids, batch_size, seed, _labels_to_train_on(data, images), flip=data.flip)
 
 
 def latent_training_set(latents: GridSet, data: DataConfig, batch_size: int, seed: int) -> TrainingSet:
@@ -213,7 +230,8 @@ def latent_training_set(latents: GridSet, data: DataConfig, batch_size: int, see
     With ``mirrors: true`` in the metadata they are [N, 2, C, H, W], each image's latent and its mirror image's.
 
     Raises:
-        DataError: the metadata lack an entry or contradict ``data.flip``, or labels that are asked for are missing.
+        DataError: the metadata lack an entry or contradict ``data.flip``, or labels that are asked for are missing,
+            or all latents of a class.
     """
     metadata = latents.metadata
     missing = [name for name in ("mirrors", "mean", "std") if name not in metadata]
@@ -226,7 +244,7 @@ def latent_training_set(latents: GridSet, data: DataConfig, batch_size: int, see
         latents.grids,
         batch_size,
         seed,
-        possible_labels(data, latents),
+        _labels_to_train_on(data, latents),
         mirrors=data.flip,
         mean=torch.tensor(metadata["mean"], dtype=torch.float32),
         std=torch.tensor(metadata["std"], dtype=torch.float32),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cdrl.config import DataConfig
+from cdrl.data.images.census import as_metadata, tell
 from cdrl.data.images.preparing import read_source
 from cdrl.data.images.sets import DataError, GridSet, ImageSet, Source, Split, source_in_memory
 from cdrl.data.readers.celeba import open_celeba, open_celebahq
@@ -20,17 +22,18 @@ from cdrl.data.readers.svhn import open_svhn
 from cdrl.data.shards.prepared import read_prepared
 
 _DIGITS_TEST = 500
+_WITHOUT_FILES = ("faces", "digits")  # there is nothing of the user's that could be left out
 
 _READERS: dict[str, Callable[[Path, Split, DataConfig], Source]] = {
     "cifar10": lambda path, split, data: open_cifar10(path, split, data.check_sums),
     "cifar100": lambda path, split, data: open_cifar100(path, split, data.check_sums),
     "svhn": lambda path, split, data: open_svhn(path, split, data.check_sums),
-    "dtd": lambda path, split, data: open_dtd(path, split),
+    "dtd": open_dtd,
     "imagenet32": lambda path, split, data: open_imagenet32(path, split),
-    "celeba": lambda path, split, data: open_celeba(path, split, data.crop, data.check_sums),
-    "celebahq": lambda path, split, data: open_celebahq(path, split, data.check_sums),
-    "folder": lambda path, split, data: open_folder(path, split),
-    "shards": lambda path, split, data: open_shard_folder(path, split),
+    "celeba": open_celeba,
+    "celebahq": open_celebahq,
+    "folder": open_folder,
+    "shards": open_shard_folder,
 }
 
 
@@ -42,7 +45,7 @@ def load_images(data: DataConfig, split: Split) -> ImageSet:
     """
     if data.prepared is not None:
         return read_prepared(data, split, stream=False).to_images()
-    return read_source(open_source(data, split), data.image_size, data.channels, data.name)
+    return _read_published(data, split)[0]
 
 
 def training_images(data: DataConfig, split: Split = "train") -> GridSet:
@@ -51,10 +54,12 @@ def training_images(data: DataConfig, split: Split = "train") -> GridSet:
     Raises:
         DataError: as `load_images`; or, of images on disk, when a damaged one is asked for.
     """
-    if data.stream:
-        return read_prepared(data, split, stream=True)
-    images = load_images(data, split)
-    return GridSet(images.images, images.labels, images.label_names, images.attributes, images.attribute_names)
+    if data.prepared is not None:
+        return read_prepared(data, split, stream=data.stream)
+    images, metadata = _read_published(data, split)
+    return GridSet(
+        images.images, images.labels, images.label_names, images.attributes, images.attribute_names, metadata
+    )
 
 
 def open_source(data: DataConfig, split: Split) -> Source:
@@ -73,6 +78,17 @@ def open_source(data: DataConfig, split: Split) -> Source:
     if data.name not in _READERS or data.path is None:
         raise DataError(f"data.name={data.name}: holds no images to be read")
     return _READERS[data.name](data.path, split, data)
+
+
+def _read_published(data: DataConfig, split: Split) -> tuple[ImageSet, dict[str, Any]]:
+    """The images of one split, and metadata that tell what was left out of the files that lie there."""
+    source = open_source(data, split)
+    images = read_source(source, data.image_size, data.channels, data.name)
+    if data.name in _WITHOUT_FILES:
+        return images, {}
+    metadata = as_metadata(source.left_out)
+    tell(data, split, len(images), metadata)
+    return images, metadata
 
 
 def _open_digits(split: Split) -> Source:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cdrl.data import DataError, prepare_images, read_picture
+from cdrl.data import DataError, Decoding, prepare_images, read_picture
 
 _BOXES: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
     "center": lambda height, width: (height // 4, width // 4, height // 2, width // 2),
@@ -80,22 +80,32 @@ def distance_to_segment(start: Tensor, end: Tensor, height: int, width: int) -> 
     return (pixels - start - share[..., None] * way).norm(dim=-1)
 
 
-def read_mask(path: Path, original: tuple[int, int], size: int) -> Tensor:
+def read_mask(path: Path, original: tuple[int, int], size: int, max_pixels: int) -> Tensor:
     """A picture as mask, white where the image is hidden, for an image that was (height, width) and is size x size now.
 
     It is as large as the image was, and is cropped and shrunk as that was, or as the image is now. A pixel that is
-    hidden in part is hidden.
+    hidden in part is hidden. No pixel may be transparent: some programs leave clear what is known, others erase what
+    is to be filled in, and nothing tells the two apart.
 
     Raises:
-        DataError: it cannot be read, has another size, or hides all or nothing.
+        DataError: it cannot be read, has more than ``max_pixels``, another size, or transparent pixels, or hides all
+            or nothing.
     """
-    picture = read_picture(path)
+    black, white = (read_picture(path, Decoding(background=(level,) * 3, max_pixels=max_pixels)) for level in (0, 255))
+    if not torch.equal(black, white):
+        raise DataError(
+            f"{path}: expected a mask without transparent pixels, which may mean hidden or known: fill them with white "
+            "where the image is hidden, with black where it is known"
+        )
+    picture = black
+    if picture.max() == 1:
+        raise DataError(f"{path}: expected white (255) where the image is hidden, found values 0 and 1 only")
     found = (picture.shape[1], picture.shape[2])
     if found not in (original, (size, size)):
         sizes = " or ".join(f"{width}x{height}" for height, width in dict.fromkeys([original, (size, size)]))
         raise DataError(f"{path}: expected a mask of {sizes} pixels, as the image, found {found[1]}x{found[0]}")
-    white = (picture.float().mean(dim=0, keepdim=True) > 127).to(torch.uint8) * 255
-    return checked(prepare_images(white[None], size, 1)[0, 0] > 0, str(path))
+    hidden = (picture.float().mean(dim=0, keepdim=True) > 127).to(torch.uint8) * 255
+    return checked(prepare_images(hidden[None], size, 1)[0, 0] > 0, str(path))
 
 
 def checked(hidden: Tensor, source: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
-from cdrl.data import load_images, prepare_images, read_picture
+from cdrl.data import Decoding, load_images, prepare_images, read_picture
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
@@ -80,7 +80,7 @@ class Gap:
         if self.irregular is not None:
             return Hidden(irregular(self.irregular, size, size))
         assert self.mask is not None
-        return Hidden(read_mask(self.mask, original, size))
+        return Hidden(read_mask(self.mask, original, size, data.max_pixels))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run_inpainting(
     """
     pipeline = _pipeline_of_images(run)
     data = pipeline.config.data
-    picture = read_picture(image)
+    picture = read_picture(image, Decoding.of(data, reduced=False))
     observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
     prepared, notes = prepared_image(picture, data, image, observation)
     given = prepared[None] / 127.5 - 1

@@ -20,6 +20,7 @@ from cdrl.data import (
     TrainingSet,
     class_names,
     data_facts,
+    data_in_words,
     image_training_set,
     latent_training_set,
     sample_checkerboard,
@@ -105,13 +106,16 @@ def run_encoding(config: Config, run: Path) -> None:
 
 @dataclass(frozen=True)
 class StageTwoData:
-    """What stage two learns from, and what makes its samples visible."""
+    """What stage two learns from, and what makes its samples visible.
+
+    Attributes:
+        read: the data as they were read; None for points, which are drawn.
+    """
 
     training_set: TrainingSet
     class_names: tuple[str, ...]
     decoder: Decoder
     read: GridSet | None = None
-    """What was read for it; None for points, which are drawn."""
 
 
 def stage_two_data(config: Config, run: Path) -> StageTwoData:
@@ -150,12 +154,15 @@ def run_stage_two(config: Config, run: Path) -> None:
             # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
             torch.set_num_threads(1)
         data = stage_two_data(config, run)
+        told = ""
         if data.read is not None:
-            facts = data.read
-            by_main(world, lambda: stage_two.bind_data(data_facts(facts)))
+            read = data.read
+            told = data_in_words(config.data.name, "train", len(read), read.metadata)
+            by_main(world, lambda: stage_two.bind_data(data_facts(read)))
         description = {
             "config": config.model_dump(mode="json"),
             "class_names": list(data.class_names),
+            "data": told,
             **data.decoder.description(),
         }
         evaluate = training_evaluation(config, data.decoder, world)

@@ -209,6 +209,7 @@ def _overview(facts: Sequence[Facts]) -> list[list[str]]:
         ["", *(f.name for f in facts)],
         *_cost_rows([f.model for f in facts]),
         *(_cost_rows(first_stages, "first stage: ") if any("step" in each for each in first_stages) else []),
+        ["training data", *(str(f.model.get("data", "")) for f in facts)],
         ["best in training", *(f.best for f in facts)],
     ]
 

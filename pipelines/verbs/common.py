@@ -27,7 +27,35 @@ class _JourneyFirst(TyperGroup):
         return [*_JOURNEY, *sorted(self.commands.keys() - set(_JOURNEY))]
 
 
-app = typer.Typer(
+class _Door(typer.Typer):
+    """A door whose verbs are given paths with ~ at their beginning expanded: a shell leaves it in --out=~/here."""
+
+    def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
+        """As Typer's, for a verb whose paths may begin with ~."""
+        register = super().command(*names, **settings)
+        return lambda verb: register(_with_expanded_paths(verb))
+
+
+def _with_expanded_paths(verb: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(verb)
+    def asked(**arguments: Any) -> None:
+        verb(**{name: _expanded(value) for name, value in arguments.items()})
+
+    return asked
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise typer.BadParameter(f"{value}: expected ~ or ~user to be a home folder of this machine") from None
+
+
+app = _Door(
     cls=_JourneyFirst,
     add_completion=False,
     no_args_is_help=True,

@@ -91,10 +91,46 @@ def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tenso
 def _resize(squares: Tensor, size: int) -> Tensor:
     if squares.shape[-1] == size:
         return squares
+    if squares.shape[-1] ** 2 > _CHUNK_PIXELS:
+        return torch.stack([_resize_large(square, size) for square in squares])
     # With the channels last the blur takes half the time.
     pixels = squares.float().contiguous(memory_format=torch.channels_last)
     resized = kornia.geometry.transform.resize(pixels, (size, size), interpolation="bilinear", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resize_large(square: Tensor, size: int) -> Tensor:
+    """What Kornia makes of uint8 [C, S, S], from a few rows at a time: its memory grows with S alone."""
+    weights = _resize_weights(square.shape[-1], size)
+    resized = torch.zeros(len(square), size, size)
+    rows = max(1, _CHUNK_PIXELS // 4 // square.shape[-1])
+    for first in range(0, square.shape[-1], rows):
+        some = square[:, first : first + rows].float()
+        resized += weights[:, first : first + rows] @ (some @ weights.T)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resize_weights(side: int, size: int) -> Tensor:
+    """What each of ``side`` pixels adds to each of ``size``: float32 [size, side].
+
+    A Gaussian of (r - 1) / 2 pixels, cut off at two of them on each side and reflected at the edges, then linear.
+    """
+    ratio = side / size
+    places = ((torch.arange(size, dtype=torch.float64) + 0.5) * ratio - 0.5).clamp(0, side - 1)
+    left = places.long()
+    taps, reach = torch.ones(1, dtype=torch.float64), 0
+    if ratio > 1:
+        sigma = (ratio - 1) / 2
+        reach = int(max(4 * sigma, 3)) // 2
+        taps = torch.exp(-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
+        taps /= taps.sum()
+    weights = torch.zeros(size, side, dtype=torch.float64)
+    for shift, tap in zip(range(-reach, reach + 1), taps, strict=True):
+        for middle, share in ((left, 1 - (places - left)), ((left + 1).clamp(max=side - 1), places - left)):
+            place = (middle + shift).abs()
+            place = torch.minimum(place, 2 * (side - 1) - place)
+            weights.scatter_add_(1, place[:, None], (share * tap)[:, None])
+    return weights.float()
 
 
 def _convert_channels(images: Tensor, channels: int) -> Tensor:

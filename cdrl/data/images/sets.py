@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from cdrl.data.images.census import LeftOut
 
 Split = Literal["train", "test"]
 
@@ -133,6 +136,7 @@ class Source:
         count: how many there are; None where only reading tells.
         label_names, attribute_names: as in `ImageSet`.
         published_size: the side of the pictures, where all were published at one size.
+        left_out: what lies there and is not read.
     """
 
     parts: Callable[[int], Iterator[Part]]
@@ -141,9 +145,10 @@ class Source:
     label_names: tuple[str, ...] = ()
     attribute_names: tuple[str, ...] = ()
     published_size: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
-def source_in_memory(images: ImageSet, published_size: int | None = None) -> Source:
+def source_in_memory(images: ImageSet, published_size: int | None = None, left_out: tuple[LeftOut, ...] = ()) -> Source:
     """A source of images that have been read already."""
 
     def parts(start: int) -> Iterator[Part]:
@@ -154,7 +159,7 @@ def source_in_memory(images: ImageSet, published_size: int | None = None) -> Sou
         known = [tensor[rows] for tensor in (images.labels, images.attributes) if tensor is not None]
         return fingerprint_of((), images.images[rows], *known)
 
-    return Source(parts, fingerprint, len(images), images.label_names, images.attribute_names, published_size)
+    return Source(parts, fingerprint, len(images), images.label_names, images.attribute_names, published_size, left_out)
 
 
 def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
@@ -165,7 +170,7 @@ def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         size = file.stat().st_size if file.is_file() else 0
-        digest.update(f"{file.name}\0{size}\0".encode())
+        digest.update(os.fsencode(file.name) + f"\0{size}\0".encode())
         if size >= _LARGE:
             with file.open("rb") as content:
                 digest.update(content.read(_END))

@@ -3,77 +3,83 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cdrl.data.images.files import picture_files
+from cdrl.config import DataConfig
+from cdrl.data.images.census import Tally, left_out_in_words, printable
+from cdrl.data.images.files import Decoding, picture_files, read_picture
 from cdrl.data.images.sets import DataError, Part, Source, Split, fingerprint_of, source_in_memory
-from cdrl.data.shards.reading import has_foreign_shards, read_shards
+from cdrl.data.images.walking import PICTURE_ENDINGS, list_folder, pictures_below
+from cdrl.data.shards.reading import has_foreign_shards, has_index, read_shards
 from cdrl.data.shards.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.runs.progress import progress_bar
 from cdrl.sampling.noise import derive_seed
 
-_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_TEST_NAMES = ("test", "val", "valid")
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")
 _HELD_OUT = 10  # without splits of its own, one in this many of a set is held out
+_MASKS = "CelebAMask-HQ-mask-anno"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-def open_folder(path: Path, split: Split) -> Source:
+def open_folder(path: Path, split: Split, data: DataConfig) -> Source:
     """Pictures below ``path``; each sub-folder is a class, unless the pictures lie directly in the folder.
 
-    Sub-folders `train` and `test` (or `val`, `valid`) are the splits; otherwise a tenth, chosen by a hash of
-    each picture's name, is held out for ``test``.
+    Sub-folders `train` or `training` and `test`, `testing`, `val`, `valid` or `validation`, in small or capital
+    letters, are the splits; otherwise a tenth, chosen by a hash of each picture's name, is held out for ``test``.
 
     Raises:
-        DataError: the folder holds no pictures, or pictures both directly and in sub-folders, or a damaged one.
+        DataError: the folder holds no pictures, or pictures both directly and in sub-folders, or what is no set of
+            pictures, or no picture of a class to be trained on.
     """
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder of pictures")
-    root, classes = path, _list_classes(path / "train" if (path / "train").is_dir() else path)
-    if (path / "train").is_dir():
-        root = path / "train" if split == "train" else _find_test_folder(path)
-        # The training split numbers the classes, so that ids mean the same in both.
-        unknown = sorted(set(_list_classes(root)) - set(classes))
-        if unknown:
-            raise DataError(f"{root}: expected the classes of {path / 'train'} only, found {', '.join(unknown)}")
-        files = _list_pictures(root, classes)
-    else:
-        files = _list_pictures(root, classes)
-        names = [file.relative_to(root).as_posix() for file in files]
-        files = [file for file, name in zip(files, names, strict=True) if belongs_to(split, name)]
-    if not files:
-        raise DataError(f"{root}: expected pictures ({', '.join(_EXTENSIONS)}) of the {split} split, found none")
-    if not classes:
-        return picture_files(files)
-    labels = torch.tensor([classes.index(file.relative_to(root).parts[0]) for file in files])
-    return picture_files(files, labels=labels, label_names=classes)
+        raise DataError(f"{printable(path)}: no such folder of pictures")
+    tally = Tally(path)
+    root = _split_folder(path, split, tally)
+    if root is None:
+        classes, files = _list_set(path, tally)
+        if data.labels == "class":
+            _check_training_classes(path, classes, files)
+        files = [file for file in files if belongs_to(split, _name_below(path, file))]
+        return _source_of(path, split, classes, files, tally, data)
+    classes, files = _list_set(root, tally)
+    if split == "test":
+        classes = _classes_of_training(path, root, classes, bool(files), data)
+    return _source_of(root, split, classes, files, tally, data)
 
 
-def open_shard_folder(path: Path, split: Split) -> Source:
+def open_shard_folder(path: Path, split: Split, data: DataConfig) -> Source:
     """Images in webdataset shards, written by `write_shards` or by others.
 
     The splits are sub-folders, or shards named `train…` and `test…` (or `val…`), or as in `open_folder`.
 
     Raises:
-        DataError: the folder holds no shards, or shards of latents, or a damaged one.
+        DataError: the folder holds no shards, or compressed ones, or shards of latents, or a damaged one.
     """
     if not path.is_dir():
-        raise DataError(f"{path}: no such folder of shards")
-    root, held_out = path, True
-    if (path / "train").is_dir():
-        root, held_out = (path / "train" if split == "train" else _find_test_folder(path)), False
+        raise DataError(f"{printable(path)}: no such folder of shards")
+    tally = Tally(path)
+    found = _split_folder(path, split, tally)
+    root, held_out = found or path, found is None
+    _refuse_unread_shards(root)
     if not has_foreign_shards(root):
         # Half-written and empty folders go this way too: the reader says what is missing.
         return _open_own_shards(root, split, held_out)
+    for file in sorted(root.iterdir()):
+        if file.suffix != ".tar":
+            tally.add("files or folders that are no shards", file)
     shards = sorted(root.glob("*.tar"))
-    test_shards = [shard for shard in shards if shard.name.startswith(_TEST_NAMES)]
+    test_shards = [shard for shard in shards if shard.name.lower().startswith(TEST_NAMES)]
     if held_out and test_shards:
         shards = test_shards if split == "test" else [shard for shard in shards if shard not in test_shards]
         held_out = False
-    return _open_foreign_shards(root, shards, split, held_out)
+    return _open_foreign_shards(root, shards, split, held_out, tally, Decoding.of(data))
 
 
 def belongs_to(split: Split, name: str) -> bool:
@@ -81,36 +87,142 @@ def belongs_to(split: Split, name: str) -> bool:
     return (derive_seed("held out", name) % _HELD_OUT == 0) == (split == "test")
 
 
-def _find_test_folder(path: Path) -> Path:
-    for name in _TEST_NAMES:
-        if (path / name).is_dir():
-            return path / name
-    raise DataError(f"{path}: holds train/, expected one of {', '.join(_TEST_NAMES)} beside it")
+def class_folders(root: Path, tally: Tally) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The pictures of each sub-folder that holds any, by the sub-folder's name, and those in ``root`` itself.
+
+    Raises:
+        DataError: a folder cannot be read, or is no class but another data set.
+    """
+    folders, direct = list_folder(root, tally)
+    classes: dict[str, list[Path]] = {}
+    for place in (root, *folders):
+        if (place / _MASKS).is_dir() or place.name == _MASKS:
+            raise DataError(
+                f"{printable(place)}: holds the masks of CelebAMask-HQ, which are no pictures to learn: data.path must "
+                "name the folder of its attribute list, with data.name=celebahq"
+            )
+    for folder in folders:
+        _refuse_data_set(folder)
+        pictures = pictures_below(folder, tally)
+        if pictures:
+            classes[folder.name] = pictures
+        else:
+            tally.add("folders without a picture", folder)
+    return classes, direct
 
 
-def _list_classes(root: Path) -> tuple[str, ...]:
-    """The sub-folders that hold pictures, unless pictures lie in ``root`` itself."""
-    classes = tuple(
-        sorted(item.name for item in root.iterdir() if item.is_dir() and any(map(_is_picture, item.rglob("*"))))
-    )
-    direct = [item for item in root.iterdir() if _is_picture(item)]
+def _refuse_data_set(folder: Path) -> None:
+    """Make sure that a folder is not a whole data set, whose test pictures would be trained on."""
+    names = {name.lower() for name in os.listdir(folder) if name.lower() in (*TRAIN_NAMES, *TEST_NAMES)}
+    if names & set(TRAIN_NAMES) and names & set(TEST_NAMES):
+        raise DataError(
+            f"{printable(folder.parent)}: expected a folder a class, but {printable(folder.name)} holds {min(names)}/ "
+            f"and {max(names)}/: data.path must name it"
+        )
+
+
+def _list_set(root: Path, tally: Tally) -> tuple[tuple[str, ...], list[Path]]:
+    """The names of the classes, if there are any, and all pictures, class by class."""
+    classes, direct = class_folders(root, tally)
     if classes and direct:
-        raise DataError(f"{root}: holds pictures both directly ({direct[0].name}) and in sub-folders ({classes[0]})")
-    return classes
+        raise DataError(
+            f"{printable(root)}: holds pictures both directly ({printable(direct[0].name)}) and in sub-folders "
+            f"({printable(next(iter(classes)))})"
+        )
+    return tuple(classes), [*direct, *itertools.chain.from_iterable(classes.values())]
 
 
-def _list_pictures(root: Path, classes: tuple[str, ...]) -> list[Path]:
-    if classes:
-        return [file for name in classes for file in _pictures_below(root / name)]
-    return sorted(item for item in root.iterdir() if _is_picture(item))
+def _split_folder(path: Path, split: Split, tally: Tally | None = None) -> Path | None:
+    """The sub-folder of a split, whatever else lies beside it; None where a set has no such folders.
+
+    Raises:
+        DataError: there is one for the one split only, or there are two of a name.
+    """
+    tally = tally or Tally(path)
+    beside = Tally(path)
+    folders, pictures = list_folder(path, beside)
+    train = _named(folders, TRAIN_NAMES)
+    test = _named(folders, TEST_NAMES)
+    if not train and folders and len(test) == len(folders) and not pictures:
+        raise DataError(f"{printable(path)}: holds {printable(test[0].name)}/, expected train/ beside it")
+    if not train:
+        return None
+    for found in (train, [each for each in test if each.name.lower() == test[0].name.lower()]):
+        if len(found) > 1:
+            raise DataError(f"{printable(path)}: expected one of {found[0].name}/ and {found[1].name}/, found both")
+    if split == "test" and not test:
+        raise DataError(f"{printable(path)}: holds {train[0].name}/, expected one of {', '.join(TEST_NAMES)} beside it")
+    for each in [*folders, *pictures]:
+        if each not in (train[0], *test[:1]):
+            tally.add("folders or pictures beside those of the splits", each)
+    return (train if split == "train" else test)[0]
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    return sorted(item for item in folder.rglob("*") if _is_picture(item))
+def _named(folders: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Those of the folders that have one of the names, in the names' order."""
+    return [folder for name in names for folder in folders if folder.name.lower() == name]
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _EXTENSIONS and not path.name.startswith(".") and path.is_file()
+def _classes_of_training(
+    path: Path, root: Path, found: tuple[str, ...], any_pictures: bool, data: DataConfig
+) -> tuple[str, ...]:
+    """The classes of the training split, which numbers them for both; none where the test pictures have none.
+
+    Raises:
+        DataError: the test pictures have classes that the training pictures have not, or lack those that are needed.
+    """
+    train = _split_folder(path, "train")
+    assert train is not None
+    classes, _ = _list_set(train, Tally(path))
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        names = ", ".join(map(printable, unknown))
+        raise DataError(f"{printable(root)}: expected the classes of {printable(train)} only, found {names}")
+    if found or not classes or not any_pictures:
+        return classes
+    if data.labels == "class":
+        raise DataError(
+            f"{printable(root)}: expected the class folders of {printable(train)}, found pictures without: their "
+            "classes are not known, so that they serve data.labels=none only"
+        )
+    return ()
+
+
+def _check_training_classes(root: Path, classes: Sequence[str], files: Sequence[Path]) -> None:
+    """Make sure that a set without splits of its own leaves a picture of each class to training."""
+    left = {_class_of(file, root) for file in files if belongs_to("train", _name_below(root, file))}
+    missing = [name for name in classes if name not in left]
+    if missing:
+        raise DataError(
+            f"{printable(root)}: no picture of class {printable(missing[0])} is left to train on, nor of "
+            f"{len(missing) - 1} others, since a tenth is held out: make folders train/ and test/"
+        )
+
+
+def _name_below(root: Path, file: Path) -> str:
+    return printable(file.relative_to(root).as_posix())
+
+
+def _class_of(file: Path, root: Path) -> str:
+    return file.relative_to(root).parts[0]
+
+
+def _source_of(
+    root: Path, split: Split, classes: tuple[str, ...], files: list[Path], tally: Tally, data: DataConfig
+) -> Source:
+    if not files:
+        left = left_out_in_words(tally.left_out)
+        raise DataError(
+            f"{printable(root)}: expected pictures ({', '.join(PICTURE_ENDINGS)}) of the {split} split, found none"
+            f"{f'; left out: {left}' if left else ''}"
+        )
+    read = partial(read_picture, decoding=Decoding.of(data))
+    if not classes:
+        return picture_files(files, read, left_out=tally.left_out)
+    ids = {name: number for number, name in enumerate(classes)}
+    labels = torch.tensor([ids[_class_of(file, root)] for file in files])
+    names = tuple(map(printable, classes))
+    return picture_files(files, read, labels=labels, label_names=names, left_out=tally.left_out)
 
 
 def _open_own_shards(root: Path, split: Split, held_out: bool) -> Source:
@@ -126,13 +238,31 @@ def _open_own_shards(root: Path, split: Split, held_out: bool) -> Source:
     return source_in_memory(images if len(rows) == len(images) else images.select(rows))
 
 
-def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_out: bool) -> Source:
+def _refuse_unread_shards(root: Path) -> None:
+    """Make sure that no shard is overlooked for being compressed, or in a sub-folder."""
+    names = sorted(file.name for file in root.iterdir())
+    packed = [name for name in names if name.lower().endswith(_COMPRESSED) and not name.startswith(".")]
+    if packed:
+        raise DataError(
+            f"{printable(root / packed[0])}: expected tar files, found {len(packed)} compressed: unpack them, for "
+            "example with gunzip"
+        )
+    deeper = next(iter(sorted(root.glob("*/*.tar"))), None)
+    if deeper is not None and not any(root.glob("*.tar")) and not has_index(root):
+        raise DataError(
+            f"{printable(root)}: expected .tar files there, found them in sub-folders ({deeper.parent.name}/)"
+        )
+
+
+def _open_foreign_shards(
+    root: Path, shards: Sequence[Path], split: Split, held_out: bool, tally: Tally, decoding: Decoding
+) -> Source:
     """Shards are read twice: for what is known about their samples, and for the images."""
     chosen: list[list[ForeignSample]] = []
     num_classes = 0
     with progress_bar(len(shards), f"listing {root.name}", unit="shard") as bar:
         for shard in shards:
-            samples = list(list_foreign_shard(shard))
+            samples = list_foreign_shard(shard, tally)
             num_classes = max(num_classes, *(1 + sample.label for sample in samples if sample.label is not None), 0)
             chosen.append([sample for sample in samples if not held_out or belongs_to(split, sample.key)])
             bar.update()
@@ -145,14 +275,17 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
     def parts(start: int) -> Iterator[Part]:
         first = 0
         for shard, samples in zip(shards, chosen, strict=True):
-            rows = slice(max(start, first), first + len(samples))
-            if rows.start < rows.stop:
+            begin = max(start, first)
+            wanted = samples[begin - first :] if begin < first + len(samples) else []
+            for pictures in read_foreign_images(shard, wanted, decoding):
+                rows = slice(begin, begin + len(pictures))
                 yield Part(
-                    read_foreign_images(shard, [sample.key for sample in samples[rows.start - first :]]),
+                    pictures,
                     None if labels is None else labels[rows],
                     None if attributes is None else attributes[rows],
                 )
-            first = rows.stop
+                begin = rows.stop
+            first += len(samples)
 
     ends = list(itertools.accumulate(map(len, chosen)))
 
@@ -164,7 +297,8 @@ def _open_foreign_shards(root: Path, shards: Sequence[Path], split: Split, held_
         ]
         return fingerprint_of(read, *(known[rows] for known in (labels, attributes) if known is not None))
 
-    return Source(parts, fingerprint, len(everything), tuple(map(str, range(num_classes))), attribute_names)
+    names = tuple(map(str, range(num_classes)))
+    return Source(parts, fingerprint, len(everything), names, attribute_names, left_out=tally.left_out)
 
 
 def _join_labels(samples: Sequence[ForeignSample], root: Path) -> Tensor | None:

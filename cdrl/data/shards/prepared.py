@@ -9,12 +9,15 @@ from typing import Any
 from filelock import FileLock
 
 from cdrl.config import DataConfig
+from cdrl.data.images.census import tell
 from cdrl.data.images.preparing import prepared_parts
 from cdrl.data.images.sets import DataError, GridSet, Source, Split
 from cdrl.data.shards.reading import Sample, has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
 from cdrl.runs.progress import progress_bar
+
+_MAY_BE_TRANSPARENT = ("folder", "celebahq", "shards")
 
 
 def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
         "name": data.name,
         "split": split,
         **(faces if data.name == "faces" else {}),
+        **({"background": data.background} if data.name in _MAY_BE_TRANSPARENT else {}),
         "channels": data.channels,
         "image_size": data.image_size,
         "crop": "none; 2 pixels of zeros on each side" if padded else crop,
@@ -57,12 +61,12 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
         write_images_resumably(
             folder,
             lambda start: _samples(data, source, start),
-            source.fingerprint,
+            source,
             (data.channels, data.image_size, data.image_size),
             metadata,
-            label_names=source.label_names,
-            attribute_names=source.attribute_names,
         )
+    index = read_index(folder)
+    tell(data, split, index.count, index.metadata)
     return folder
 
 

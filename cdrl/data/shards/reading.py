@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -27,6 +28,10 @@ TABLE = "samples.safetensors"
 PARTIAL = ".partial"
 FORMAT = "cdrl-shards"
 VERSION = 1
+
+_MOST = 2**40
+# Bytes of grids that a byte of a shard can hold: what deflate, and so PNG, can make of zeros.
+_UNFOLDED = 1100
 
 
 class Sample(NamedTuple):
@@ -48,8 +53,11 @@ class Shard(_Record):
     """One tar file of a set."""
 
     name: str = Field(pattern=r"^[^/\\]+\.tar$")
-    count: int = Field(ge=1)
+    count: int = Field(ge=1, le=_MOST)
     sha256: str
+
+
+_Side = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class Index(_Record):
@@ -57,8 +65,8 @@ class Index(_Record):
 
     format: str = Field(pattern=f"^{FORMAT}$")
     version: int = Field(ge=VERSION, le=VERSION)
-    count: int = Field(ge=1)
-    shape: tuple[int, ...]
+    count: int = Field(ge=1, le=_MOST)
+    shape: tuple[_Side, ...] = Field(min_length=1, max_length=8)
     dtype: str = Field(pattern="^(uint8|float32)$")
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
@@ -76,6 +84,7 @@ def read_shards(folder: str | Path) -> GridSet:
     """
     folder = Path(folder)
     index = read_index(folder)
+    _check_claim(folder, index)
     grids = torch.empty(index.count, *index.shape, dtype=getattr(torch, index.dtype))
     labels = torch.empty(index.count, dtype=torch.int64)
     attributes = torch.empty(index.count, len(index.attribute_names), dtype=torch.bool)
@@ -105,6 +114,19 @@ def read_shards(folder: str | Path) -> GridSet:
     )
 
 
+def _check_claim(folder: Path, index: Index) -> None:
+    """Make sure that the shards can hold what the index says, before it is given memory."""
+    claimed = index.count * math.prod(index.shape) * (1 if index.dtype == "uint8" else 4)
+    try:
+        there = sum((folder / shard.name).stat().st_size for shard in index.shards)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if claimed > _UNFOLDED * there:
+        raise DataError(
+            f"{folder / INDEX}: expected what its shards can hold, found {index.count} grids of {list(index.shape)}"
+        )
+
+
 def has_index(folder: str | Path) -> bool:
     """Whether the folder holds a complete set written by `write_shards`."""
     return (Path(folder) / INDEX).is_file()
@@ -127,6 +149,8 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path}: expected the index of shards ({where or 'JSON'}: {first['msg']})") from None
+    except RecursionError:
+        raise DataError(f"{path}: expected the index of shards, found JSON that is nested too deep") from None
 
 
 def extension_of(dtype: str) -> str:
@@ -140,7 +164,7 @@ def parse_grid(content: bytes, where: str, index: Index) -> Tensor:
     Raises:
         DataError: it is damaged, or not what ``index`` says; the message starts with ``where``.
     """
-    grid = _parse_png(content, where) if index.dtype == "uint8" else _parse_npy(content, where)
+    grid = _parse_png(content, where, index) if index.dtype == "uint8" else _parse_npy(content, where)
     if tuple(grid.shape) != index.shape or grid.dtype != getattr(torch, index.dtype):
         raise DataError(f"{where}: expected {index.dtype} {list(index.shape)}, found {grid.dtype} {list(grid.shape)}")
     if grid.dtype == torch.float32 and not torch.isfinite(grid).all():
@@ -148,12 +172,20 @@ def parse_grid(content: bytes, where: str, index: Index) -> Tensor:
     return grid
 
 
-def _parse_png(content: bytes, where: str) -> Tensor:
+def _parse_png(content: bytes, where: str, index: Index) -> Tensor:
     # Leaner than `decode_image`, which takes whatever others wrote.
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            if picture.size != (index.shape[-1], index.shape[-2]):
+                width, height = picture.size
+                raise DataError(f"{where}: expected uint8 {list(index.shape)}, found {width} x {height} pixels")
             array = np.array(picture)
-    except (OSError, SyntaxError, ValueError) as error:
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: expected a whole PNG picture, found something else") from None
+    except Exception as error:
+        # Pillow reports damage by a dozen types of exception.
         raise DataError(f"{where}: expected a whole PNG picture: {error}") from None
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, GridSet
 from cdrl.data.shards.reading import TABLE, Index, parse_grid, read_index
+from cdrl.data.shards.tars import MAX_MEMBER_BYTES
 
 
 class ShardGrids:
@@ -95,8 +96,16 @@ def stream_shards(folder: str | Path) -> GridSet:
     wanted = ["offset", "length", "crc32"]
     wanted += ["label"] * bool(index.label_names) + ["attributes"] * bool(index.attribute_names)
     for name in wanted:
-        if name not in table or len(table[name]) != index.count:
+        if name not in table or table[name].ndim < 1 or len(table[name]) != index.count:
             raise DataError(f"{path}: expected '{name}' of {index.count} samples")
+    for name in ("offset", "length"):
+        column = table[name]
+        if column.dtype != torch.int64 or column.ndim != 1 or column.min() < 0:
+            raise DataError(f"{path}: expected '{name}' as whole numbers from 0 on")
+    if table["length"].max() > MAX_MEMBER_BYTES:
+        raise DataError(f"{path}: expected samples of at most {MAX_MEMBER_BYTES:,} bytes")
+    if sum(shard.count for shard in index.shards) != index.count:
+        raise DataError(f"{folder}: expected shards of {index.count} samples, as the index says")
     for shard in index.shards:
         if not (folder / shard.name).is_file():
             raise DataError(f"{folder / shard.name}: missing")

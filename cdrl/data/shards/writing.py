@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
+from cdrl.data.images.census import as_metadata
 from cdrl.data.images.files import read_bytes
-from cdrl.data.images.sets import DataError
+from cdrl.data.images.sets import DataError, Source
 from cdrl.data.shards.reading import (
     FORMAT,
     INDEX,
@@ -67,24 +68,23 @@ def write_shards(
 def write_images_resumably(
     folder: str | Path,
     samples_from: Callable[[int], Iterable[Sample]],
-    fingerprint: Callable[[slice], str],
+    source: Source,
     shape: tuple[int, int, int],
     metadata: Mapping[str, Any],
-    label_names: tuple[str, ...] = (),
-    attribute_names: tuple[str, ...] = (),
 ) -> None:
     """As `write_shards` for images uint8 ``shape``; shards that an earlier call of the same kind completed are kept.
 
     The same bytes come of it, however often it was interrupted. ``samples_from(n)`` gives the samples from number
-    ``n`` on, and ``fingerprint(rows)`` tells what those of ``rows`` come from; ``metadata`` tells sets that differ
-    apart.
+    ``n`` on, which are those of ``source``, prepared; ``metadata`` tells sets that differ apart. What the source has
+    left out joins them in the index.
 
     Raises:
         DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call. Or they come
             from something else than the samples would now.
     """
     folder = _prepare_folder(folder)
-    plan = _Plan(json.dumps([shape, SHARD_SIZE, label_names, attribute_names, dict(metadata)]), fingerprint)
+    names = (source.label_names, source.attribute_names)
+    plan = _Plan(json.dumps([shape, SHARD_SIZE, *names, dict(metadata)]), source.fingerprint)
     origins = plan.origins_of(folder)
     if origins is None:
         discard_leftovers(folder)
@@ -92,10 +92,11 @@ def write_images_resumably(
         # It was cut short while the files took their names.
         _publish(folder, read_index(folder, INDEX + PARTIAL))
         return
-    layout = _Layout(folder, SHARD_SIZE, label_names, attribute_names, plan)
+    layout = _Layout(folder, SHARD_SIZE, *names, plan)
     written = _take_up(layout, plan, origins or [])
     check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), written.num_samples)
-    _write(layout, samples_from(written.num_samples), metadata, written, check)
+    noted = {**metadata, **as_metadata(source.left_out)}
+    _write(layout, samples_from(written.num_samples), noted, written, check)
 
 
 def discard_leftovers(folder: Path) -> None:

@@ -15,6 +15,7 @@ from cdrl.data import (
     image_training_set,
     latent_training_set,
     num_classes,
+    possible_labels,
 )
 
 
@@ -114,11 +115,30 @@ def test_one_attribute_of_each_image_is_drawn() -> None:
     images = GridSet(
         torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None, (), ATTRIBUTES, FACES.attribute_names
     )
-    grids, labels = image_training_set(images, data, batch_size=400, seed=0).batch(0)
+    grids, labels = TrainingSet(images.grids, 400, 0, possible_labels(data, images)).batch(0)
     smiling = grids.flatten() < 0
     assert set(labels[smiling].tolist()) == {1, 3}
     assert set(labels[~smiling].tolist()) == {1, 2}
     assert abs((labels == 1).float().mean() - 0.5) < 0.13
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"labels": "class"}, "no training image is of class fox, nor of 1 others"),
+        ({"labels": "attributes", "attributes": ("Wearing_Hat",)}, "no training image is of class not Wearing_Hat:"),
+    ],
+)
+def test_classes_without_a_training_image_are_refused(fields: dict[str, Any], missing: str) -> None:
+    images = GridSet(
+        torch.zeros(2, 1, 1, 1, dtype=torch.uint8),
+        torch.tensor([2, 0]),
+        ("cat", "fox", "dog", "yak"),
+        ATTRIBUTES,
+        FACES.attribute_names,
+    )
+    with pytest.raises(DataError, match=missing):
+        image_training_set(images, config(**fields), batch_size=2, seed=0)
 
 
 def test_classes_and_no_classes() -> None:

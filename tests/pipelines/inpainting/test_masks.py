@@ -76,7 +76,7 @@ def test_a_mask_is_cropped_and_shrunk_as_its_image_and_hides_what_is_hidden_in_p
     hidden[0:2, 4:6] = True  # the crop begins at column 4: pixel (0, 0) of 8x8
     hidden[9, 13] = True  # a quarter of pixel (4, 4)
     hidden[5, 0] = True  # cropped away
-    found = read_mask(saved(tmp_path / "mask.png", hidden), (16, 24), 8)
+    found = read_mask(saved(tmp_path / "mask.png", hidden), (16, 24), 8, 2**20)
     assert {(0, 0), (4, 4)} <= places(found)
     # Antialiased shrinking spreads by a pixel at most.
     assert all(
@@ -87,21 +87,21 @@ def test_a_mask_is_cropped_and_shrunk_as_its_image_and_hides_what_is_hidden_in_p
 
 def test_a_mask_of_the_prepared_size_is_taken_as_it_is(tmp_path: Path) -> None:
     hidden = irregular(0, 8, 8)
-    assert torch.equal(read_mask(saved(tmp_path / "mask.png", hidden), (100, 70), 8), hidden)
+    assert torch.equal(read_mask(saved(tmp_path / "mask.png", hidden), (100, 70), 8, 2**20), hidden)
 
 
 def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     odd = saved(tmp_path / "odd.png", irregular(0, 9, 8))
     with pytest.raises(DataError, match=r"odd.png: expected a mask of 24x16 or 8x8 pixels, .* found 8x9"):
-        read_mask(odd, (16, 24), 8)
+        read_mask(odd, (16, 24), 8, 2**20)
     with pytest.raises(DataError, match=r"mask: hides nothing"):
         checked(torch.zeros(4, 4, dtype=torch.bool), "mask")
     full = saved(tmp_path / "full.png", torch.ones(8, 8, dtype=torch.bool))
     with pytest.raises(DataError, match=r"full.png: hides the whole image"):
-        read_mask(full, (8, 8), 8)
+        read_mask(full, (8, 8), 8, 2**20)
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"text.png: expected a whole picture"):
-        read_mask(tmp_path / "text.png", (8, 8), 8)
+        read_mask(tmp_path / "text.png", (8, 8), 8, 2**20)
 
 
 def test_a_cell_is_hidden_if_any_of_its_pixels_is() -> None:

@@ -87,7 +87,10 @@ def make_damaged(path: Path) -> None:
         (lambda path: path.rmdir(), "no such folder of pictures"),
         (lambda path: None, "expected pictures .* of the test split, found none"),
         (make_mixed, "pictures both directly"),
-        (lambda path: save_picture(path / "train" / "a.png", 0), "expected one of test, val, valid beside it"),
+        (
+            lambda path: save_picture(path / "train" / "a.png", 0),
+            "expected one of test, .*validation beside it",
+        ),
         (make_unknown_class, "test: expected the classes of .*train only, found b"),
         (make_damaged, "test/a.png: expected a whole picture"),
     ],

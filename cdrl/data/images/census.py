@@ -1,0 +1,91 @@
+"""What a reader has left out of the files that it found, and why: told in one line, and kept with the data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from cdrl.config import DataConfig
+
+LEFT_OUT = "left_out"
+"""Under which the metadata of grids hold what was left out of them."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files or folders that were not read, all for one reason.
+
+    Attributes:
+        first: the name of the first of them, as `printable` gives it.
+    """
+
+    reason: str
+    count: int
+    first: str
+
+
+class Tally:
+    """Counts what is left out below a folder, by reason."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, path: Path | str) -> None:
+        """Note one thing that is left out; it is named by its path below the root."""
+        if isinstance(path, Path) and path.is_relative_to(self._root):
+            path = path.relative_to(self._root)
+        count, first = self._found.get(reason, (0, printable(path)))
+        self._found[reason] = (count + 1, first)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """All of it, in the order in which the reasons were met."""
+        return tuple(LeftOut(reason, count, first) for reason, (count, first) in self._found.items())
+
+
+def printable(name: Path | str) -> str:
+    r"""A name as text in UTF-8: itself, unless the file system's bytes are none; these become ``\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def as_metadata(left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """What was left out, as metadata in JSON hold it."""
+    return {LEFT_OUT: [asdict(each) for each in left_out]}
+
+
+def data_in_words(name: str, split: str, count: int, metadata: Mapping[str, Any]) -> str:
+    """One line about a split: how much was read of it, and what was left out, if its metadata tell."""
+    read = f"{name}, {split} split: {count:,} images read"
+    if LEFT_OUT not in metadata:
+        return read
+    try:
+        left_out = TypeAdapter(list[LeftOut]).validate_python(metadata[LEFT_OUT])
+    except ValidationError:
+        return f"{read}; what was left out is no longer told by its damaged metadata"
+    return f"{read}; left out: {left_out_in_words(left_out) or 'nothing'}"
+
+
+def left_out_in_words(left_out: Sequence[LeftOut]) -> str:
+    """Counts and reasons, and the first name of each."""
+    return ", ".join(f"{each.count:,} {each.reason} (first: {each.first})" for each in left_out)
+
+
+def tell(data: DataConfig, split: str, count: int, metadata: Mapping[str, Any]) -> None:
+    """Print `data_in_words` to stderr, once however often the same data are read; of several processes one does."""
+    place = "" if data.path is None else f" in {printable(data.path)}"
+    if os.environ.get("RANK", "0") == "0":
+        _print_once(data_in_words(f"{data.name}{place}", split, count, metadata))
+
+
+@cache
+def _print_once(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
