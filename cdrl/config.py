@@ -15,8 +15,8 @@ import yaml
 from PIL import ImageColor
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cdrl.names import one_of
-from cdrl.registry import KERNELS
+from cdrl.names import check_name
+from cdrl.registry import DATA_SETS, KERNELS
 
 
 class ConfigError(ValueError):
@@ -71,10 +71,7 @@ class DataConfig(Section):
     false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.
     """
 
-    name: Literal[
-        "faces", "digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "dtd", "imagenet32", "celeba", "celebahq",
-        "folder", "shards", "checkerboard",
-    ]  # fmt: skip
+    name: str = Field(description="a data set of `cdrl.registry.DATA_SETS`, or checkerboard")
     path: UserPath | None = None
     check_sums: bool = Field(default=True, description="refuse files whose MD5 differs from the published one")
     crop: Literal[140, 178] = 140
@@ -93,6 +90,12 @@ class DataConfig(Section):
     num_test: int = Field(default=1000, ge=1, description="drawn faces: images in the held-out split")
     cache: UserPath = Path("data")
 
+    @field_validator("name")
+    @classmethod
+    def _known_name(cls, name: str) -> str:
+        check_name("data.name", name, [*DATA_SETS, "checkerboard"])
+        return name
+
     @field_validator("background")
     @classmethod
     def _colour(cls, name: str) -> str:
@@ -106,8 +109,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        needs_path = self.name not in ("faces", "digits", "checkerboard", "fashion_mnist")
-        if needs_path and self.path is None:
+        if self.name in DATA_SETS and DATA_SETS[self.name].needs_path and self.path is None:
             raise ValueError(f"data.path is required for data.name={self.name}: the folder that holds the data set")
         if self.crop != 140 and self.name != "celeba":
             raise ValueError("data.crop is for data.name=celeba; of other pictures the largest square is taken")
@@ -343,7 +345,7 @@ class SamplerSettings(Section):
     @field_validator("kernel")
     @classmethod
     def _known_kernel(cls, name: str) -> str:
-        one_of("kernel", name, KERNELS)
+        check_name("kernel", name, KERNELS)
         return name
 
 

@@ -15,9 +15,14 @@ def one_of(what: str, name: str, table: Mapping[str, Value]) -> Value:
     Raises:
         ValueError: there is no such name; the message has the nearest one, or all.
     """
-    if name not in table:
-        raise ValueError(f"{what}: unknown '{name}'; {suggestion(name, table)}")
+    check_name(what, name, table)
     return table[name]
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Raise ValueError for an unknown name; the message has the nearest known one, or all."""
+    if name not in (names := list(known)):
+        raise ValueError(f"{what}: unknown '{name}'; {suggestion(name, names)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdrl.names import one_of
 
@@ -20,11 +20,36 @@ KERNELS = {
 """``sampling.kernel``: SamplerSettings -> Kernel, see `cdrl.sampling.kernels`."""
 
 
-def registered(what: str, name: str, table: Mapping[str, str]) -> Any:
+class DataSet(NamedTuple):
+    """A reader of images: (data.path, split, data section) -> `cdrl.data.Source`."""
+
+    place: str
+    needs_path: bool = True
+
+
+DATA_SETS = {
+    "faces": DataSet("cdrl.data.readers.faces:open_faces", needs_path=False),
+    "digits": DataSet("cdrl.data.readers.digits:open_digits", needs_path=False),
+    "fashion_mnist": DataSet("cdrl.data.readers.idx:open_fashion_mnist", needs_path=False),
+    "cifar10": DataSet("cdrl.data.readers.pickles:open_cifar10"),
+    "cifar100": DataSet("cdrl.data.readers.pickles:open_cifar100"),
+    "svhn": DataSet("cdrl.data.readers.svhn:open_svhn"),
+    "dtd": DataSet("cdrl.data.readers.dtd:open_dtd"),
+    "imagenet32": DataSet("cdrl.data.readers.pickles:open_imagenet32"),
+    "celeba": DataSet("cdrl.data.readers.celeba:open_celeba"),
+    "celebahq": DataSet("cdrl.data.readers.celeba:open_celebahq"),
+    "folder": DataSet("cdrl.data.readers.folders:open_folder"),
+    "shards": DataSet("cdrl.data.readers.folders:open_shard_folder"),
+}
+"""``data.name``: images. Beside them there is ``checkerboard``, of 2-D points."""
+
+
+def registered(what: str, name: str, table: Mapping[str, str | DataSet]) -> Any:
     """The function that a name in one of the tables stands for.
 
     Raises:
         ValueError: there is no such name.
     """
-    module, _, function = one_of(what, name, table).partition(":")
+    entry = one_of(what, name, table)
+    module, _, function = (entry.place if isinstance(entry, DataSet) else entry).partition(":")
     return getattr(importlib.import_module(module), function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cdrl.config import DataConfig
 from cdrl.data import DataError, Split, load_images
+from cdrl.registry import DATA_SETS
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
@@ -26,7 +27,6 @@ from pipelines.generation import default_device
 from pipelines.images import Images
 
 _OWN_SPLITS: tuple[Split, ...] = ("test", "train")
-_DATA_SETS = tuple(name for name in get_args(DataConfig.model_fields["name"].annotation) if name != "checkerboard")
 
 TABLE_8_SETS = {
     "interpolation": "CIFAR-10 interpolation",
@@ -133,8 +133,8 @@ class Source:
         name, _, path = spec.partition(":")
         if not path and (name in _OWN_SPLITS or name in SYNTHETIC):
             return cls(spec, own, "train" if name == "train" else "test")
-        if name not in _DATA_SETS:
-            known = ", ".join((*_OWN_SPLITS, *SYNTHETIC, *_DATA_SETS))
+        if name not in DATA_SETS:
+            known = ", ".join((*_OWN_SPLITS, *SYNTHETIC, *DATA_SETS))
             raise DataError(f"{spec}: no such set of images; there are {known}, the last ones as NAME or NAME:PATH")
         values = {"name": name, "image_size": own.image_size, "channels": own.channels, "cache": own.cache}
         try:

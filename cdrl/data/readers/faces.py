@@ -24,6 +24,7 @@ from dicebear import Avatar, Style
 from filelock import FileLock
 from torch import Tensor
 
+from cdrl.config import DataConfig
 from cdrl.data.images.files import decode_image
 from cdrl.data.images.sets import DataError, Source, Split, source_in_memory
 from cdrl.data.shards.reading import Sample, has_index, read_shards
@@ -96,16 +97,18 @@ FACE_STYLES = {
 }
 
 
-def open_faces(style: str, split: Split, num: int, size: int, zoom: float, cache_folder: Path) -> Source:
-    """The first ``num`` faces of a split, from the cache, or drawn and put there.
+def open_faces(path: None, split: Split, data: DataConfig) -> Source:
+    """The first ``data.num_train`` or ``data.num_test`` faces of a split, from the cache, or drawn and put there.
 
     A face depends on style, zoom, split and its number only. Processes that ask at the same time wait for the first.
 
     Raises:
         DataError: the cached shards are damaged, or the cache cannot be written.
     """
+    style, size, zoom = data.style, data.image_size, data.zoom
+    num = data.num_train if split == "train" else data.num_test
     near = "" if zoom == 1 else f"-x{zoom:g}"
-    folder = cache_folder / "faces" / f"{style}-{size}{near}-{_CACHE_VERSION}" / split
+    folder = data.cache / "faces" / f"{style}-{size}{near}-{_CACHE_VERSION}" / split
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cdrl.config import DataConfig
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Source, Split, source_in_memory
 from cdrl.data.readers.checksums import check_published
@@ -23,7 +24,7 @@ _CLASSES = (
 )  # fmt: skip
 
 
-def open_fashion_mnist(path: Path | None, split: Split, size: int, check_sums: bool) -> Source:
+def open_fashion_mnist(path: Path | None, split: Split, data: DataConfig) -> Source:
     """Fashion-MNIST from ``path``, or from where the system's package keeps it, which has compressed it anew.
 
     The images of 28 pixels are padded by two rows of zeros on each side for size 32, and resized for other sizes.
@@ -39,7 +40,7 @@ def open_fashion_mnist(path: Path | None, split: Split, size: int, check_sums: b
         )
     folder = path or _SYSTEM_FOLDER
     prefix = "train" if split == "train" else "t10k"
-    check_sums = check_sums and path is not None
+    check_sums = data.check_sums and path is not None
     images = _read_idx(_find(folder, f"{prefix}-images-idx3-ubyte"), _IMAGES_MAGIC, dims=3, check_sums=check_sums)
     labels_file = _find(folder, f"{prefix}-labels-idx1-ubyte")
     labels = _read_idx(labels_file, _LABELS_MAGIC, dims=1, check_sums=check_sums)
@@ -48,7 +49,7 @@ def open_fashion_mnist(path: Path | None, split: Split, size: int, check_sums: b
     if labels.max(initial=0) >= len(_CLASSES):
         raise DataError(f"{labels_file}: expected labels 0 … {len(_CLASSES) - 1}, found {labels.max()}")
     pixels = torch.from_numpy(images)[:, None]
-    if size == 32:
+    if data.image_size == 32:
         pixels = F.pad(pixels, (2, 2, 2, 2))
     images_set = ImageSet(pixels, torch.from_numpy(labels.astype(np.int64)), _CLASSES)
     return source_in_memory(images_set, published_size=pixels.shape[-1])

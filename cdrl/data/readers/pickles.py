@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdrl.config import DataConfig
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Part, Source, Split, fingerprint_of, source_in_memory
 from cdrl.data.readers.checksums import check_published
@@ -52,22 +53,22 @@ _CIFAR100 = _Cifar(
 )
 
 
-def open_cifar10(path: Path, split: Split, check_sums: bool) -> Source:
+def open_cifar10(path: Path, split: Split, data: DataConfig) -> Source:
     """CIFAR-10 from its folder `cifar-10-batches-py`, the folder above it, or `cifar-10-python.tar.gz`.
 
     Raises:
         DataError: a file is missing, damaged, or differs from the published one.
     """
-    return _open_cifar(_CIFAR10, path, split, check_sums)
+    return _open_cifar(_CIFAR10, path, split, data.check_sums)
 
 
-def open_cifar100(path: Path, split: Split, check_sums: bool) -> Source:
+def open_cifar100(path: Path, split: Split, data: DataConfig) -> Source:
     """CIFAR-100 with its 100 fine classes, from `cifar-100-python`, the folder above it, or the archive.
 
     Raises:
         DataError: a file is missing, damaged, or differs from the published one.
     """
-    return _open_cifar(_CIFAR100, path, split, check_sums)
+    return _open_cifar(_CIFAR100, path, split, data.check_sums)
 
 
 def _open_cifar(layout: _Cifar, path: Path, split: Split, check_sums: bool) -> Source:
@@ -87,7 +88,7 @@ def _open_cifar(layout: _Cifar, path: Path, split: Split, check_sums: bool) -> S
     return source_in_memory(ImageSet(images, labels, tuple(map(str, names))), _SIDE)
 
 
-def open_imagenet32(path: Path, split: Split) -> Source:
+def open_imagenet32(path: Path, split: Split, data: DataConfig) -> Source:
     """Downsampled ImageNet, pickles or `.npz` of the same names; ``test`` is the validation set.
 
     The published labels 1 … 1000 (in the order of map_clsloc.txt) become ids 0 … 999, named by the former. One file

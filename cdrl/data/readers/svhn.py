@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cdrl.config import DataConfig
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Source, Split, source_in_memory
 from cdrl.data.readers.checksums import check_published
@@ -15,7 +16,7 @@ from cdrl.data.readers.checksums import check_published
 _SIDE = 32
 
 
-def open_svhn(path: Path, split: Split, check_sums: bool) -> Source:
+def open_svhn(path: Path, split: Split, data: DataConfig) -> Source:
     """SVHN's cropped digits from `train_32x32.mat` or `test_32x32.mat` in ``path``; the label 10 is the digit 0.
 
     Raises:
@@ -23,7 +24,7 @@ def open_svhn(path: Path, split: Split, check_sums: bool) -> Source:
     """
     file = path / f"{split}_32x32.mat"
     content = read_bytes(file)
-    if check_sums:
+    if data.check_sums:
         check_published(content, f"svhn/{file.name}", str(file))
     pixels, labels = _read_matlab(content, file)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (_SIDE, _SIDE, 3):

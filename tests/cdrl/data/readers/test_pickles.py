@@ -196,7 +196,7 @@ def test_cifar100_has_its_fine_classes(tmp_path: Path, monkeypatch: pytest.Monke
 
 def assert_told_by_its_files(folder: Path, name: str) -> None:
     def fingerprint() -> str:
-        return open_imagenet32(folder, "train").fingerprint(slice(0, 1))
+        return open_imagenet32(folder, "train", DataConfig(name="imagenet32", path=folder)).fingerprint(slice(0, 1))
 
     before, file = fingerprint(), folder / name
     assert fingerprint() == before
