@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from benchmarks import plain
 from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, relative_error, table
+from cdrl.networks.initializer import dropout_noise
 from cdrl.sampling.noise import ImageNoise
 from cdrl.training.objective import LossSettings, Networks, cooperative_losses
 
@@ -79,7 +80,8 @@ def measure(size: Size, steps: int, rounds: int) -> str:
         model.energy.power_iteration()
         our_update(our_losses())
 
-    times = in_turn([lambda: plain_update(plain_losses()), our_step], rounds)
+    with dropout_noise(ImageNoise(range(size.batch))):
+        times = in_turn([lambda: plain_update(plain_losses()), our_step], rounds)
     differences = ", ".join(f"{error:.0e}" for error in errors)
     return f"{table(['textbook', 'this package'], times)}\nrelative difference of the two losses: {differences}"
 
