@@ -33,7 +33,7 @@ def test_decoding_an_encoding_restores_the_shape(
     latent = model.encode(x)
     assert latent.mean.shape == latent.sample().shape == (2, 5, side, side)
     assert model.decode(latent.mean).shape == x.shape
-    reconstruction, _ = model(x)
+    reconstruction, _ = model(x, torch.zeros_like(latent.mean))
     assert reconstruction.shape == x.shape
 
 
