@@ -37,7 +37,10 @@ class GaussianLatent:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """A draw from the posterior, [N, c, h, w], differentiable in mean and logvar."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+        return self.under(torch.randn(self.mean.shape, generator=generator, device=self.mean.device))
+
+    def under(self, noise: Tensor) -> Tensor:
+        """The latent that standard normal draws [N, c, h, w] lead to, differentiable in mean and logvar."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
@@ -65,6 +68,10 @@ class QuantizedLatent:
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """The quantized latent: this bottleneck has no noise. [N, c, h, w]."""
+        return self.mean
+
+    def under(self, noise: Tensor) -> Tensor:
+        """The quantized latent, whatever the noise."""
         return self.mean
 
 
@@ -146,10 +153,14 @@ class Autoencoder(nn.Module):
             latents = self._quantized(latents.float()).mean
         return self._decode(latents)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, LatentDistribution]:
-        """Reconstruction [N, C, H, W] of ``images`` from one draw of their latents, and the latents' distribution."""
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, LatentDistribution]:
+        """Reconstruction [N, C, H, W] of ``images`` from one draw of their latents, and the latents' distribution.
+
+        Args:
+            noise: standard normal draws, [N, *latent_shape].
+        """
         latent = self.encode(images)
-        return self._decode(latent.sample(generator)), latent
+        return self._decode(latent.under(noise)), latent
 
     def _decode(self, latents: Tensor) -> Tensor:
         return F.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self.fold)

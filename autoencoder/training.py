@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,7 +19,6 @@ from autoencoder.model import Autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
-from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json, write_json
 from cdrl.sampling.noise import derive_seed
@@ -32,7 +32,7 @@ from cdrl.training.engine import (
     linear_schedule,
 )
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
-from cdrl.training.monitor import DivergenceError, summed_over_processes
+from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 
 HELD_OUT = 256
 """Held-out images on which PSNR and SSIM are logged during training."""
@@ -81,11 +81,13 @@ class StageOneTrainer:
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Make update ``step`` (from 0) of both networks, and return the terms of their losses before it."""
-        torch.manual_seed(derive_seed(self.config.seed, "autoencoder step", step, self.world.rank))
         images, _ = self.data.batch(step, self.rows)
         images = images.to(self.world.device)
+        # The posterior's noise belongs to the image, whichever process it is in.
+        seeds = [derive_seed(self.config.seed, "autoencoder step", step, row) for row in self.rows]
+        noise = ImageNoise(seeds, self.world.device).normal(self.autoencoder.module.latent_shape)
         with autocast(self.training, self.world.device):
-            reconstruction, latent = self.autoencoder.engine(images)
+            reconstruction, latent = self.autoencoder.engine(images, noise)
             loss, diagnostics = self.objective.autoencoder_loss(
                 images, reconstruction, latent, last_layer=self.autoencoder.module.last_layer, step=step
             )
@@ -103,9 +105,10 @@ class StageOneTrainer:
         networks = [self.autoencoder] if self.discriminator is None else [self.autoencoder, self.discriminator]
         return [weight.detach() for network in networks for weight in network.averaged.parameters()]
 
-    def save(self, path: Path, state: Mapping[str, float]) -> None:
-        """Write a checkpoint with ``state`` in its state.json; every process calls it."""
+    def save(self, path: Path, state: Mapping[str, float], sums: Mapping[str, Tensor]) -> None:
+        """Write a checkpoint with ``state`` in its state.json and the log's running sums; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
+            save_sums(folder, {"terms": sums}, self.world)
             self.autoencoder.save(folder, "autoencoder")
             if self.discriminator is not None:
                 self.discriminator.save(folder, "discriminator")
@@ -141,26 +144,30 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
-        DivergenceError: the loss or the weights are not finite; the last checkpoint stays as it was.
+        DivergenceError: the loss or the weights are not finite, or reconstructions have become or stayed bad, see
+            `StageOneWatch`; the last checkpoint stays as it was.
     """
     training = config.autoencoder.training
     assert training is not None
     test = held_out.grids[:HELD_OUT].to(world.device) / 127.5 - 1
-    sums: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
         last = run.last_checkpoint()
         state = trainer.load(last[1]) if last else {"step": 0}
         step, stopwatch = int(state["step"]), Stopwatch(state)
+        terms = RunningMeans(world.device)
+        terms.sums |= load_sums(last[1], world).get("terms", {}) if last else {}
+        watch = StageOneWatch(mean_image_psnr(test), training, best=state.get("best_psnr"))
         log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
         progress = stack.enter_context(progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main))
         started, since = time.monotonic(), step
 
         def export() -> None:
             if world.is_main:
-                with folder_with_checksums(run.model) as folder:
-                    save_autoencoder(folder, trainer.autoencoder.averaged, **state)
+                facts = {name: value for name, value in state.items() if name != "best_psnr"}
+                with written_whole(run.model) as folder:
+                    save_autoencoder(folder, trainer.autoencoder.averaged, **facts)
 
         while True:
             # Done?
@@ -168,30 +175,29 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
                 break
 
             # Update.
-            for name, value in trainer.update(step).items():
-                sums[name] = sums.get(name, torch.zeros((), device=world.device)) + value
+            terms.add(trainer.update(step))
             step += 1
             progress.update()
-            done = step == training.num_steps
 
+            # What is due after this update?
+            done = step == training.num_steps
             stop = any_process(stop_requested(), world)
             logged = step % training.log_every == 0 or done
             kept = step % training.checkpoint_every == 0 or done or stop
 
             # Diverged?
             if logged or kept:
-                weights = torch.nn.utils.get_total_norm(trainer.weights())
-                if not torch.isfinite(summed_over_processes(sums["reconstruction"] + weights)):
+                means = terms.means()
+                trouble = watch.verdict(step, means, trainer.weights(), judged=logged)
+                if trouble is not None:
                     raise DivergenceError(
-                        f"{run.folder}: the loss or the weights are not finite at step {step}; lower "
+                        f"{run.folder}: diverged at step {step}: {trouble}: lower "
                         f"autoencoder.training.learning_rate; {run.last_checkpoint_in_words()}"
                     )
 
             # Status.
             if logged:
-                totals = summed_over_processes(torch.stack([*sums.values(), torch.ones_like(sums["psnr"])]))
-                means = dict(zip(sums, (totals[:-1] / totals[-1] / (step - since)).tolist(), strict=True))
-                sums.clear()
+                terms.forget()
                 rate = (step - since) * training.batch_size / (time.monotonic() - started)
                 started, since = time.monotonic(), step
                 if log is not None:
@@ -209,7 +215,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
             if kept:
                 images = step * training.batch_size
                 state = {"step": step, "images": images, "processes": world.size, **stopwatch.seconds(world)}
-                trainer.save(run.checkpoint_path(step), state)
+                state |= {} if watch.best is None else {"best_psnr": watch.best}
+                trainer.save(run.checkpoint_path(step), state, terms.sums)
                 if world.is_main:
                     run.prune_checkpoints()
             if kept and not done:
@@ -220,6 +227,56 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         # Also where nothing was left to do: a crash may have come between the last checkpoint and this.
         export()
         barrier()
+
+
+class StageOneWatch:
+    """Tells when a first stage has gone bad, from the means of its losses' terms between two log lines.
+
+    Args:
+        mean_image: PSNR in dB of the mean of all images in each one's place, which any first stage that learns beats.
+        best: highest mean PSNR so far, of a run that goes on.
+    """
+
+    UPDATES, TRAVEL = 400, 0.5
+    """After so many updates beyond the warm-up, and once so far a weight can have moved (the sum of the learning
+    rates), reconstructions must be better than the mean image. Runs that end well pass it in a third of that."""
+    MARGIN = 1.0
+    """dB by which they then must be."""
+    FALL = 6.0
+    """dB below their best at which reconstructions have become bad: four times the squared error."""
+
+    def __init__(self, mean_image: float, training: StageOneTrainingConfig, best: float | None = None) -> None:
+        self.mean_image, self.best = mean_image, best
+        self._patience = training.warmup_steps + max(self.UPDATES, math.ceil(self.TRAVEL / training.learning_rate))
+
+    def verdict(self, step: int, means: Mapping[str, float], weights: list[Tensor], *, judged: bool) -> str | None:
+        """What is wrong after ``step`` updates; None where nothing is. The same in all processes.
+
+        Args:
+            means: of the losses' terms, over all processes; ``psnr`` in dB among them.
+            weights: must be finite.
+            judged: whether the means are those of a whole log line, and so to be compared with others.
+        """
+        norm = summed_over_processes(torch.nn.utils.get_total_norm(weights))
+        if not (torch.isfinite(norm) and all(math.isfinite(mean) for mean in means.values())):
+            return "the loss or the weights are not finite"
+        if not judged:
+            return None
+        quality = means["psnr"]
+        self.best = quality if self.best is None else max(self.best, quality)
+        if quality < self.best - self.FALL:
+            return f"reconstructions have got worse, from {self.best:.1f} to {quality:.1f} dB PSNR"
+        if step >= self._patience and quality < self.mean_image + self.MARGIN:
+            return (
+                f"reconstructions of {quality:.1f} dB PSNR are hardly better than the mean of all images, "
+                f"{self.mean_image:.1f} dB"
+            )
+        return None
+
+
+def mean_image_psnr(images: Tensor) -> float:
+    """PSNR in dB, on average, of the mean of ``images`` [N, C, H, W] in each one's place."""
+    return psnr(images, images.mean(dim=0, keepdim=True).expand_as(images)).clamp(max=100).mean().item()
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def test_its_networks_can_be_built_and_have_the_expected_size(name: Path) -> Non
 @pytest.mark.parametrize("name", CONFIGS, ids=str)
 def test_a_batch_goes_through_both_networks(name: Path) -> None:
     config = load_config(ROOT / "configs" / name)
-    model = model_of(config)
+    model = model_of(config).eval()
     with torch.device("meta"):
         grids, logsnr = torch.zeros(2, *model.shape), torch.zeros(2)
         label = torch.zeros(2, dtype=torch.int64)

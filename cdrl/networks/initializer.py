@@ -7,7 +7,9 @@ the mean of y_t or another quantity that it follows from, is their ``predicts``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import cast
 
 import torch
@@ -22,6 +24,39 @@ from cdrl.networks.embedding import (
     one_hot_classes,
     random_frequencies,
 )
+from cdrl.sampling.noise import ImageNoise
+
+_dropout_noise: ContextVar[ImageNoise | None] = ContextVar("dropout_noise", default=None)
+
+
+@contextmanager
+def dropout_noise(noise: ImageNoise) -> Iterator[None]:
+    """Have `ImageDropout` draw its masks from these streams, one an image of the batch, meanwhile."""
+    token = _dropout_noise.set(noise)
+    try:
+        yield
+    finally:
+        _dropout_noise.reset(token)
+
+
+class ImageDropout(nn.Module):
+    """Dropout whose masks belong to images, as all randomness does: not to the batch or the process they are in.
+
+    In training it needs the streams of `dropout_noise`, and raises a RuntimeError without; in evaluation it does
+    nothing.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, h: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return h
+        noise = _dropout_noise.get()
+        if noise is None:
+            raise RuntimeError("dropout in training needs streams of random numbers: call within dropout_noise(...)")
+        return h * noise.kept(self.rate, h.shape[1:]) / (1 - self.rate)
 
 
 def _zero(layer: nn.Conv2d | nn.Linear) -> None:
@@ -59,7 +94,7 @@ class UNetBlock(nn.Module):
         self.norm1, self.conv1 = _group_norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2, self.conv2 = _group_norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
         self.condition = nn.Linear(embedding, 2 * outputs)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ImageDropout(dropout)
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         _zero(self.conv2)
 

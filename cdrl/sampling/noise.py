@@ -46,6 +46,18 @@ class ImageNoise:
                 row.normal_(generator=generator)
             yield from draws.to(self.device).unbind(dim=1)
 
+    def kept(self, rate: float, shape: Sequence[int]) -> Tensor:
+        """Which values of every image dropout leaves, each with probability 1 - ``rate`` by itself: bool [N, *shape].
+
+        The rate is rounded to a multiple of 2^-16: four values share one draw of 64 bits.
+        """
+        count = math.prod(shape)
+        draws = torch.empty(len(self), -(-count // 4), dtype=torch.int64)
+        for row, generator in zip(draws, self._generators, strict=True):
+            row.random_(-(2**63), None, generator=generator)
+        numbers = draws.view(torch.int16)[:, :count]
+        return (numbers >= round(rate * 2**16) - 2**15).reshape(len(self), *shape).to(self.device)
+
     def uniform(self) -> Tensor:
         """The next number in [0, 1) of every image: [N]."""
         return torch.cat([torch.rand(1, generator=generator) for generator in self._generators]).to(self.device)

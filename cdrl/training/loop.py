@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cdrl.config import Config
@@ -23,7 +22,7 @@ from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
-from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, summed_over_processes
+from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
 from cdrl.training.trainer import CooperativeTrainer
 
 MAX_ROLLBACKS = 3
@@ -116,11 +115,14 @@ def _train_to_the_end(
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
     step, stopwatch = int(state["step"]), Stopwatch(state)
-    monitor = LevelMonitor(trainer.schedule.num_levels, world.device)
-    watch = DivergenceWatch(trainer.schedule.num_levels, world.device)
+    monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
+    sums = load_sums(last[1], world) if last else {}
+    monitor.sums |= sums.get("monitor", {})
+    losses.sums |= sums.get("losses", {})
+    spectral_norm = trainer.config.energy.spectral_norm
+    watch = DivergenceWatch(trainer.schedule.num_levels, world.device, spectral_norm=spectral_norm)
     # A look at a GPU's results waits for it.
     watch_every = 1 if world.device.type == "cpu" else 10
-    loss_sums = torch.zeros(1 + len(trainer.trainees), dtype=torch.float64, device=world.device)
 
     def state_now() -> dict[str, float]:
         return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
@@ -144,8 +146,7 @@ def _train_to_the_end(
             measured = trainer.update(step)
             monitor.add(measured.diagnostics)
             watch.add(measured)
-            micro_batches = torch.stack([torch.ones_like(measured.losses["energy_loss"]), *measured.losses.values()])
-            loss_sums += micro_batches.double().sum(dim=1)
+            losses.add(measured.losses)
             step += 1
             progress.update()
 
@@ -163,10 +164,8 @@ def _train_to_the_end(
 
             # Status.
             if logged:
-                count, *sums = summed_over_processes(loss_sums).tolist()
-                losses_mean = dict(zip(measured.losses, (total / count for total in sums), strict=True))
-                loss_sums.zero_()
-                means = monitor.means()
+                losses_mean, means = losses.means(), monitor.means()
+                losses.forget()
                 if log is not None:
                     rate = (step - since) * training.batch_size / (time.monotonic() - started)
                     started, since = time.monotonic(), step
@@ -193,7 +192,7 @@ def _train_to_the_end(
             # Checkpoint.
             if kept:
                 state = state_now()
-                trainer.save(run.checkpoint_path(step), state)
+                trainer.save(run.checkpoint_path(step), state, {"monitor": monitor.sums, "losses": losses.sums})
                 if world.is_main:
                     run.prune_checkpoints()
                     outputs.export(run.model, trainer.averaged, state)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cdrl.runs.run import load_tensors, save_tensors
+from cdrl.training.engine import World
 from cdrl.training.objective import Diagnostics, Measurements
 
 MONITORS = tuple(f.name for f in dataclasses.fields(Diagnostics) if f.name != "level")
@@ -20,25 +23,91 @@ class DivergenceError(RuntimeError):
 
 
 class LevelMonitor:
-    """Means of `Diagnostics` a level, over the updates since they were last asked for."""
+    """Means of `Diagnostics` a level, over the updates since they were last asked for.
+
+    Attributes:
+        sums: what they are made of, this process's share; part of a checkpoint, see `save_sums`.
+    """
 
     def __init__(self, num_levels: int, device: torch.device) -> None:
-        # Sums, and below them how many values they have.
-        self._sums = torch.zeros(2 * len(MONITORS), num_levels, dtype=torch.float64, device=device)
+        # Sums of each monitor, and below them how many values they have.
+        self.sums = {"levels": torch.zeros(2 * len(MONITORS), num_levels, dtype=torch.float64, device=device)}
 
     def add(self, diagnostics: Diagnostics) -> None:
         """Add those of an update."""
         values = torch.stack([getattr(diagnostics, name) for name in MONITORS])
         measured = ~values.isnan()
         both = torch.cat([torch.where(measured, values, 0), measured])
-        self._sums.index_add_(1, diagnostics.level, both.double())
+        self.sums["levels"].index_add_(1, diagnostics.level, both.double())
 
     def means(self) -> dict[str, list[float]]:
         """Mean a level since the last call, over all processes; NaN where nothing was measured."""
-        sums, counts = summed_over_processes(self._sums).chunk(2)
-        means = (sums / counts).tolist()
-        self._sums.zero_()
-        return dict(zip(MONITORS, means, strict=True))
+        sums, counts = summed_over_processes(self.sums["levels"]).chunk(2)
+        self.sums["levels"].zero_()
+        return dict(zip(MONITORS, (sums / counts).tolist(), strict=True))
+
+
+class RunningMeans:
+    """Means of figures by their names, over the updates since they were last asked for.
+
+    Attributes:
+        sums: sum and number of each figure's values, [2] each, this process's share; part of a checkpoint, see
+            `save_sums`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self._device = device
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add those of an update: one number or several of each figure that was measured."""
+        for name, value in values.items():
+            sums = self.sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=self._device))
+            sums += torch.stack([value.double().sum(), torch.full((), value.numel(), device=self._device)])
+
+    def means(self) -> dict[str, float]:
+        """Means since `forget` was last called, over all processes."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        sums, counts = summed_over_processes(torch.stack([self.sums[name] for name in names])).unbind(dim=1)
+        return dict(zip(names, (sums / counts).tolist(), strict=True))
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.sums.clear()
+
+
+SUMS_FILE = "sums.safetensors"
+
+
+def save_sums(folder: Path, parts: Mapping[str, Mapping[str, Tensor]], world: World) -> None:
+    """Write the running sums of all processes into a checkpoint; every process calls it.
+
+    Args:
+        parts: sums by their names, by the name of what they belong to.
+    """
+    rows = {f"{part}.{name}": sums for part, named in parts.items() for name, sums in named.items()}
+    rows = {name: gathered_over_processes(sums, world) for name, sums in rows.items()}
+    if world.is_main:
+        save_tensors(folder / SUMS_FILE, rows)
+
+
+def load_sums(folder: Path, world: World) -> dict[str, dict[str, Tensor]]:
+    """This process's share of what `save_sums` wrote; nothing from a checkpoint of before there were any.
+
+    Under another number of processes than wrote them, the main one takes up all.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    path = folder / SUMS_FILE
+    for key, rows in (load_tensors(path) if path.exists() else {}).items():
+        part, _, name = key.partition(".")
+        share = rows[world.rank] if len(rows) == world.size else rows.sum(dim=0) * world.is_main
+        parts.setdefault(part, {})[name] = share.to(world.device)
+    return parts
 
 
 class Sign(NamedTuple):
@@ -47,16 +116,19 @@ class Sign(NamedTuple):
     limit: float
     meaning: str
     advice: str
+    of_energy: bool = True
+    """Whether the spectral norm of the energy, where it is off, would help."""
 
 
-_ENERGY = "lower training.energy_lr or schedule.step_coefficient, or set energy.spectral_norm=true"
+_ENERGY = "lower training.energy_lr or schedule.step_coefficient"
 _CHAIN = "lower schedule.step_coefficient, training.energy_lr or training.initializer_lr"
+_SPECTRAL_NORM = ", or set energy.spectral_norm=true"
 SIGNS = {
     "gradient_norm": Sign(300, "the energy's gradient overwhelms the noise", _ENERGY),
     "energy_gap": Sign(1e5, "refined and true samples differ too much in f-hat", _ENERGY),
     "magnitude": Sign(1e6, "f-hat grows without bound", _ENERGY),
-    "displacement": Sign(3e3, "chains run away", _CHAIN),
-    "reach": Sign(20, "chains leave the data's range", _CHAIN),
+    "displacement": Sign(3e3, "chains run away", _CHAIN, of_energy=False),
+    "reach": Sign(20, "chains leave the data's range", _CHAIN, of_energy=False),
 }
 """Limits ten times and more beyond what runs that end well show anywhere, which those that end badly pass at once.
 
@@ -67,9 +139,14 @@ to ten a step.
 
 
 class DivergenceWatch:
-    """The worst signs a level since the last verdict. Adding a batch waits for no device; the verdict does."""
+    """The worst signs a level since the last verdict. Adding a batch waits for no device; the verdict does.
 
-    def __init__(self, num_levels: int, device: torch.device) -> None:
+    Args:
+        spectral_norm: whether the energy has it: what is on already is not advised.
+    """
+
+    def __init__(self, num_levels: int, device: torch.device, *, spectral_norm: bool) -> None:
+        self._norm_advice = "" if spectral_norm else _SPECTRAL_NORM
         self._worst = torch.zeros(len(SIGNS), num_levels, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
 
@@ -101,8 +178,9 @@ class DivergenceWatch:
             index, level = divmod(flat.index(worst), num_levels)
             name, sign = list(SIGNS.items())[index]
             found = f"{name} {worst * sign.limit:.3g}, limit {sign.limit:.3g}"
-            return f"level {level}: {sign.meaning} ({found}): {sign.advice}"
-        return f"losses or weights are not finite: {_ENERGY}" if broken else None
+            advice = sign.advice + (self._norm_advice if sign.of_energy else "")
+            return f"level {level}: {sign.meaning} ({found}): {advice}"
+        return f"losses or weights are not finite: {_ENERGY}{self._norm_advice}" if broken else None
 
 
 def summed_over_processes(values: Tensor) -> Tensor:
@@ -119,3 +197,12 @@ def largest_over_processes(values: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
+
+
+def gathered_over_processes(values: Tensor, world: World) -> Tensor:
+    """The ``values`` of all processes, in the order of their ranks: [processes, *shape]."""
+    if world.size == 1:
+        return values[None]
+    rows = [torch.empty_like(values) for _ in range(world.size)]
+    dist.all_gather(rows, values)
+    return torch.stack(rows)

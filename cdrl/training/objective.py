@@ -189,7 +189,10 @@ class Diagnostics:
     magnitude: Tensor
     """|f-hat(data)|, whose growth without bound is a sign of trouble."""
     reach: Tensor
-    """Largest absolute value of the refined sample, over the largest of all true ones in the batch."""
+    """Largest absolute value of the refined sample, over the true one's, or over alpha_y where that is larger.
+
+    alpha_y is the standard deviation of y_t where data are standardized: values near 0 are no measure of a scale.
+    """
     acceptance: Tensor
     """Probability that Metropolis and Hastings would have let the chain's last step pass: 1 for steps short enough."""
     initializer_share: Tensor
@@ -213,6 +216,7 @@ def diagnose(chain: Chain, schedule: NoiseSchedule, *, measure_acceptance: bool 
     acceptance = torch.full_like(step_size, math.nan)
     if measure_acceptance:
         acceptance = langevin_log_ratio(before_end, chain.end, step_size).exp().clamp(max=1)
+    scale = torch.maximum(pair.y.flatten(1).abs().amax(dim=1), schedule.alpha_y[pair.level])
     way, proposed_way = (refined - pair.x_next).flatten(1), (start - pair.x_next).flatten(1)
     slope = before_end.gradient + per_image(precision, start) * (before_end.y - pair.x_next)
     return Diagnostics(
@@ -221,7 +225,7 @@ def diagnose(chain: Chain, schedule: NoiseSchedule, *, measure_acceptance: bool 
         gradient_norm=_rms(slope) * step_size,
         displacement=_rms(refined - start) / step_size,
         magnitude=chain.f_data.abs(),
-        reach=refined.flatten(1).abs().amax(dim=1) / pair.y.abs().amax(),
+        reach=refined.flatten(1).abs().amax(dim=1) / scale,
         acceptance=acceptance,
         initializer_share=(proposed_way * way).sum(dim=1) / way.square().sum(dim=1),
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cdrl.config import Config
 from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.model import CDRL
+from cdrl.networks.initializer import dropout_noise
 from cdrl.runs.run import read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
@@ -96,7 +97,6 @@ class CooperativeTrainer:
             chain_energy = energy.fold().detach(self.chain_dtype)
         initializer = None if self.initializer is None else self.initializer.engine
         networks = Networks(self.energy.engine, initializer, chain_energy)
-        self._seed_dropout(step)
         losses, diagnostics = [], []
         for rows in self.rows:
             batch = self._losses(step, rows, networks)
@@ -111,7 +111,6 @@ class CooperativeTrainer:
     @torch.no_grad()
     def measure(self, step: int) -> Measurements:
         """What update ``step`` would measure in its first micro-batch under the weights as they are now."""
-        self._seed_dropout(step)
         with contextlib.ExitStack() as stack:
             bare = {name: stack.enter_context(trainee.whole()) for name, trainee in self.trainees.items()}
             chain_energy = bare["energy"].fold().detach(self.chain_dtype)
@@ -119,18 +118,20 @@ class CooperativeTrainer:
             losses = self._losses(step, self.rows[0], networks)
             return Measurements.of([losses], [self._diagnose(step, losses)])
 
-    def _seed_dropout(self, step: int) -> None:
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", step, self.world.rank))
-
     def _losses(self, step: int, rows: range, networks: Networks) -> Losses:
         x0, label = self.data.batch(step, rows)
         try:
             check_batch(x0, label, self.averaged.num_classes, self.data.elements(step, rows))
         except DataError as error:
             raise DataError(f"training data of step {step + 1}: {error}") from None
-        device = self.world.device
-        noise = ImageNoise([derive_seed(self.config.seed, "train", step, row) for row in rows], device)
-        return cooperative_losses(x0.to(device), label.to(device), noise, networks, self.schedule, self.settings)
+        x0, label = x0.to(self.world.device), label.to(self.world.device)
+        with dropout_noise(self._noise("dropout", step, rows)):
+            noise = self._noise("train", step, rows)
+            return cooperative_losses(x0, label, noise, networks, self.schedule, self.settings)
+
+    def _noise(self, purpose: str, step: int, rows: range) -> ImageNoise:
+        """Random numbers of each row of an update, whichever process it is in."""
+        return ImageNoise([derive_seed(self.config.seed, purpose, step, row) for row in rows], self.world.device)
 
     def _diagnose(self, step: int, losses: Losses) -> Diagnostics:
         return diagnose(losses.chain, self.schedule, measure_acceptance=step % ACCEPTANCE_EVERY == 0)
@@ -149,9 +150,10 @@ class CooperativeTrainer:
             plan_chains(self.config.sampling, self.config.training.langevin_steps, self.schedule.num_levels),
         )
 
-    def save(self, path: Path, state: Mapping[str, float]) -> None:
-        """Write a checkpoint with ``state`` in its state.json; every process calls it."""
+    def save(self, path: Path, state: Mapping[str, float], sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint with ``state`` in its state.json and the log's running sums; every process calls it."""
         with checkpoint_written_whole(path, self.world) as folder:
+            save_sums(folder, sums, self.world)
             for name, trainee in self.trainees.items():
                 trainee.save(folder, name)
             if self.world.is_main:

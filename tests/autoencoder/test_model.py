@@ -33,7 +33,7 @@ def test_decoding_an_encoding_restores_the_shape(
     latent = model.encode(x)
     assert latent.mean.shape == latent.sample().shape == (2, 5, side, side)
     assert model.decode(latent.mean).shape == x.shape
-    reconstruction, _ = model(x)
+    reconstruction, _ = model(x, torch.zeros_like(latent.mean))
     assert reconstruction.shape == x.shape
 
 
@@ -123,7 +123,7 @@ def test_a_vq_model_decodes_the_nearest_entries() -> None:
     assert isinstance(latent, QuantizedLatent)
     with torch.no_grad():
         off_the_codebook, on_it = model.decode(latent.pre_quantization), model.decode(latent.mean)
-        trained = model(images())[0]
+        trained = model(images(), torch.zeros(()))[0]
     assert torch.allclose(off_the_codebook, on_it, atol=1e-5)
     assert torch.allclose(trained, on_it, atol=1e-5)
 

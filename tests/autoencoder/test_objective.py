@@ -181,7 +181,8 @@ def test_one_whole_step_lowers_the_loss() -> None:
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     images, losses = noise(4, 1, 16, 16), []
     for step in range(10):
-        reconstruction, latent = model(images, torch.Generator().manual_seed(step))
+        draws = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(step))
+        reconstruction, latent = model(images, draws)
         loss, _ = objective.autoencoder_loss(images, reconstruction, latent, last_layer=model.last_layer, step=step)
         optimizer.zero_grad()
         loss.backward()

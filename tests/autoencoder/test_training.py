@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoencoder.training import StageOneTrainer
-from cdrl.config import Config
+from autoencoder.training import StageOneTrainer, StageOneWatch, mean_image_psnr
+from cdrl.config import Config, StageOneTrainingConfig
 from cdrl.runs.run import Run, load_tensors, read_json, write_json
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import DivergenceError
@@ -109,9 +110,70 @@ def test_weights_that_are_not_finite_reach_no_checkpoint(tmp_path: Path, monkeyp
 
     with pytest.raises(
         DivergenceError,
-        match=r"at step 4; lower autoencoder\.training\.learning_rate; the checkpoint of step 2 is kept",
+        match=r"at step 4: .* not finite: lower autoencoder\.training\.learning_rate; the checkpoint of step 2 is kept",
     ):
         run_stage_one(stage_one(), tmp_path)
     last = Run(tmp_path / "autoencoder").last_checkpoint()
     assert last is not None
     assert last[0] == 2
+
+
+def test_the_first_line_after_a_resumption_is_that_of_an_uncut_run(tmp_path: Path) -> None:
+    config = stage_one(num_steps=8, log_every=4, checkpoint_every=3)
+    run_stage_one(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "crashed")
+    for step in (6, 8):
+        shutil.rmtree(tmp_path / "crashed" / "autoencoder" / "checkpoints" / f"step_{step:08d}", ignore_errors=True)
+    for path in (tmp_path / "crashed" / "autoencoder" / "checkpoints").iterdir():
+        assert path.name == "step_00000003"
+    run_stage_one(config, tmp_path / "crashed")
+    ours, theirs = (metrics(tmp_path / run / "autoencoder") for run in ("crashed", "whole"))
+    assert [line["step"] for line in ours if "psnr" in line] == [4, 8]
+    assert json.dumps(ours) == json.dumps(theirs)
+
+
+def watch(mean_image: float = 12.0, best: float | None = None, **training: Any) -> StageOneWatch:
+    schedule = StageOneTrainingConfig(**{"num_steps": 5000, "learning_rate": 1e-2, "warmup_steps": 100, **training})
+    return StageOneWatch(mean_image, schedule, best)
+
+
+def verdict(watch: StageOneWatch, step: int, psnr: float, *, judged: bool = True) -> str | None:
+    return watch.verdict(step, {"psnr": psnr, "reconstruction": 0.1}, [torch.ones(2)], judged=judged)
+
+
+def test_a_first_stage_that_stays_at_the_mean_image_has_diverged() -> None:
+    assert verdict(watch(), 499, 11.0) is None
+    assert verdict(watch(), 500, 13.1) is None
+    message = "reconstructions of 12.3 dB PSNR are hardly better than the mean of all images, 12.0 dB"
+    assert verdict(watch(), 500, 12.3) == message
+    # Small rates are given the time that they need.
+    assert verdict(watch(learning_rate=1e-5), 50_000, 12.3) is None
+    assert verdict(watch(learning_rate=1e-5), 50_100, 12.3) == message
+
+
+def test_a_first_stage_that_gets_much_worse_has_diverged() -> None:
+    watched = watch()
+    assert [verdict(watched, step, psnr) for step, psnr in ((10, 15.0), (20, 25.0), (30, 19.5))] == [None] * 3
+    assert verdict(watched, 40, 18.9) == "reconstructions have got worse, from 25.0 to 18.9 dB PSNR"
+    # What was best is known after a resumption too; a part of a log line is not compared.
+    assert verdict(watch(best=watched.best), 50, 18.9) is not None
+    assert verdict(watched, 50, 5.0, judged=False) is None
+    assert verdict(watched, 50, float("nan"), judged=False) == "the loss or the weights are not finite"
+
+
+def test_a_first_stage_that_goes_bad_ends_and_names_what_to_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate a thousand times too high."""
+    monkeypatch.setattr(StageOneWatch, "UPDATES", 10)
+    with pytest.raises(
+        DivergenceError,
+        match=r"hardly better than the mean of all images.*: lower autoencoder\.training\.learning_rate;",
+    ):
+        run_stage_one(stage_one(num_steps=20, learning_rate=1.0, log_every=5), tmp_path)
+
+
+def test_the_mean_image_of_equal_images_is_perfect() -> None:
+    assert mean_image_psnr(torch.full((3, 1, 4, 4), 0.3)) >= 99
+    images = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
+    assert mean_image_psnr(images) == pytest.approx(6.02, abs=0.01)

@@ -224,7 +224,7 @@ def measured(level: list[int], **signs: list[float]) -> Measurements:
 @pytest.mark.parametrize("name", SIGNS)
 @pytest.mark.parametrize("value", ["beyond", "nan", "inf", "-inf"])
 def test_every_sign_is_read_at_its_level_and_then_forgotten(name: str, value: str) -> None:
-    watch, weights = DivergenceWatch(4, torch.device("cpu")), [torch.ones(3)]
+    watch, weights = DivergenceWatch(4, torch.device("cpu"), spectral_norm=True), [torch.ones(3)]
     limit = SIGNS[name].limit
     number = -1.01 * limit if value == "beyond" else float(value)
     watch.add(measured([0, 1, 2], **{name: [0.0, 0.99 * limit, 0.5 * limit]}))
@@ -239,8 +239,18 @@ def test_every_sign_is_read_at_its_level_and_then_forgotten(name: str, value: st
     assert watch.verdict(weights) is None
 
 
+@pytest.mark.parametrize("name", SIGNS)
+@pytest.mark.parametrize("spectral_norm", [False, True])
+def test_the_spectral_norm_is_advised_where_it_is_off_and_helps(name: str, spectral_norm: bool) -> None:
+    watch = DivergenceWatch(1, torch.device("cpu"), spectral_norm=spectral_norm)
+    watch.add(measured([0], **{name: [2 * SIGNS[name].limit]}))
+    advised = not spectral_norm and name not in ("displacement", "reach")
+    assert ("energy.spectral_norm=true" in str(watch.verdict([torch.ones(1)]))) == advised
+    assert ("energy.spectral_norm=true" in str(watch.verdict([torch.tensor([float("nan")])]))) == (not spectral_norm)
+
+
 def test_losses_and_weights_must_be_finite() -> None:
-    watch = DivergenceWatch(2, torch.device("cpu"))
+    watch = DivergenceWatch(2, torch.device("cpu"), spectral_norm=True)
     for weights in ([torch.ones(2), torch.tensor([1.0, float("nan")])], [torch.tensor([float("inf")])]):
         assert "losses or weights are not finite" in str(watch.verdict(weights))
     watch.add(dataclasses.replace(measured([0]), losses={"initializer_loss": torch.tensor([0.0, float("inf")])}))

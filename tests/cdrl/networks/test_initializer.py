@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cdrl.config import InitializerConfig
 from cdrl.networks import PointInitializer, UNetInitializer
+from cdrl.networks.initializer import ImageDropout, dropout_noise
+from cdrl.sampling.noise import ImageNoise
 from tests.helpers import scrambled
 
 LOGSNR = torch.tensor([9.0, 1.0, -4.0])
@@ -73,11 +75,40 @@ def test_fourier_features_reach_the_output_of_points() -> None:
     assert not torch.allclose(initializer(x, LOGSNR, NULL), before, atol=1e-4)
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_acts_in_training_only_and_needs_its_noise() -> None:
     initializer, x = scrambled(network((3, 8, 8), dropout=0.5)), grids((3, 8, 8))
-    assert torch.equal(initializer(x, LOGSNR, NULL), initializer(x, LOGSNR, NULL))
+    still = initializer(x, LOGSNR, NULL)
+    assert torch.equal(initializer(x, LOGSNR, NULL), still)
     initializer.train()
-    assert not torch.equal(initializer(x, LOGSNR, NULL), initializer(x, LOGSNR, NULL))
+    with pytest.raises(RuntimeError, match=r"dropout_noise"):
+        initializer(x, LOGSNR, NULL)
+    with dropout_noise(ImageNoise(range(len(x)))):
+        assert not torch.equal(initializer(x, LOGSNR, NULL), still)
+
+
+def test_dropout_of_an_image_depends_on_its_own_stream_alone() -> None:
+    dropout, h = ImageDropout(0.3), torch.ones(4, 3, 9, 7)
+
+    def dropped(rows: list[int]) -> torch.Tensor:
+        with dropout_noise(ImageNoise(rows)):
+            return dropout(h[: len(rows)])
+
+    together = dropped([0, 1, 2, 3])
+    assert torch.equal(torch.cat([dropped([0, 1]), dropped([2]), dropped([3])]), together)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_dropout_leaves_the_mean_as_it_is() -> None:
+    dropout, h = ImageDropout(0.1), torch.ones(2, 100, 1000)
+    with dropout_noise(ImageNoise([5, 6])):
+        first, second = dropout(h), dropout(h)
+    assert first.unique().tolist() == pytest.approx([0, 1 / 0.9])
+    for result in (first, second):
+        assert result.mean(dim=(1, 2)).tolist() == pytest.approx([1, 1], abs=0.005)
+    # Neighbours, which share a draw, are dropped independently of each other.
+    gone = (first == 0).float()
+    assert (gone[..., 1:] * gone[..., :-1]).mean().item() == pytest.approx(0.01, abs=0.001)
+    assert (gone * (second == 0)).mean().item() == pytest.approx(0.01, abs=0.001)
 
 
 def test_attention_stands_at_the_resolutions_asked_for_and_in_the_middle() -> None:

@@ -23,7 +23,7 @@ from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, load_tensors
 from cdrl.training.engine import start
 from cdrl.training.interruption import Interrupted
-from cdrl.training.monitor import MONITORS, DivergenceError
+from cdrl.training.monitor import MONITORS, SUMS_FILE, DivergenceError
 from cdrl.training.objective import Losses, LossSettings, cooperative_losses
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines import CDRLPipeline
@@ -225,7 +225,8 @@ def test_a_finished_run_whose_model_was_lost_writes_it_again(tmp_path: Path) -> 
 
 
 def test_two_processes_with_accumulation_equal_one(tmp_path: Path) -> None:
-    values = tiny_values(initializer={"dropout": 0.0}, training=SLOW_LEARNING)
+    """With dropout, whose masks belong to images too."""
+    values = tiny_values(initializer={"dropout": 0.1}, training={**SLOW_LEARNING, "num_steps": 4})
     alone, together = tmp_path / "alone", tmp_path / "together"
     divided = write_config(tmp_path / "c.yaml", {**values, "training": {**values["training"], "accumulation": 2}})
     command = start_command("train", divided, "--run-folder", together, processes=2)
@@ -234,10 +235,41 @@ def test_two_processes_with_accumulation_equal_one(tmp_path: Path) -> None:
     assert command.returncode == 0, errors
     expected = weights(alone)
     assert_moved(tiny_config(**values), expected)
-    for name, tensor in weights(together).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    ours, theirs = ([line["energy_loss"] for line in metrics(run)] for run in (together, alone))
-    assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    ours = weights(together)
+    assert ours.keys() == expected.keys()
+    differences = torch.cat([(ours[name] - expected[name]).abs().flatten() for name in expected])
+    # Rounding; a little more where Adam divides a gradient that is nothing but rounding by its own size.
+    assert differences.max() < 3e-6
+    assert (differences > 6e-7).float().mean() < 0.005
+    for line, alone_line in zip(metrics(together), metrics(alone), strict=True):
+        assert line.keys() == alone_line.keys()
+        for name, value in line.items():
+            assert value == pytest.approx(alone_line[name], rel=1e-3, abs=1e-4, nan_ok=True), name
+
+
+@pytest.mark.parametrize("checkpoint_every", [3, 5])
+def test_the_first_line_after_a_resumption_is_that_of_an_uncut_run(tmp_path: Path, checkpoint_every: int) -> None:
+    """What is logged sums over updates from before the checkpoint too."""
+    config = tiny_config(training={"num_steps": 8, "log_every": 4, "checkpoint_every": checkpoint_every})
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    run_stage_two(config, whole)
+    shutil.copytree(whole, crashed)
+    for path in (crashed / "checkpoints").iterdir():
+        if path.name != f"step_{checkpoint_every:08d}":
+            shutil.rmtree(path)
+    run_stage_two(config, crashed)
+    assert [line["step"] for line in metrics(crashed)] == [4, 8]
+    assert json.dumps(metrics(crashed)) == json.dumps(metrics(whole))
+
+
+def test_a_checkpoint_without_running_sums_is_taken_up(tmp_path: Path) -> None:
+    """As they were before: the means begin anew."""
+    config = tiny_config(training={"log_every": 4})
+    run_stage_two(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000006")
+    (tmp_path / "checkpoints" / "step_00000003" / SUMS_FILE).unlink()
+    run_stage_two(config, tmp_path)
+    assert [line["step"] for line in metrics(tmp_path)] == [4, 6]
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

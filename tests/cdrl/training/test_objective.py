@@ -302,6 +302,8 @@ def test_diagnostics_are_what_their_names_say() -> None:
     (gradient,) = torch.autograd.grad(seen.model.log_density(start, seen.level).sum(), start)
     steepness = gradient.flatten(1).square().mean(dim=1).sqrt()
     torch.testing.assert_close(diagnostics.gradient_norm, steepness * s, rtol=1e-3, atol=1e-4)
+    largest = torch.maximum(seen.y.flatten(1).abs().amax(dim=1), seen.schedule.alpha_y[seen.level])
+    torch.testing.assert_close(diagnostics.reach, seen.refined.flatten(1).abs().amax(dim=1) / largest)
     assert diagnostics.acceptance.isnan().all()
     assert not any(value.requires_grad for value in vars(diagnostics).values())
 
