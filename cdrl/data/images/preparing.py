@@ -84,7 +84,9 @@ def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tenso
     prepared = torch.empty(len(pictures), channels, size, size, dtype=torch.uint8)
     for shape in sorted({tuple(picture.shape) for picture in pictures}):
         rows = [row for row, picture in enumerate(pictures) if tuple(picture.shape) == shape]
-        prepared[rows] = prepare_images(torch.stack([pictures[row] for row in rows]), size, channels)
+        # A single picture, which may be a large one, is not copied.
+        alike = pictures[rows[0]][None] if len(rows) == 1 else torch.stack([pictures[row] for row in rows])
+        prepared[rows] = prepare_images(alike, size, channels)
     return prepared
 
 
