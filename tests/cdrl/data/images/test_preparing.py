@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -172,11 +173,11 @@ def test_large_pictures_are_refused_or_decoded_smaller() -> None:
 
 
 def test_exif_that_cannot_be_written_back_turns_a_picture_all_the_same() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    exif[0x9204] = 0.5  # a signed rational, whose denominator becomes 0
-    content = bytearray(encoded(Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3)), "PNG", exif=exif))
-    assert decode_image(bytes(content), "x").shape == (1, 3, 2)
+    # Turned by a quarter, and a signed rational -1 / 0 under the tag of a resolution.
+    entries = struct.pack("<HHHIHHHHIII", 2, 0x0112, 3, 1, 6, 0, 0x011A, 10, 1, 38, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries + struct.pack("<ii", -1, 0)
+    content = encoded(Image.fromarray(np.zeros((2, 3), np.uint8)), "JPEG", exif=exif)
+    assert decode_image(content, "x").shape == (1, 3, 2)
 
 
 @pytest.mark.parametrize(
