@@ -84,7 +84,7 @@ def decode_image(content: bytes, source: str, decoding: Decoding | None = None) 
     """
     array = _decode(content, source, decoding or Decoding())
     planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(planes))
+    return torch.from_numpy(np.array(planes, order="C"))
 
 
 def _decode(content: bytes, source: str, decoding: Decoding) -> np.ndarray:
@@ -95,7 +95,7 @@ def _decode(content: bytes, source: str, decoding: Decoding) -> np.ndarray:
             upright = _upright(picture)
             if upright.mode in _DEEP_MODES:
                 raise DataError(f"{source}: expected 8 bits a channel, found mode {upright.mode}")
-            return np.array(_opaque(upright, decoding.background))
+            return np.asarray(_opaque(upright, decoding.background))
     except DataError:
         raise
     except UnidentifiedImageError:

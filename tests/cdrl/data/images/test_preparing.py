@@ -70,6 +70,7 @@ def blur_and_sample(side: int, size: int) -> np.ndarray:
 def test_resizing_is_blurred_and_bilinear(side: int, size: int, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if large:  # from a few rows at a time
         monkeypatch.setattr(preparing, "_CHUNK_PIXELS", 300)
+        monkeypatch.setattr(preparing, "_LARGE_PIXELS", 300)
     coarse = Image.fromarray(NOISE).resize((side, side), Image.Resampling.BICUBIC)
     fine = np.random.default_rng(1).integers(-20, 20, (side, side, 3))
     picture = np.clip(np.array(coarse) + fine, 0, 255).astype(np.uint8)
