@@ -432,3 +432,16 @@ def test_a_run_is_evaluated_and_reported(tmp_path: Path) -> None:
     assert call("report", run, "--neighbours", "0").stdout == f"{run / 'report.html'}\n"
     assert "fd_lite0_10_test_w1" in (run / "report.html").read_text()
     assert "nowhere: no run there" in mistake("report", tmp_path / "nowhere")
+
+
+def test_paths_may_begin_with_the_home_folder(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    save_tiny_run(home / "run")
+    sampled = call("sample", "~/run", "--num-images", "1", "--out=~/out")
+    assert sampled.exit_code == 0, sampled.output
+    assert (home / "out" / "000000.png").exists()
+    assert not list(tmp_path.rglob("~*"))
+    assert "~nobody-at-all" in call("sample", "~nobody-at-all/run").output

@@ -210,3 +210,37 @@ def test_a_config_does_not_change_after_it_was_read() -> None:
 def test_the_schema_reads_json_as_well(config_file: Path) -> None:
     assert yaml.safe_load(config_file.read_text()) == json.loads(config_file.read_text())
     assert isinstance(load_config(config_file), Config)
+
+
+def test_a_path_may_begin_with_the_home_folder(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(config_file, ["data.path=~/pics", "data.prepared=~/prep", "autoencoder.run=~/run"])
+    assert (config.data.path, config.data.prepared) == (tmp_path / "pics", tmp_path / "prep")
+    assert config.autoencoder is not None
+    assert config.autoencoder.run == tmp_path / "run"
+    write_config(tmp_path / "over.yaml", {"base": f"~/{config_file.name}"})
+    assert load_config(tmp_path / "over.yaml") == load_config(config_file)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("file:///pics", "found a URL"),
+        ("'C:\\Users\\me'", "found one of Windows"),
+        ("D:/pics", "found one of Windows"),
+        ("''", "expected a path, found nothing"),
+        ("~nobody-at-all/pics", "to be a home folder"),
+    ],
+)
+def test_what_is_no_path_of_this_machine_is_refused(config_file: Path, path: str, expected: str) -> None:
+    message = mistake(config_file, f"data.path={path}")
+    assert "data.path: expected" in message
+    assert expected in message
+
+
+@pytest.mark.parametrize("colour", ["nocolour", "'#12'", "'#12345678'"])
+def test_a_background_is_a_colour(config_file: Path, colour: str) -> None:
+    assert load_config(config_file, ["data.background=black"]).data.background == "#000000"
+    assert "data.background: expected a colour" in mistake(config_file, f"data.background={colour}")

@@ -82,14 +82,20 @@ def decode_image(content: bytes, source: str, decoding: Decoding | None = None) 
         DataError: it is no whole picture of 8 bits a channel, or it has too many pixels; the message starts with
             ``source``.
     """
-    decoding = decoding or Decoding()
+    array = _decode(content, source, decoding or Decoding())
+    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(np.array(planes, order="C"))
+
+
+def _decode(content: bytes, source: str, decoding: Decoding) -> np.ndarray:
+    """A picture as uint8 [H, W] or [H, W, 3]; nothing of Pillow's stays in memory."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             _bound(picture, decoding, source)
             upright = _upright(picture)
             if upright.mode in _DEEP_MODES:
                 raise DataError(f"{source}: expected 8 bits a channel, found mode {upright.mode}")
-            array = np.array(_opaque(upright, decoding.background))
+            return np.asarray(_opaque(upright, decoding.background))
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -98,8 +104,6 @@ def decode_image(content: bytes, source: str, decoding: Decoding | None = None) 
         # Pillow reports damage by a dozen types of exception.
         reason = re.sub(r"<_io\.\w+[^>]*>", "it", str(error)) or type(error).__name__
         raise DataError(f"{source}: expected a whole picture (PNG, JPEG, …): {reason}") from None
-    planes = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(planes))
 
 
 def load_array(content: bytes, source: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from cdrl.data.images.sets import ImageSet, Part, Source
 from cdrl.runs.progress import progress_bar
 
 _CHUNK_PIXELS = 2**22  # pixels that are resized together, of as many pictures as that makes
+_LARGE_PIXELS = 2**21  # of a square that Kornia would take seconds and gigabytes for
 
 
 def prepare_images(images: Tensor, size: int, channels: int) -> Tensor:
@@ -84,14 +85,16 @@ def prepare_mixed(pictures: Sequence[Tensor], size: int, channels: int) -> Tenso
     prepared = torch.empty(len(pictures), channels, size, size, dtype=torch.uint8)
     for shape in sorted({tuple(picture.shape) for picture in pictures}):
         rows = [row for row, picture in enumerate(pictures) if tuple(picture.shape) == shape]
-        prepared[rows] = prepare_images(torch.stack([pictures[row] for row in rows]), size, channels)
+        # A single picture, which may be a large one, is not copied.
+        alike = pictures[rows[0]][None] if len(rows) == 1 else torch.stack([pictures[row] for row in rows])
+        prepared[rows] = prepare_images(alike, size, channels)
     return prepared
 
 
 def _resize(squares: Tensor, size: int) -> Tensor:
     if squares.shape[-1] == size:
         return squares
-    if squares.shape[-1] ** 2 > _CHUNK_PIXELS:
+    if squares.shape[-1] ** 2 > _LARGE_PIXELS:
         return torch.stack([_resize_large(square, size) for square in squares])
     # With the channels last the blur takes half the time.
     pixels = squares.float().contiguous(memory_format=torch.channels_last)

@@ -200,6 +200,8 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
                 count = 0
                 for member in tar:
                     count += 1
+                    if member.issparse():
+                        raise DataError(f"{name}: {printable(member.name)}: expected whole files, found a sparse one")
                     if member.offset_data + (member.size if member.isreg() else 0) > end:
                         raise DataError(f"{name}: damaged: the end of {printable(member.name)} is missing")
                     yield member
@@ -239,8 +241,6 @@ def _resolved(members: Sequence[tarfile.TarInfo], path: Path) -> Iterator[tarfil
     """The members, with links in the place of what they lead to, under their own names."""
     by_name = {posixpath.normpath(member.name): member for member in members}
     for member in members:
-        if member.sparse is not None:
-            raise DataError(f"{printable(path)}: {printable(member.name)}: expected whole files, found a sparse one")
         if not (member.islnk() or member.issym()) or _why_left_out(member) is not None:
             yield member
             continue

@@ -108,3 +108,23 @@ def test_a_cell_is_hidden_if_any_of_its_pixels_is() -> None:
     hidden = torch.zeros(8, 8, dtype=torch.bool)
     hidden[1, 6] = hidden[4, 0] = True
     assert places(hidden_cells(hidden, 4)) == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("clear", [[0, 0, 0, 0], [255, 255, 255, 0]])
+def test_masks_with_transparent_pixels_are_refused(tmp_path: Path, clear: list[int]) -> None:
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match="hides the whole image"):
+        read_mask(tmp_path / "mask.png", (8, 8), 8, 64)
+    pixels[2:5, 2:5] = clear
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask.png: expected a mask without transparent pixels"):
+        read_mask(tmp_path / "mask.png", (8, 8), 8, 64)
+    with pytest.raises(DataError, match=r"mask.png: 8 x 8 pixels are more than data.max_pixels=63"):
+        read_mask(tmp_path / "mask.png", (8, 8), 8, 63)
+
+
+def test_a_mask_of_ones_is_told_from_one_of_white(tmp_path: Path) -> None:
+    Image.fromarray((np.arange(64).reshape(8, 8) % 2).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask.png: expected white .255. .* found values 0 and 1 only"):
+        read_mask(tmp_path / "mask.png", (8, 8), 8, 64)

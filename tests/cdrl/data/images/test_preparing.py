@@ -1,6 +1,8 @@
 """Cropping, resizing and channels."""
 
 import io
+import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from cdrl.data import DataError
 from cdrl.data.images import files, preparing
-from cdrl.data.images.files import decode_image, load_array, picture_files
+from cdrl.data.images.files import Decoding, decode_image, load_array, picture_files, read_bytes
 from cdrl.data.images.preparing import crop_center, prepare_images, prepare_mixed, read_source
 
 NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -63,8 +65,12 @@ def blur_and_sample(side: int, size: int) -> np.ndarray:
     return sampled @ weights
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize(("side", "size"), [(140, 64), (178, 64), (1024, 256), (48, 32), (20, 50)])
-def test_resizing_is_blurred_and_bilinear(side: int, size: int) -> None:
+def test_resizing_is_blurred_and_bilinear(side: int, size: int, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if large:  # from a few rows at a time
+        monkeypatch.setattr(preparing, "_CHUNK_PIXELS", 300)
+        monkeypatch.setattr(preparing, "_LARGE_PIXELS", 300)
     coarse = Image.fromarray(NOISE).resize((side, side), Image.Resampling.BICUBIC)
     fine = np.random.default_rng(1).integers(-20, 20, (side, side, 3))
     picture = np.clip(np.array(coarse) + fine, 0, 255).astype(np.uint8)
@@ -108,6 +114,9 @@ def test_pictures_are_read_in_order_and_upright(tmp_path: Path, monkeypatch: pyt
         path.write_bytes(png(np.full((3, 3), value, np.uint8)))
     source = picture_files(paths)
     assert read_source(source, 3, 1, "test").images[:, 0, 0, 0].tolist() == list(range(5))
+    monkeypatch.setattr(files, "_CHUNK_PIXELS", 20)
+    monkeypatch.setattr(files, "_CHUNK", 64)
+    assert [len(part.pictures) for part in source.parts(0)] == [2, 2, 1]
     assert [picture[0, 0, 0].item() for part in source.parts(2) for picture in part.pictures] == [2, 3, 4]
     # Large pictures are resized a few at a time.
     many = torch.randint(256, (5, 3, 9, 9), dtype=torch.uint8)
@@ -128,6 +137,74 @@ def test_pictures_are_read_in_order_and_upright(tmp_path: Path, monkeypatch: pyt
 def test_wrong_pictures_are_named(content: bytes) -> None:
     with pytest.raises(DataError, match=r"^a/b\.png: expected"):
         decode_image(content, "a/b.png")
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, format=kind, **options)
+    return content.getvalue()
+
+
+def test_transparent_pixels_show_the_background_whatever_they_hide() -> None:
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([255, 0, 255, 1, 2, 3])
+    palette.putpixel((1, 0), 1)
+    clear_then_opaque = [
+        encoded(Image.fromarray(np.array([[[*hidden, 0], [1, 2, 3, 255]]], np.uint8)))
+        for hidden in ((0, 0, 0), (255, 255, 255), (0, 255, 0))
+    ]
+    for content in (*clear_then_opaque, encoded(palette, transparency=0)):
+        assert decode_image(content, "x.png").flatten(1).T.tolist() == [[255, 255, 255], [1, 2, 3]]
+        blue = decode_image(content, "x.png", Decoding(background=(0, 0, 255)))
+        assert blue.flatten(1).T.tolist() == [[0, 0, 255], [1, 2, 3]]
+    half = encoded(Image.fromarray(np.array([[[0, 128]]], np.uint8), "LA"))
+    assert decode_image(half, "x.png").flatten().tolist() == [127, 127, 127]
+
+
+def test_large_pictures_are_refused_or_decoded_smaller() -> None:
+    large = np.zeros((200, 160, 3), np.uint8)
+    small = Decoding(max_pixels=10_000, least_side=64)
+    message = r"^x: 160 x 200 pixels are more than data.max_pixels=10000"
+    with pytest.raises(DataError, match=message):
+        decode_image(png(large), "x", small)
+    assert decode_image(jpeg(large), "x", small).shape == (3, 100, 80)
+    for decoding in (Decoding(max_pixels=10_000, least_side=81), Decoding(max_pixels=10_000)):
+        with pytest.raises(DataError, match=message):
+            decode_image(jpeg(large), "x", decoding)
+
+
+def test_exif_that_cannot_be_written_back_turns_a_picture_all_the_same() -> None:
+    # Turned by a quarter, and a signed rational -1 / 0 under the tag of a resolution.
+    entries = struct.pack("<HHHIHHHHIII", 2, 0x0112, 3, 1, 6, 0, 0x011A, 10, 1, 38, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + entries + struct.pack("<ii", -1, 0)
+    content = encoded(Image.fromarray(np.zeros((2, 3), np.uint8)), "JPEG", exif=exif)
+    assert decode_image(content, "x").shape == (1, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "found an empty file"),
+        (b"<!DOCTYPE html><p>quota", "found a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (b"\x89PNG", "found no format that is known"),
+    ],
+)
+def test_what_is_no_picture_is_told(content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        decode_image(content, "x.png")
+    assert "<_io" not in str(caught.value)
+
+
+def test_pipes_and_long_files_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_bytes(b"12345")
+    with pytest.raises(DataError, match="pipe: cannot be read: expected a regular file"):
+        read_bytes(tmp_path / "pipe")
+    with pytest.raises(DataError, match="file: cannot be read: expected at most 4 bytes, found 5"):
+        read_bytes(tmp_path / "file", 4)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_bytes(tmp_path)
 
 
 def test_arrays_never_run_pickles() -> None:

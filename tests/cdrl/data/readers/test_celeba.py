@@ -1,5 +1,7 @@
 """CelebA and CelebA-HQ: the published layouts in small, and damaged text files."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from PIL import Image
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, ImageSet, load_images
+from cdrl.data import DataError, ImageSet, load_images, open_source
 
 NAMES = [f"Attribute_{number}" for number in range(38)] + ["Smiling", "Young"]
 
@@ -103,6 +105,72 @@ def test_wrong_pictures_are_named(celeba: Path) -> None:
     (celeba / PARTITION).unlink()
     with pytest.raises(DataError, match=r"list_eval_partition.txt: cannot be read"):
         load(celeba)
+
+
+def move_down(folder: Path) -> None:
+    (folder / "img_align_celeba").rename(folder / "pictures")
+    (folder / "img_align_celeba").mkdir()
+    (folder / "pictures").rename(folder / "img_align_celeba" / "img_align_celeba")
+
+
+def pack(folder: Path) -> None:
+    shutil.rmtree(folder / "img_align_celeba")
+    (folder / "img_align_celeba.zip").write_bytes(b"PK")
+
+
+def separate(folder: Path) -> None:
+    (folder / "Eval").mkdir()
+    (folder / PARTITION).rename(folder / "Eval" / PARTITION)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (move_down, "img_align_celeba: expected the pictures, found another folder img_align_celeba in it"),
+        (pack, "img_align_celeba: not there; found .*img_align_celeba.zip: unpack it"),
+        (separate, "list_eval_partition.txt: not there; found .*Eval/list_eval_partition.txt: move it there"),
+        (
+            lambda folder: (folder / PARTITION).rename(folder / "list_eval_partition.csv"),
+            "list_eval_partition.txt: not there; found .*list_eval_partition.csv: a list of Kaggle's edition",
+        ),
+        (
+            lambda folder: (folder / PARTITION).write_text("image_id,partition\n"),
+            "line 1: expected .* found commas: a list of Kaggle's edition",
+        ),
+    ],
+)
+def test_other_editions_are_named_when_they_are_met(
+    celeba: Path, change: Callable[[Path], object], message: str
+) -> None:
+    change(celeba)
+    with pytest.raises(DataError, match=message):
+        load(celeba)
+
+
+def test_lists_that_begin_with_a_mark_are_read(celeba: Path) -> None:
+    for name in (ATTRIBUTES, PARTITION):
+        (celeba / name).write_bytes(b"\xef\xbb\xbf" + (celeba / name).read_bytes().replace(b"\n", b"\r\n"))
+    check_faces(load(celeba, "train"), [0, 1, 2])
+
+
+def test_what_no_split_uses_is_told(celeba: Path) -> None:
+    save_picture(celeba / "img_align_celeba" / "extra.jpg", 0, (8, 8))
+    source = open_source(DataConfig(name="celeba", path=celeba, check_sums=False), "train")
+    assert [(each.reason, each.count, each.first) for each in source.left_out] == [
+        ("of the validation part", 1, "000004.jpg"),
+        ("pictures that list_eval_partition.txt does not name", 1, "img_align_celeba/extra.jpg"),
+    ]
+
+
+def test_masks_are_never_taken_for_pictures(mask_hq: Path) -> None:
+    save_picture(mask_hq / "CelebAMask-HQ-mask-anno" / "0" / "00000_hair.png", 255, (8, 8))
+    with pytest.raises(DataError, match=f"expected CelebAMask-HQ's files, found them in {mask_hq.name}/"):
+        load(mask_hq.parent, "train", "celebahq")
+    (mask_hq / "CelebAMask-HQ-attribute-anno.txt").unlink()
+    with pytest.raises(DataError, match=r"CelebAMask-HQ-attribute-anno.txt: not there, beside the other files"):
+        load(mask_hq, "train", "celebahq")
+    with pytest.raises(DataError, match="holds the masks of CelebAMask-HQ"):
+        load(mask_hq, "train", "folder")
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """Folders of pictures and of shards that others wrote: classes, splits and what is refused."""
 
+import gzip
 import io
+import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +24,9 @@ def save_picture(path: Path, value: int, size: tuple[int, int] = (6, 6)) -> None
     Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
 
 
-def load(path: Path, split: Split = "train", name: str = "folder") -> ImageSet:
-    return load_images(DataConfig(name=name, path=path, image_size=4, channels=3), split)  # type: ignore[arg-type]
+def load(path: Path, split: Split = "train", name: str = "folder", **fields: Any) -> ImageSet:
+    data = DataConfig.model_validate({"name": name, "path": path, "image_size": 4, "channels": 3, **fields})
+    return load_images(data, split)
 
 
 def values(images: ImageSet) -> list[int]:
@@ -53,9 +58,17 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert [value // 8 % 3 == 0 for value in values(images)] == images.labels.bool().tolist()
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
-def test_split_folders_are_the_splits(tmp_path: Path, test_name: str) -> None:
-    for number, (split, name) in enumerate([("train", "a"), ("train", "b"), ("train", "c"), (test_name, "c")]):
+@pytest.mark.parametrize(
+    ("train_name", "test_name"),
+    [
+        *(("train", name) for name in ("test", "val", "valid", "validation")),
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAIN", "Val"),
+    ],
+)
+def test_split_folders_are_the_splits(tmp_path: Path, train_name: str, test_name: str) -> None:
+    for number, (split, name) in enumerate([(train_name, "a"), (train_name, "b"), (train_name, "c"), (test_name, "c")]):
         save_picture(tmp_path / split / name / "x.png", number)
     train, test = load(tmp_path, "train"), load(tmp_path, "test")
     assert (values(train), values(test)) == ([0, 1, 2], [3])
@@ -72,6 +85,21 @@ def make_mixed(path: Path) -> None:
 def make_unknown_class(path: Path) -> None:
     save_picture(path / "train" / "a" / "a.png", 0)
     save_picture(path / "test" / "b" / "b.png", 0)
+
+
+def make_masks(path: Path) -> None:
+    save_picture(path / "CelebA-HQ-img" / "0.png", 0)
+    save_picture(path / "CelebAMask-HQ-mask-anno" / "0" / "0.png", 0)
+
+
+def make_folder_above(path: Path) -> None:
+    for split in ("Train", "test"):
+        save_picture(path / "unpacked" / split / "a" / "0.png", 0)
+
+
+def make_two_of_a_split(path: Path) -> None:
+    for split in ("train", "training", "test"):
+        save_picture(path / split / "0.png", 0)
 
 
 def make_damaged(path: Path) -> None:
@@ -93,6 +121,10 @@ def make_damaged(path: Path) -> None:
         ),
         (make_unknown_class, "test: expected the classes of .*train only, found b"),
         (make_damaged, "test/a.png: expected a whole picture"),
+        (make_masks, "holds the masks of CelebAMask-HQ"),
+        (make_folder_above, "expected a folder a class, but unpacked holds test/ and train/: data.path must name it"),
+        (make_two_of_a_split, "expected one of train/ and training/, found both"),
+        (lambda path: save_picture(path / "val" / "a.png", 0), "holds val/, expected train/ beside it"),
     ],
 )
 def test_wrong_folders_are_named(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
@@ -101,6 +133,24 @@ def test_wrong_folders_are_named(tmp_path: Path, make: Callable[[Path], None], m
     make(folder)
     with pytest.raises(DataError, match=f"{folder}.*{message}"):
         load(folder, "test")
+
+
+def test_test_pictures_without_class_folders_serve_where_no_classes_are_asked_for(tmp_path: Path) -> None:
+    for name in ("train/cat/0.png", "train/dog/0.png", "test/0.png"):
+        save_picture(tmp_path / name, 7)
+    assert load(tmp_path, "train").label_names == ("cat", "dog")
+    assert load(tmp_path, "test").labels is None
+    assert load(tmp_path, "train", labels="class").label_names == ("cat", "dog")
+    with pytest.raises(DataError, match=r"test: expected the class folders of .*train, found pictures without"):
+        load(tmp_path, "test", labels="class")
+
+
+def test_a_class_without_a_picture_to_train_on_is_refused(tmp_path: Path) -> None:
+    for number in range(40):
+        save_picture(tmp_path / f"person{number:02d}" / "a.jpg", number)
+    assert len(load(tmp_path)) < 40
+    with pytest.raises(DataError, match=r"no picture of class person.. is left to train on, nor of . others"):
+        load(tmp_path, labels="class")
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -191,6 +241,114 @@ def test_foreign_and_own_shards_without_splits(tmp_path: Path) -> None:
 )
 def test_wrong_foreign_samples_are_named(tmp_path: Path, samples: dict[str, dict[str, bytes]], message: str) -> None:
     write_foreign(tmp_path / "train" / "x.tar", samples)
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, "train", "shards")
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes = b"", **fields: Any) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for field, value in fields.items():
+        setattr(member, field, value)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def test_links_in_a_shard_stand_for_their_files(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with tarfile.open(tmp_path / "train" / "x.tar", "w") as tar:
+        add(tar, "a/0.npy", grey(5))
+        add(tar, "1.npy", grey(6))
+        add(tar, "2.npy", type=tarfile.LNKTYPE, linkname="a/0.npy")
+        add(tar, "a/3.npy", type=tarfile.SYMTYPE, linkname="../4.npy")
+        add(tar, "4.npy", type=tarfile.SYMTYPE, linkname="1.npy")
+    assert values(load(tmp_path, "train", "shards")) == [5, 6, 5, 6, 6]
+
+
+def test_archives_one_after_the_other_are_all_read(tmp_path: Path) -> None:
+    for number in range(3):
+        write_foreign(tmp_path / f"{number}.tar", {str(number): {"npy": grey(number)}})
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    both = b"".join((tmp_path / f"{number}.tar").read_bytes() for number in range(3))
+    (tmp_path / "set" / "train" / "x.tar").write_bytes(both)
+    assert values(load(tmp_path / "set", "train", "shards")) == [0, 1, 2]
+    # A head that is damaged ends no archive silently.
+    (tmp_path / "set" / "train" / "x.tar").write_bytes(both[:-20480] + b"x" + both[-20479:])
+    with pytest.raises(DataError, match=r"x.tar: damaged: .* found no head of a member at byte"):
+        load(tmp_path / "set", "train", "shards")
+
+
+def test_hidden_files_in_a_shard_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    with tarfile.open(tmp_path / "train" / "x.tar", "w") as tar:
+        for name in ("./A/._0.NPY", "./A/0.NPY", "__MACOSX/0.npy", "./A/0.txt", "./A/0.CLS"):
+            add(tar, name, b"1" if name.endswith("CLS") else grey(7))
+        add(tar, "pipe.npy", type=tarfile.FIFOTYPE)
+    source = open_source(DataConfig(name="shards", path=tmp_path, image_size=4), "train")
+    assert source.count == 1
+    assert {each.reason: each.count for each in source.left_out} == {
+        "hidden or system files": 2,
+        "members that are no files": 1,
+        "files beside the images": 1,
+    }
+
+
+def write_members(*members: tuple[str, bytes, dict[str, Any]]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with tarfile.open(path / "x.tar", "w") as tar:
+            for name, content, fields in members:
+                add(tar, name, content, **fields)
+
+    return write
+
+
+def write_huge(path: Path) -> None:
+    picture = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(picture, format="PNG")
+    write_members(("0.png", picture.getvalue(), {}))(path)
+
+
+def write_claim(path: Path) -> None:
+    """A member that claims 300 MB, in a file that has as many and takes no place on the disk."""
+    head = tarfile.TarInfo("0.npy")
+    head.size = 300 * 2**20
+    with (path / "x.tar").open("wb") as file:
+        file.write(head.tobuf())
+        file.truncate(head.size + 4096)
+
+
+def write_sparse(path: Path) -> None:
+    head = tarfile.TarInfo("0.png")
+    head.type = tarfile.GNUTYPE_SPARSE
+    block = bytearray(head.tobuf(tarfile.GNU_FORMAT))
+    block[483:495] = b"%011o\0" % (100 * 2**30)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    (path / "x.tar").write_bytes(bytes(block) + bytes(10240 - 512))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (write_members(*((f"{key}.npy", grey(0), {}) for key in "010")), "sample 0: expected its files side by side"),
+        (write_members(("0.npy", b"", {}), ("0.npy", b"", {})), "sample 0: expected one .npy file, found two"),
+        (write_members(("0.npy", b"", {"type": tarfile.SYMTYPE, "linkname": "../x.npy"})), "0.npy: a link to"),
+        (write_members(("0.npy", b"", {"type": tarfile.SYMTYPE, "linkname": "0.npy"})), "0.npy: a link to 0.npy"),
+        (write_members(("0.npy", grey(0), {}), ("0.cls", b"100000000", {})), "sample 0: expected a class id of 0"),
+        (write_members(("0.npy", grey(0), {}), ("0.cls", b"1" * 5000, {})), "sample 0: expected a class id of 0"),
+        (write_members(("0.npy", grey(0), {}), ("0.json", b"[" * 10**5, {})), "sample 0: expected JSON"),
+        (write_members(("0.npy", grey(0), {}), ("0.json", b'{"label": true}', {})), "sample 0: expected a class id"),
+        (write_huge, "sample 0: 9000 x 9000 pixels are more than data.max_pixels"),
+        (write_claim, "sample 0: expected at most 268,435,456 bytes in its .npy file, found 314,572,800"),
+        (write_sparse, "0.png: expected whole files, found a sparse one"),
+        (lambda path: (path / "x.tar").write_bytes(gzip.compress(b"x")), "x.tar: .* compressed one: .* gunzip"),
+        (lambda path: (path / "1.tar.gz").write_bytes(b""), "1.tar.gz: expected tar files, found 1 compressed"),
+        (lambda path: os.mkfifo(path / "x.tar"), "x.tar: cannot be read: expected a regular file"),
+        (lambda path: write_foreign(path / "deep" / "x.tar", {"0": {"npy": grey(0)}}), "found them in sub-folders"),
+    ],
+)
+def test_shards_that_cannot_be_right_are_refused(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train")
     with pytest.raises(DataError, match=message):
         load(tmp_path, "train", "shards")
 
