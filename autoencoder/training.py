@@ -21,7 +21,7 @@ from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTraining
 from cdrl.data import GridSet, TrainingSet
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json, write_json
-from cdrl.sampling.noise import derive_seed
+from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import (
     Trainee,
     TraineeSettings,
@@ -166,7 +166,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         def export() -> None:
             if world.is_main:
                 facts = {name: value for name, value in state.items() if name != "best_psnr"}
-                with written_whole(run.model) as folder:
+                with folder_with_checksums(run.model) as folder:
                     save_autoencoder(folder, trainer.autoencoder.averaged, **facts)
 
         while True:

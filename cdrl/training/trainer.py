@@ -26,6 +26,7 @@ from cdrl.training.engine import (
     checkpoint_written_whole,
     linear_schedule,
 )
+from cdrl.training.monitor import save_sums
 from cdrl.training.objective import (
     Diagnostics,
     Losses,
