@@ -19,6 +19,7 @@ from autoencoder.model import Autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
+from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
