@@ -97,7 +97,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise RunError(f"{path}: not a whole safetensors file ({error})") from None
 
 
-_BEFORE_A_CHECKPOINT = ("data.json", "metrics.jsonl", "tensorboard", "samples", "reconstructions", "best")
+DATA_FACTS = "data.json"
+_BEFORE_A_CHECKPOINT = (DATA_FACTS, "metrics.jsonl", "tensorboard", "samples", "reconstructions", "best")
 """What training may have written when there is no checkpoint yet."""
 
 
@@ -157,7 +158,7 @@ class Run:
         Raises:
             RunError: they have changed; the message says what of them.
         """
-        path = self.folder / "data.json"
+        path = self.folder / DATA_FACTS
         if path.exists() and self.last_checkpoint() is not None:
             changed = _differences(read_json(path), json.loads(json.dumps(facts)))
             if changed:
@@ -170,8 +171,8 @@ class Run:
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole checkpoint."""
-        found = sorted(self.checkpoints.glob("step_*"))
-        return (int(found[-1].name.removeprefix("step_")), found[-1]) if found else None
+        found = self._all_checkpoints()
+        return found[-1] if found else None
 
     def last_checkpoint_in_words(self) -> str:
         """What there is to go back to."""
@@ -180,8 +181,8 @@ class Run:
 
     def way_on_without(self, checkpoint: Path) -> str:
         """What to do about a checkpoint that is damaged."""
-        before = [path for path in sorted(self.checkpoints.glob("step_*")) if path.name < checkpoint.name]
-        onward = f"go on from step {int(before[-1].name.removeprefix('step_'))}" if before else "begin anew"
+        before = [step for step, path in self._all_checkpoints() if path.name < checkpoint.name]
+        onward = f"go on from step {before[-1]}" if before else "begin anew"
         return f"remove {checkpoint} to {onward}"
 
     def checkpoint_path(self, step: int) -> Path:
@@ -191,12 +192,17 @@ class Run:
     def prune_checkpoints(self, keep: int = 2) -> None:
         """Remove all but the newest checkpoints, and what an interrupted writing left."""
         clear_all_leftovers(self.checkpoints)
-        for path in sorted(self.checkpoints.glob("step_*"))[:-keep]:
+        for _, path in self._all_checkpoints()[:-keep]:
             discard(path)
+
+    def _all_checkpoints(self) -> list[tuple[int, Path]]:
+        """Step and folder of each, the oldest first; folders that were given other names are nobody's."""
+        named = ((path.name.removeprefix("step_"), path) for path in self.checkpoints.glob("step_*"))
+        return sorted((int(digits), path) for digits, path in named if digits.isdecimal())
 
     def _clear(self) -> None:
         """Remove what a process that was killed in this run left, of what training writes."""
-        for name in ("config.yaml", "data.json", "metrics.jsonl", "model", "best", *_BEFORE_A_CHECKPOINT):
+        for name in ("config.yaml", "model", *_BEFORE_A_CHECKPOINT):
             clear_leftovers(self.folder / name)
         for folder in (self.checkpoints, self.folder / "samples", self.folder / "reconstructions"):
             clear_all_leftovers(folder)

@@ -36,15 +36,19 @@ def written_whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(path)
     partial = partial_name(path)
+    # What is part of a folder that is not complete itself is synced with it.
+    is_part = any(folder.name.startswith(_PARTIAL) for folder in path.absolute().parents)
     try:
         with file_named(path):
             yield partial
-        sync(partial)
+        if not is_part:
+            sync(partial)
         if partial.is_dir() and path.exists():
             _exchange(partial, path)
         else:
             os.replace(partial, path)
-        _sync_one(path.parent)
+        if not is_part:
+            sync_folder(path.parent)
     except BaseException:
         with suppress(OSError):  # what went wrong first is what must be told
             discard(partial)
@@ -112,6 +116,11 @@ def sync(path: Path) -> None:
             _sync_one(Path(folder))
     else:
         _sync_one(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names of a folder's files are on the disk, whatever is in them."""
+    _sync_one(path)
 
 
 def _sync_one(path: Path) -> None:

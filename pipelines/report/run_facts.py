@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdrl.runs.run import RunError, read_json, read_yaml
+from cdrl.runs.run import DATA_FACTS, RunError, read_json, read_yaml
 from pipelines.evaluation.evaluate import value_in_words
 
 Points = list[tuple[float, float]]
@@ -94,6 +94,8 @@ def read_figures(run: Path) -> dict[str, str]:
     """The figures of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
     figures: dict[str, str] = {}
     for path in sorted(run.glob("*.json")):
+        if path.name == DATA_FACTS:
+            continue
         values = read_json(path)
         if path.name == "evaluation.json":
             figures |= {name: value_in_words(figure) for name, figure in values.items()}

@@ -36,6 +36,7 @@ from cdrl.data.shards.reading import (
     read_index,
 )
 from cdrl.data.shards.tars import parse_json, parse_label
+from cdrl.runs.whole import sync, sync_folder
 
 SHARD_SIZE = 1000
 _PLAN = "plan.json"
@@ -311,6 +312,7 @@ def _put(path: Path, content: bytes) -> None:
     writing = path.with_name(path.name + _WRITING)
     try:
         writing.write_bytes(content)
+        sync(writing)
         os.replace(writing, path)
     except OSError as error:
         writing.unlink(missing_ok=True)
@@ -328,6 +330,7 @@ def _publish(folder: Path, index: Index) -> None:
         partial = folder / (name + PARTIAL)
         if partial.is_file():
             os.replace(partial, folder / name)
+    sync_folder(folder)
     discard_leftovers(folder)
 
 

@@ -150,6 +150,7 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
     for step in (5, 20, 100):
         run.checkpoint_path(step).mkdir(parents=True)
     (run.checkpoints / ".partial-step_00000500").mkdir()
+    (run.checkpoints / "step_00000100_kept_aside").mkdir()
     assert run.last_checkpoint() == (100, run.checkpoint_path(100))
 
 

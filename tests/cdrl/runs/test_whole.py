@@ -90,6 +90,18 @@ def test_everything_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monk
     assert (move, after) == ("move to model", "sync .")
 
 
+def test_files_of_a_folder_that_is_not_complete_are_synced_once_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(whole, "_sync_one", lambda path: synced.append(path.name))
+    with written_whole(tmp_path / "model") as partial:
+        with written_whole(partial / "weights") as file:
+            file.write_text("new")
+        assert synced == []
+    assert synced == ["weights", ".partial-model", tmp_path.name]
+
+
 def test_an_error_that_names_no_file_gets_a_name(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as error, written_whole(tmp_path / "file"):
         raise OSError(28, "No space left on device")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cdrl.config import Config
 from cdrl.data import TrainingSet
+from cdrl.runs.checksums import write_checksums
 from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, load_tensors
 from cdrl.training.engine import start
@@ -136,6 +137,7 @@ def test_the_cost_of_training_is_kept_through_interruptions(tmp_path: Path) -> N
     state = json.loads(path.read_text())
     assert 0 < state["cpu_seconds"] < 60
     path.write_text(json.dumps({**state, "wall_seconds": 5000.0, "cpu_seconds": 3000.0}))
+    write_checksums(path.parent)
     before = time.monotonic(), time.process_time()
     run_stage_two(tiny_config(), tmp_path)
     wall, cpu = time.monotonic() - before[0], time.process_time() - before[1]

@@ -143,7 +143,6 @@ def test_an_import_that_was_killed_anywhere_is_finished_by_the_same_command(
             break
         shutil.rmtree(run)
     assert event > 10
-    make()
 
 
 def test_other_weights_are_not_imported_over_it(tmp_path: Path) -> None:
