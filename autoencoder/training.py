@@ -19,7 +19,8 @@ from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, write_json, written_whole
+from cdrl.runs.records import read_checkpoint_record
+from cdrl.runs.run import MetricsLog, Run, write_json, written_whole
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import Trainee, World, barrier, checkpoint_written_whole, linear_schedule
 from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
@@ -109,7 +110,7 @@ class StageOneTrainer:
         self.autoencoder.load(path, "autoencoder")
         if self.discriminator is not None:
             self.discriminator.load(path, "discriminator")
-        return read_json(path / "state.json")
+        return read_checkpoint_record(path / "state.json", self.training.num_steps)
 
     def close(self) -> None:
         """Let go of the engines."""

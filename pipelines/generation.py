@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cdrl.runs.run import discard, read_json, write_json, written_whole
+from cdrl.runs.records import ModelRecord, read_record
+from cdrl.runs.run import discard, write_json, written_whole
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, SamplerOptions, find_model
 from pipelines.composition import compose, parse_concepts
@@ -68,7 +69,7 @@ def run_sample(
 
 def model_facts(run: Path, pipeline: CDRLPipeline, options: SamplerOptions) -> dict[str, Any]:
     """What a record of images says of their sampler and of their model, whose step may be unknown."""
-    step = read_json(find_model(run) / "config.json").get("step")
+    step = read_record(find_model(run) / "config.json", ModelRecord).step
     return {"sampling": pipeline.sampling(options).model_dump(), "model_step": step}
 
 

@@ -234,7 +234,7 @@ MODELS = {
     "a description of something else": Damage(
         nothing,
         lambda model: (model / "config.json").write_text("{}"),
-        "config.json: expected a CDRL model of format 1",
+        "config.json: it lacks 'format'",
     ),
 }
 PUBLISHED_MODELS = {

@@ -14,7 +14,8 @@ from cdrl.config import Config, InitializerConfig
 from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.model import CDRL
 from cdrl.networks import FoldedEnergy
-from cdrl.runs.run import read_json, write_json
+from cdrl.runs.records import read_checkpoint_record
+from cdrl.runs.run import write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample, sampler_settings
 from cdrl.training.engine import Trainee, World, checkpoint_written_whole, linear_schedule
@@ -156,7 +157,7 @@ class CooperativeTrainer:
 
     def load(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
-        state = read_json(path / "state.json")
+        state = read_checkpoint_record(path / "state.json", self.config.training.num_steps)
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():
             trainee.load(path, name)

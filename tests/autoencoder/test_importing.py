@@ -280,9 +280,9 @@ def changed(state: dict[str, Tensor], *, lost: str = "$^", **added: Tensor) -> d
     [
         ({"lost": "encoder.mid.attn_1.q.weight"}, r"lacks 'encoder\.mid\.attn_1\.q\.weight'$"),
         ({"lost": "decoder.up.1.upsample"}, r"lacks 'decoder\.up\.1\.upsample\.conv\.bias', 'decoder.*weight'$"),
-        ({"lost": "encoder.conv_in"}, r"lacks 'encoder\.conv_in\.weight'$"),
+        ({"lost": "encoder.conv_in"}, r"lacks 'encoder\.conv_in\.weight'"),
         ({"lost": "encoder.down"}, r"lacks 'encoder\.down\.0\.block\.0\.conv1\.weight'$"),
-        ({"lost": "encoder"}, r"lacks 'encoder\.conv_in\.weight'$"),
+        ({"lost": "encoder"}, r"lacks 'encoder\.conv_in\.weight'"),
         ({"lost": "decoder.(mid|up)"}, r"lacks 'decoder\.mid\.attn_1\.k\.bias', .* and \d+ more$"),
         ({"colorize": torch.ones(2)}, r"also holds 'colorize'$"),
         ({"quantize.embed.weight": torch.ones(2, 3)}, r"lacks 'quantize\.embedding\.weight'$"),

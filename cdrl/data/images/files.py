@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cdrl.data.images.sets import DataError, Part, Source, fingerprint_of
+from cdrl.foreign.arrays import parse_npy
+from cdrl.foreign.files import open_file
 
 _CHUNK = 64  # pictures that are decoded together
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -42,18 +44,16 @@ def decode_image(content: bytes, source: str) -> Tensor:
 def load_array(content: bytes, source: str) -> np.ndarray:
     """A .npy file's bytes -> its array; never runs a pickle. Raises DataError naming ``source``."""
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        return parse_npy(content)
+    except ValueError as error:
         raise DataError(f"{source}: expected a whole .npy array of numbers: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{source}: expected one .npy array, found an archive of arrays")
-    return array
 
 
 def read_bytes(path: Path) -> bytes:
     """The file's content. Raises DataError naming a file that cannot be read."""
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 

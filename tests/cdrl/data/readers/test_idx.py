@@ -66,7 +66,7 @@ def test_the_systems_package_is_the_default(folder: Path, monkeypatch: pytest.Mo
     ("name", "content", "message"),
     [
         ("train-images-idx3-ubyte", idx_file(make_pixels(5))[:-1], "expected 3920 values, found 3919"),
-        ("train-images-idx3-ubyte", idx_file(make_pixels(5)) + b"x", "expected 3920 values, found 3921"),
+        ("train-images-idx3-ubyte", idx_file(make_pixels(5)) + b"x", "expected 3920 values, found more"),
         (
             "train-images-idx3-ubyte",
             idx_file(make_pixels(5), magic=2049),

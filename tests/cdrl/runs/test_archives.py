@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoder.archives import Foreign, StoredTensor, read_description, read_tensors
+from cdrl.foreign.unpickling import Foreign
+from cdrl.runs.archives import StoredTensor, read_description, read_tensors
 from cdrl.runs.run import RunError
 from tests.published import Touch
 
@@ -159,9 +160,16 @@ def test_damage_is_found(tmp_path: Path) -> None:
     path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
     with pytest.raises(RunError, match=r"x\.ckpt: 'a' is damaged \(Bad CRC"):
         read_tensors(path, description)
-    for content in (b"", b"junk", whole[:-100], whole[:500]):
+    for content, message in (
+        (b"", "is empty"),
+        (b"junk", "not a whole checkpoint"),
+        (whole[:-100], "is cut short"),
+        (whole[:500], "is cut short"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(RunError, match=r"x\.ckpt: not a whole checkpoint"):
+        with pytest.raises(RunError, match=rf"x\.ckpt: {message}"):
             read_description(path)
     with pytest.raises(RunError, match="no such file"):
         read_description(tmp_path / "missing.ckpt")
@@ -179,7 +187,7 @@ def test_a_tensor_that_reaches_beyond_its_record_is_refused(tmp_path: Path) -> N
     path = saved(tmp_path / "x.ckpt", {"a": torch.ones(4)})
     stored = read_description(path)["a"]
     with pytest.raises(RunError, match="'a' is damaged"):
-        read_tensors(path, {"a": stored._replace(size=(5,))})
+        read_tensors(path, {"a": stored._replace(shape=(5,))})
     with pytest.raises(RunError, match="'a' is damaged"):
         read_tensors(path, {"a": stored._replace(record="7")})
     with zipfile.ZipFile(path, "a") as archive:
