@@ -160,8 +160,8 @@ def _first_stage(path: Path, state: Mapping[str, Any], average: bool) -> dict[st
     if not prefixes:
         found = ", ".join(repr(name[:60]) for name in sorted(state)[:3]) or "none"
         raise RunError(
-            f"{path}: not a first stage that can be imported: it lacks {_FIRST_WEIGHT!r}; its {len(state)} entries begin "
-            f"with {found}"
+            f"{path}: not a first stage that can be imported: it lacks {_FIRST_WEIGHT!r}; its {len(state)} entries "
+            f"begin with {found}"
         )
     state = _below(state, prefixes[0])
     averages = _below(state, _AVERAGES)

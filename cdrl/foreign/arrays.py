@@ -83,12 +83,14 @@ def read_npz(path: Path, names: Sequence[str], most: int) -> dict[str, np.ndarra
         OSError: the file cannot be read.
         ValueError: it is damaged, or an array is larger or not of numbers.
     """
-    try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+    with open_file(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
             held = {member.filename: member for member in archive.infolist()}
             return {name: _npz_member(archive, held[f"{name}.npy"], most) for name in names if f"{name}.npy" in held}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"damaged ({error})") from None  # RuntimeError: it wants a password
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+            # OSError: an offset before the file's beginning. RuntimeError: it wants a password.
+            raise ValueError(f"damaged ({error})") from None
 
 
 def _npz_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, most: int) -> np.ndarray:

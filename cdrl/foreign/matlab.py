@@ -88,14 +88,16 @@ def _read_matrix(element: memoryview, compressed: bool, kind: int, order: str) -
     if not compressed:
         return _Matrix(bytes(element[:_HEAD]), lambda count: bytes(element[:count]), order) if kind == _MATRIX else None
 
-    def unfold(count: int) -> bytes:
-        return zlib.decompressobj().decompress(element, 8 + count)[8:]
+    def first(count: int) -> bytes:
+        try:
+            return zlib.decompressobj().decompress(element, count)
+        except zlib.error as error:
+            raise ValueError(f"is damaged ({error})") from None
 
-    try:
-        kind, _ = _unpack(f"{order}II", zlib.decompressobj().decompress(element, 8), 0)
-        return _Matrix(unfold(_HEAD), unfold, order) if kind == _MATRIX else None
-    except zlib.error as error:
-        raise ValueError(f"is damaged ({error})") from None
+    kind, _ = _unpack(f"{order}II", first(8), 0)
+    if kind != _MATRIX:
+        return None
+    return _Matrix(first(8 + _HEAD)[8:], lambda count: first(8 + count)[8:], order)
 
 
 def _tag(content: bytes, place: int, order: str) -> tuple[int, int, int]:

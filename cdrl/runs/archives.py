@@ -24,7 +24,8 @@ from cdrl.foreign.unpickling import Foreign, Named, read_pickle
 from cdrl.runs.run import RunError
 
 _LONGEST_DESCRIPTION = 2**26  # bytes of data.pkl; those of the largest models have a few million
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+"""By these the zip archive's own reader reports what is wrong: offsets before the file's beginning are an OSError."""
 
 
 class StoredTensor(NamedTuple):
