@@ -73,6 +73,8 @@ def load_published_autoencoder(path: Path, *, average: bool = True, image_size: 
     Raises:
         RunError: the file is missing, damaged, or of another kind of model; the message names what does not fit.
     """
+    if not path.exists():
+        raise RunError(f"{path}: no such file")
     if path.is_dir():
         weights, stored_size = _read_diffusers(_diffusers_folder(path), None)
     elif _is_of_diffusers(path):
@@ -132,16 +134,16 @@ def _named(path: Path, value: Any) -> dict[str, Any]:
 
 
 def _state_dict(path: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    """The named weights among the entries of a file: its state_dict, the one set of weights in it, or all of it."""
+    """The named weights among the entries of a file: its state_dict, or all of it."""
     if "state_dict" in entries:
         return _named(path, entries["state_dict"])
-    sets = {name: value for name, value in entries.items() if isinstance(value, dict) and _prefixes(value)}
-    if len(sets) > 1:
+    sets = sorted(name for name, value in entries.items() if isinstance(value, dict) and _prefixes(value))
+    if sets:
         raise RunError(
-            f"{path}: holds several sets of weights ({', '.join(sorted(sets))}): save the one that is meant in a file "
-            "of its own"
+            f"{path}: holds first stages under {', '.join(map(repr, sets))}, expected one under 'state_dict' or the "
+            "weights alone: save the entry that is meant in a file of its own"
         )
-    return _named(path, next(iter(sets.values()), entries))
+    return _named(path, entries)
 
 
 def _prefixes(state: Mapping[Any, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdrl.foreign.files import read_file
 from cdrl.foreign.values import load_yaml
@@ -21,7 +21,15 @@ _MOST_NUMBERS = 2**32
 """Numbers in a batch of images, over all processes: 16 GiB."""
 
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
-Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=12)]
+
+
+def _some(multipliers: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(multipliers) <= 12:
+        raise ValueError(f"expected 1 to 12 resolutions, found {len(multipliers)}")
+    return multipliers
+
+
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], AfterValidator(_some)]
 """Widths of a network's resolutions; each after the first halves the grid."""
 
 

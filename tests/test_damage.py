@@ -238,8 +238,8 @@ MODELS = {
     ),
 }
 PUBLISHED_MODELS = {
-    "import-cdrl": ("official_uncond_tiny.pth.tar", "official_uncond_tiny.pth.tar: not a checkpoint"),
-    "import-autoencoder": ("compvis_kl_f4_tiny.ckpt", "compvis_kl_f4_tiny.ckpt: not a whole checkpoint"),
+    "import-cdrl": ("official_uncond_tiny.pth.tar", "official_uncond_tiny.pth.tar: is cut short"),
+    "import-autoencoder": ("compvis_kl_f4_tiny.ckpt", "compvis_kl_f4_tiny.ckpt: is cut short"),
 }
 CONFIGS = {
     "no text": (b"\xff\xfe\x00\x01", "config.yaml: not a readable YAML file"),

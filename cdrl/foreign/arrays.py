@@ -159,6 +159,11 @@ def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """How Python 3 writes no bytes at all for Python 2."""
+    return b""
+
+
 _CORES = ("numpy.core", "numpy._core")
 PICKLED_ARRAYS: Mapping[tuple[str, str], Any] = {
     **{(f"{core}.multiarray", "_reconstruct"): _new_array for core in _CORES},
@@ -167,5 +172,6 @@ PICKLED_ARRAYS: Mapping[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,  # an argument of _reconstruct only
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encoded,
+    ("__builtin__", "bytes"): _no_bytes,
 }
 """What pickles of arrays name, for `cdrl.foreign.unpickling.read_pickle`: arrays become `PickledArray`."""
