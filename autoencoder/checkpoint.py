@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+import torch
+from pydantic import Field, ValidationError
 
 from autoencoder.model import Autoencoder
-from cdrl.config import BottleneckConfig
+from cdrl.config import BottleneckConfig, ConfigError
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import load_weights
-from cdrl.runs.run import RunError, read_json, save_tensors, write_json
+from cdrl.runs.records import Record, first_fault, read_record
+from cdrl.runs.run import RunError, save_tensors, write_json
 
 FORMAT = 1
 WEIGHTS = "autoencoder.safetensors"
 DESCRIPTION = "autoencoder.json"
+
+
+class AutoencoderRecord(Record):
+    """autoencoder.json; it also tells of the training."""
+
+    format: Literal[1]
+    architecture: dict[str, Any]
+    image_channels: Literal[1, 3]
+    image_size: Annotated[int, Field(ge=1, le=65_536)]
 
 
 def save_autoencoder(folder: Path, autoencoder: Autoencoder, **facts: Any) -> None:
@@ -40,13 +51,14 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     """
     verify_checksums(folder)
     path = folder / DESCRIPTION
-    description = read_json(path)
+    record = read_record(path, AutoencoderRecord)
     try:
-        if description["format"] != FORMAT:
-            raise RunError(f"{path}: expected an autoencoder of format {FORMAT}, found {description['format']!r}")
-        architecture = BottleneckConfig.model_validate(description["architecture"])
-        autoencoder = Autoencoder(architecture, description["image_channels"], description["image_size"])
-    except (KeyError, ValidationError) as error:
-        raise RunError(f"{path}: not the description of an autoencoder ({' '.join(str(error).split())})") from None
+        architecture = BottleneckConfig.model_validate(record.architecture)
+        with torch.device("meta"):
+            autoencoder = Autoencoder(architecture, record.image_channels, record.image_size)
+    except ValidationError as error:
+        raise RunError(f"{path}: architecture: {first_fault(error)}") from None
+    except ConfigError as error:
+        raise RunError(f"{path}: {error}") from None
     load_weights(autoencoder, folder / WEIGHTS)
     return autoencoder.eval().requires_grad_(False)

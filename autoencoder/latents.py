@@ -9,15 +9,27 @@ from typing import Any
 
 import torch
 from kornia.geometry.transform import hflip
+from pydantic import ValidationError
 from torch import Tensor
 
 from autoencoder.checkpoint import WEIGHTS
 from autoencoder.model import Autoencoder, QuantizedLatent
 from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, read_shards, stream_shards, write_shards
 from cdrl.runs.progress import progress_bar
+from cdrl.runs.records import Deviations, Record, Statistics, first_fault
 from cdrl.sampling.noise import ImageNoise, derive_seed
 
 BATCH = 64
+
+
+class _Metadata(Record):
+    """What the index of latents says of them."""
+
+    mirrors: bool
+    kind: str
+    autoencoder: str
+    mean: Statistics
+    std: Deviations
 
 
 @torch.no_grad()
@@ -101,6 +113,13 @@ def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) 
     if not (folder / "index.json").exists():
         raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
     latents = stream_shards(folder) if stream else read_shards(folder)
+    channels = latents.grids.shape[-3] if len(latents.grids.shape) > 3 else 0
+    try:
+        statistics = _Metadata.model_validate(dict(latents.metadata))
+    except ValidationError as error:
+        raise DataError(f"{folder / 'index.json'}: metadata: {first_fault(error)}") from None
+    if not len(statistics.mean) == len(statistics.std) == channels:
+        raise DataError(f"{folder / 'index.json'}: metadata: expected mean and std of {channels} channels")
     if latents.metadata.get("autoencoder") != fingerprint(model):
         raise DataError(
             f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"

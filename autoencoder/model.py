@@ -95,7 +95,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: BottleneckConfig, image_channels: int, image_size: int) -> None:
         super().__init__()
-        factor = config.pixel_unshuffle * 2 ** (len(config.multipliers) - 1)
+        factor = config.shrinks_by
         if image_size % factor:
             raise ConfigError(
                 f"data.image_size={image_size} must be a multiple of {factor}, "

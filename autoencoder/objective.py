@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from autoencoder.lite0 import Lite0Distance
 from autoencoder.model import GaussianLatent, LatentDistribution
 from cdrl.config import ConfigError, ReconstructionConfig
+from cdrl.runs.archives import check_finite, check_is_there
 
 VGG_FILE = "vgg16-397923af.pth"
 LINEAR_FILE = "vgg.pth"
@@ -220,6 +221,8 @@ class LPIPSDistance(taming_lpips.LPIPS):
     def _assign(self, path: Path, names: dict[str, str]) -> None:
         """Set this module's parameters (keys of ``names``) to those of a file (values of ``names``)."""
         expected = {key: self.get_parameter(key).shape for key in names}
+        if path.exists():
+            check_is_there(path)
         try:
             stored = torch.load(path, map_location="cpu", weights_only=True)
             weights = {key: stored[name].float() for key, name in names.items()}
@@ -234,6 +237,7 @@ class LPIPSDistance(taming_lpips.LPIPS):
                 raise ConfigError(
                     f"{path}: {names[key]} has shape {tuple(weights[key].shape)}, expected {tuple(shape)}"
                 )
+        check_finite(path, weights)
         self.load_state_dict(weights, strict=False, assign=True)
 
 

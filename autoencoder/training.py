@@ -21,7 +21,8 @@ from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTraining
 from cdrl.data import GridSet, TrainingSet
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, write_json
+from cdrl.runs.records import read_checkpoint_record
+from cdrl.runs.run import MetricsLog, Run, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import (
     Trainee,
@@ -122,7 +123,7 @@ class StageOneTrainer:
         self.autoencoder.load(path, "autoencoder")
         if self.discriminator is not None:
             self.discriminator.load(path, "discriminator")
-        return read_json(path / "state.json")
+        return read_checkpoint_record(path / "state.json", self.training.num_steps)
 
     def close(self) -> None:
         """Let go of the engines."""

@@ -13,10 +13,38 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from PIL import ImageColor
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from cdrl.foreign.files import read_file
+from cdrl.foreign.values import load_yaml
 from cdrl.names import check_name
 from cdrl.registry import DATA_SETS, KERNELS
+
+_LONGEST_CONFIG = 2**20
+"""Bytes of a file of settings."""
+_MOST_NUMBERS = 2**32
+"""Numbers in a batch of images, over all processes: 16 GiB."""
+
+BatchSize = Annotated[int, Field(ge=1, le=2**20)]
+
+
+def _some(multipliers: tuple[int, ...]) -> tuple[int, ...]:
+    if not 1 <= len(multipliers) <= 12:
+        raise ValueError(f"expected 1 to 12 resolutions, found {len(multipliers)}")
+    return multipliers
+
+
+Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], AfterValidator(_some)]
+"""Widths of a network's resolutions; each after the first halves the grid."""
 
 
 class ConfigError(ValueError):
@@ -132,13 +160,18 @@ class BottleneckConfig(Section):
 
     bottleneck: Literal["kl", "vq"] = "kl"
     pixel_unshuffle: Literal[1, 2, 4, 8] = 1
-    channels: int = Field(default=128, ge=32, multiple_of=32)
-    multipliers: tuple[int, ...] = (1, 2, 4)
-    num_blocks: int = Field(default=2, ge=1)
+    channels: int = Field(default=128, ge=32, le=4096, multiple_of=32)
+    multipliers: Multipliers = (1, 2, 4)
+    num_blocks: int = Field(default=2, ge=1, le=64)
     attention_resolutions: tuple[int, ...] = ()
-    latent_channels: int = Field(default=3, ge=1)
-    z_channels: int | None = Field(default=None, ge=1)
-    codebook_size: int = Field(default=8192, ge=2)
+    latent_channels: int = Field(default=3, ge=1, le=1024)
+    z_channels: int | None = Field(default=None, ge=1, le=1024)
+    codebook_size: int = Field(default=8192, ge=2, le=2**20)
+
+    @property
+    def shrinks_by(self) -> int:
+        """How many times smaller the side of a latent is than that of its image."""
+        return self.pixel_unshuffle * 2 ** (len(self.multipliers) - 1)
 
 
 class ReconstructionConfig(Section):
@@ -173,7 +206,7 @@ class StageOneTrainingConfig(Section):
     """Optimization of the first stage; ``batch_size`` is the global one, over all processes."""
 
     num_steps: int = Field(ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: BatchSize = 16
     optimizer: Literal["adam", "muon"] = "adam"
     learning_rate: float = Field(default=4.5e-6, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -214,9 +247,9 @@ class ScheduleConfig(Section):
     """
 
     kind: Literal["cosine", "drl"] = "cosine"
-    num_levels: int = Field(default=6, ge=2)
-    logsnr_max: float = 9.8
-    logsnr_min: float = -5.1
+    num_levels: int = Field(default=6, ge=2, le=10_000)
+    logsnr_max: float = Field(default=9.8, le=30, description="beyond it single precision knows no noise")
+    logsnr_min: float = Field(default=-5.1, ge=-30)
     step_coefficient: float = Field(default=4e-4, gt=0)
     step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
     temperature: Literal["step_size", "one"] = "step_size"
@@ -249,11 +282,11 @@ class EnergyConfig(Section):
     chain then cannot drift away from the data's scale, however little the network has learned.
     """
 
-    channels: int = Field(default=128, ge=4, multiple_of=2)
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_blocks: int = Field(default=8, ge=1)
+    channels: int = Field(default=128, ge=4, le=4096, multiple_of=2)
+    multipliers: Multipliers = (1, 2, 2, 2)
+    num_blocks: int = Field(default=8, ge=1, le=100)
     spectral_norm: bool = True
-    fourier_features: int = Field(default=0, ge=0)
+    fourier_features: int = Field(default=0, ge=0, le=65_536)
     output_scale: float = Field(default=1.0, gt=0)
     reference: Literal["flat", "gaussian"] = "flat"
 
@@ -268,11 +301,11 @@ class InitializerConfig(Section):
     ``fourier_features`` are the energy's, for 2-D points only.
     """
 
-    channels: int = Field(default=64, ge=8, multiple_of=2)
-    multipliers: tuple[int, ...] = (1, 1, 1)
-    num_blocks: int = Field(default=3, ge=1)
+    channels: int = Field(default=64, ge=8, le=4096, multiple_of=2)
+    multipliers: Multipliers = (1, 1, 1)
+    num_blocks: int = Field(default=3, ge=1, le=100)
     attention_resolutions: tuple[int, ...] = (16, 8)
-    fourier_features: int = Field(default=0, ge=0)
+    fourier_features: int = Field(default=0, ge=0, le=65_536)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     conditional: bool = True
     predicts: Literal["y", "x0", "epsilon"] = "y"
@@ -288,7 +321,7 @@ class TrainingConfig(Section):
     """
 
     num_steps: int = Field(default=400_000, ge=1)
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: BatchSize = 256
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K")
     optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
@@ -409,6 +442,69 @@ class Config(Section):
             raise ValueError("sampling.steps=0 leaves the initializer alone, but initializer is null")
         return self
 
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Self:
+        """Sizes that contradict each other, found by arithmetic before anything is built."""
+        if self.space == "point":
+            if self.initializer is not None and set(self.initializer.multipliers) != {1}:
+                raise ValueError("initializer.multipliers must all be 1 for space: point")
+            return self
+        image = self.data.channels * self.data.image_size**2
+        _check_batch("training.batch_size", self.training.batch_size, image)
+        stage_one = self.autoencoder
+        if stage_one is not None and stage_one.training is not None:
+            _check_batch("autoencoder.training.batch_size", stage_one.training.batch_size, image)
+        side = self.data.image_size
+        if self.space == "latent":
+            if stage_one is None or stage_one.run is not None:
+                return self  # the sides of latents are that run's to tell
+            if side % stage_one.architecture.shrinks_by:
+                raise ValueError(
+                    f"data.image_size={side} must be a multiple of {stage_one.architecture.shrinks_by}, "
+                    "by which autoencoder.architecture shrinks the image"
+                )
+            side //= stage_one.architecture.shrinks_by
+        check_energy_grid(side, self.energy)
+        if self.initializer is not None:
+            check_initializer_grid(side, self.initializer)
+        return self
+
+
+def check_energy_grid(side: int, energy: EnergyConfig) -> None:
+    """Make sure that the energy's resolutions fit grids of ``side`` by ``side``.
+
+    Raises:
+        ValueError: it would shrink them to nothing.
+    """
+    smallest = 2 ** (len(energy.multipliers) - 1)
+    if side < smallest:
+        raise ValueError(
+            f"energy.multipliers: {len(energy.multipliers)} resolutions need a grid {smallest} wide at least, "
+            f"but it is {side} wide"
+        )
+
+
+def check_initializer_grid(side: int, initializer: InitializerConfig) -> None:
+    """Make sure that the initializer's resolutions fit grids of ``side`` by ``side``.
+
+    Raises:
+        ValueError: it cannot halve them as often and double them again.
+    """
+    factor = 2 ** (len(initializer.multipliers) - 1)
+    if side % factor:
+        raise ValueError(
+            f"initializer.multipliers: {len(initializer.multipliers)} resolutions need a grid divisible by {factor}, "
+            f"but it is {side} wide"
+        )
+
+
+def _check_batch(key: str, batch_size: int, image: int) -> None:
+    if batch_size * image > _MOST_NUMBERS:
+        raise ValueError(
+            f"{key}={batch_size}: images of {image:,} numbers are {batch_size * image:,} in a batch, "
+            f"expected {_MOST_NUMBERS:,} at most"
+        )
+
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
     """Read ``path`` with its bases, apply ``section.key=value`` overrides, check.
@@ -440,11 +536,13 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its chain of 'base' files comes back to itself")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_file(path, _LONGEST_CONFIG).decode("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected sections ('data:', 'training:', …) at the top, found {type(values).__name__}"
@@ -475,9 +573,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise ConfigError(f"override '{override}': expected section.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
+        value = load_yaml(text)
+    except ValueError:
+        raise ConfigError(f"override '{override[:80]}': '{text[:80]}' is not a YAML value") from None
     *sections, key = name.split(".")
     for section in sections:
         if values.get(section) is None:
@@ -495,5 +593,13 @@ def _explain(source: str, item: Any) -> str:
     if item["type"] == "missing":
         return f"{source}: missing key '{where}'"
     message = item["msg"].removeprefix("Value error, ")
-    given = f" (given: {item['input']!r})" if where and not isinstance(item["input"], dict) else ""
+    given = f" (given: {_shortened(item['input'])})" if where and not isinstance(item["input"], dict) else ""
     return f"{source}: {where + ': ' if where else ''}{message}{given}"
+
+
+def _shortened(value: Any) -> str:
+    """A value in at most some 80 characters: a file may hold megabytes where a number is expected."""
+    if isinstance(value, str | int | float | bool | None):
+        text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a number of many digits"
+        return text if len(text) <= 80 else f"{text[:76]} …"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple | set) else type(value).__name__

@@ -42,17 +42,24 @@ class CDRL(nn.Module):
     @classmethod
     def from_config(cls, config: Config, shape: Sequence[int], num_classes: int = 0) -> CDRL:
         """New networks with random weights for grids (three dimensions) or points (one)."""
-        energy = EnergyNetwork(config.energy, shape, num_classes)
-        network = UNetInitializer if len(shape) == 3 else PointInitializer
-        settings, initializer = config.initializer, None
-        if settings is not None:
-            initializer = network(settings, shape, num_classes if settings.conditional else 0)
+        energy, initializer = new_networks(config, shape, num_classes)
         schedule = NoiseSchedule.from_config(
             config.schedule,
             gaussian_reference=config.energy.reference == "gaussian",
             initializer=initializer is not None,
         )
         return cls(schedule, energy, initializer, shape, num_classes)
+
+    @classmethod
+    def without_weights(cls, config: Config, shape: Sequence[int], num_classes: int = 0) -> CDRL:
+        """As `from_config`, but on torch's meta device: networks of any size take no memory, and wait for weights."""
+        schedule = NoiseSchedule.from_config(
+            config.schedule,
+            gaussian_reference=config.energy.reference == "gaussian",
+            initializer=config.initializer is not None,
+        )
+        with torch.device("meta"):
+            return cls(schedule, *new_networks(config, shape, num_classes), shape, num_classes)
 
     def log_density(self, y: Tensor, level: Level, label: Label = None) -> Tensor:
         """log p(y_t) up to a constant a level, [N] from y [N, *shape]: f-hat / temperature_t (eq. 1, Appendix A.2).
@@ -90,6 +97,22 @@ class CDRL(nn.Module):
             known = f"-1 … {self.num_classes - 1}" if self.num_classes else "only -1 (the model is unconditional)"
             raise ValueError(f"label: class ids are {known}, found {sorted({int(i) for i in ids.reshape(-1)})}")
         return ids.expand(count)
+
+
+def new_networks(
+    config: Config, shape: Sequence[int], num_classes: int
+) -> tuple[EnergyNetwork, UNetInitializer | PointInitializer | None]:
+    """An energy and an initializer with random weights; None for a configuration without initializer.
+
+    Raises:
+        ValueError: a network's resolutions do not fit the grid.
+    """
+    energy = EnergyNetwork(config.energy, shape, num_classes)
+    network = UNetInitializer if len(shape) == 3 else PointInitializer
+    settings = config.initializer
+    if settings is None:
+        return energy, None
+    return energy, network(settings, shape, num_classes if settings.conditional else 0)
 
 
 def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level) -> Tensor:

@@ -121,13 +121,15 @@ class CDRLPipeline:
             RunError: there is no trained model, or a file of it is missing or damaged.
         """
         model_folder = find_model(Path(folder))
-        model, description = load_model(model_folder)
-        config = parse_config(description["config"], source=str(model_folder / "config.json"))
-        try:
-            decoder, class_names = load_decoder(model_folder, description), description["class_names"]
-        except KeyError as error:
-            raise RunError(f"{model_folder / 'config.json'}: not the description of a run: it lacks {error}") from None
-        return cls(model, decoder, config, class_names).to(device)
+        model, record = load_model(model_folder)
+        path = model_folder / "config.json"
+        config = parse_config(record.config, source=str(path))
+        if record.class_names is None or len(record.class_names) != record.num_classes:
+            raise RunError(f"{path}: expected class_names, one for each of {record.num_classes} classes")
+        if config.space == "pixel" and record.shape != [config.data.channels, *2 * [config.data.image_size]]:
+            raise RunError(f"{path}: shape: {record.shape} is not that of the images of its own configuration")
+        decoder = load_decoder(model_folder, record, config.space)
+        return cls(model, decoder, config, record.class_names).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model into a folder that `from_pretrained` opens: weights in safetensors, and config.json.

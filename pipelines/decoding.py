@@ -17,6 +17,8 @@ from torchvision.utils import make_grid
 
 from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from autoencoder.model import Autoencoder
+from cdrl.runs.records import ModelRecord
+from cdrl.runs.run import RunError
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -122,17 +124,36 @@ def _channels(values: Tensor, grids: Tensor) -> Tensor:
     return values.to(grids.device).view(-1, 1, 1)
 
 
-def load_decoder(folder: Path, description: dict[str, Any]) -> Decoder:
-    """The decoder of a model folder, from its files and its config.json."""
-    space = description["config"]["space"]
-    if space == "latent":
-        mean, std = torch.tensor(description["latent_mean"]), torch.tensor(description["latent_std"])
-        return LatentDecoder(load_autoencoder(folder / DECODER_FOLDER), mean, std)
-    return PixelDecoder() if space == "pixel" else PointDecoder()
+def load_decoder(folder: Path, record: ModelRecord, space: str) -> Decoder:
+    """The decoder of a model folder, from its files and its config.json.
+
+    Raises:
+        RunError: a file is missing, damaged or of another model.
+    """
+    if space != "latent":
+        return PixelDecoder() if space == "pixel" else PointDecoder()
+    path, channels = folder / "config.json", record.shape[0]
+    if not (record.latent_mean and record.latent_std and len(record.latent_mean) == len(record.latent_std) == channels):
+        raise RunError(f"{path}: expected latent_mean and latent_std, a number for each of {channels} channels")
+    autoencoder = load_autoencoder(folder / DECODER_FOLDER)
+    if list(autoencoder.latent_shape) != record.shape:
+        raise RunError(f"{path}: shape: {record.shape} there, but its decoder is for {list(autoencoder.latent_shape)}")
+    return LatentDecoder(autoencoder, torch.tensor(record.latent_mean), torch.tensor(record.latent_std))
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] rounded to 8 bits, uint8 of the same shape."""
+    """Images in [-1, 1] rounded to 8 bits, uint8 of the same shape.
+
+    Raises:
+        ValueError: one holds NaN or infinity, which bytes would make black or white.
+    """
+    finite = torch.isfinite(images)
+    if not finite.all():
+        broken = int((~finite.flatten(1).all(dim=1)).sum()) if images.ndim > 1 else 1
+        raise ValueError(
+            f"{broken} of {len(images)} images hold NaN or infinity: the chains have run away (fewer or smaller steps "
+            "may help), or the model's weights are damaged"
+        )
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from cdrl.runs.outputs import one_calls_output
-from cdrl.runs.run import read_json
+from cdrl.runs.records import ModelRecord, read_record
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, Generated, find_model
@@ -74,7 +74,7 @@ def run_sample(
 
 def model_facts(run: Path, generated: Generated) -> dict[str, Any]:
     """What a record of images says of their sampler and of their model, whose step may be unknown."""
-    step = read_json(find_model(run) / "config.json").get("step")
+    step = read_record(find_model(run) / "config.json", ModelRecord).step
     return {"sampling": effective(generated.settings), "model_step": step}
 
 

@@ -255,12 +255,12 @@ MODELS = {
     "a description of something else": Damage(
         nothing,
         lambda model: (model / "config.json").write_text("{}"),
-        "config.json: expected a CDRL model of format 1",
+        "config.json: it lacks 'format'",
     ),
 }
 PUBLISHED_MODELS = {
-    "import-cdrl": ("official_uncond_tiny.pth.tar", "official_uncond_tiny.pth.tar: not a checkpoint"),
-    "import-autoencoder": ("compvis_kl_f4_tiny.ckpt", "compvis_kl_f4_tiny.ckpt: not a whole checkpoint"),
+    "import-cdrl": ("official_uncond_tiny.pth.tar", "official_uncond_tiny.pth.tar: is cut short"),
+    "import-autoencoder": ("compvis_kl_f4_tiny.ckpt", "compvis_kl_f4_tiny.ckpt: is cut short"),
 }
 CONFIGS = {
     "no text": (b"\xff\xfe\x00\x01", "config.yaml: not a readable YAML file"),

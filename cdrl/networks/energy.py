@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdrl.config import EnergyConfig
+from cdrl.config import EnergyConfig, check_energy_grid
 from cdrl.networks.embedding import (
     distinct_conditions,
     fourier_features,
@@ -244,6 +244,8 @@ class EnergyNetwork(nn.Module):
     def __init__(self, config: EnergyConfig, shape: Sequence[int], num_classes: int = 0) -> None:
         super().__init__()
         convolution, norm = len(shape) == 3, config.spectral_norm
+        if convolution:
+            check_energy_grid(min(shape[1:]), config)
         width = 4 * config.channels
         self.num_classes = num_classes
         self.output_scale = config.output_scale

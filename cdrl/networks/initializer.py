@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cdrl.config import InitializerConfig
+from cdrl.config import InitializerConfig, check_initializer_grid
 from cdrl.networks.embedding import (
     distinct_conditions,
     fourier_features,
@@ -157,11 +157,7 @@ class UNetInitializer(nn.Module):
         super().__init__()
         grid_channels, size, _ = shape
         width, levels = 4 * config.channels, len(config.multipliers)
-        if size % 2 ** (levels - 1):
-            raise ValueError(
-                f"initializer.multipliers: {levels} resolutions need a grid divisible by {2 ** (levels - 1)}, "
-                f"but it is {size} wide"
-            )
+        check_initializer_grid(size, config)
 
         def block(inputs: int, outputs: int, resample: str = "none") -> UNetBlock:
             return UNetBlock(inputs, outputs, width, config.dropout, resample)

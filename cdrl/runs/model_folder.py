@@ -9,8 +9,10 @@ from torch import nn
 
 from cdrl.config import parse_config
 from cdrl.model import CDRL
+from cdrl.runs.archives import check_finite
 from cdrl.runs.checksums import verify_checksums
-from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+from cdrl.runs.records import ModelRecord, read_record
+from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json
 
 FORMAT = 1
 
@@ -29,33 +31,36 @@ def save_model(folder: Path, model: CDRL, description: dict[str, Any]) -> None:
     write_json(folder / "config.json", {**shape, **description})
 
 
-def load_model(folder: Path) -> tuple[CDRL, dict[str, Any]]:
+def load_model(folder: Path) -> tuple[CDRL, ModelRecord]:
     """The model in evaluation mode and its description.
 
     Raises:
         RunError: a file is missing, damaged or of another model.
+        ConfigError: the configuration in its description is not one.
     """
     verify_checksums(folder)
     path = folder / "config.json"
-    description = read_json(path)
-    if description.get("format") != FORMAT:
-        raise RunError(f"{path}: expected a CDRL model of format {FORMAT}, found {description.get('format')!r}")
+    record = read_record(path, ModelRecord)
+    config = parse_config(record.config, source=str(path))
+    if (len(record.shape) == 1) != (config.space == "point"):
+        raise RunError(f"{path}: shape: {record.shape} is not that of space: {config.space}")
     try:
-        config = parse_config(description["config"], source=str(path))
-        model = CDRL.from_config(config, description["shape"], description["num_classes"])
-    except KeyError as error:
-        raise RunError(f"{path}: not the description of a CDRL model: it lacks {error}") from None
+        model = CDRL.without_weights(config, record.shape, record.num_classes)
+    except ValueError as error:
+        raise RunError(f"{path}: {error}") from None
     load_weights(model.energy, folder / "energy.safetensors")
     if model.initializer is not None:
         load_weights(model.initializer, folder / "initializer.safetensors")
-    return model.eval().requires_grad_(False), description
+    return model.eval().requires_grad_(False), record
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
     """Load a safetensors file into a module whose weights it must match exactly.
 
+    For a module on the meta device memory is asked for when the file's names and sizes are found to fit.
+
     Raises:
-        RunError: the file is missing, damaged, or holds other names or shapes.
+        RunError: the file is missing, damaged, or holds other names or shapes, or numbers that are not finite.
     """
     tensors, expected = load_tensors(path), module.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
@@ -66,4 +71,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"{path}: of another model: '{name}' is {list(tensors[name].shape)}, "
                 f"expected {list(expected[name].shape)}"
             )
+        if tensors[name].dtype != expected[name].dtype:
+            raise RunError(f"{path}: '{name}' is of {tensors[name].dtype}, expected {expected[name].dtype}")
+    check_finite(path, tensors)
+    if any(value.is_meta for value in expected.values()):
+        module.to_empty(device="cpu")
     module.load_state_dict(tensors)

@@ -8,20 +8,20 @@ Shapes, depths and classes are read off the file.
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdrl.config import Config, parse_config
 from cdrl.model import CDRL
+from cdrl.runs.archives import StoredTensor, read_description, read_tensors
 from cdrl.runs.run import RunError
 
-State = dict[str, Tensor]
+State = dict[str, StoredTensor | Tensor]
+"""Weights by name, still in their file; of old files, which cannot leave them there, in memory."""
 
 _BUFFERS = (".weight_u", ".weight_v")
 _ENERGY_NAMES = {
@@ -82,43 +82,82 @@ def load_published(path: Path, *, average: bool = True, image_size: int | None =
         unet = _UNetLayout.of(initializer)
         size = image_size or 16 * 2**unet.first_attention
         config = _config(layout, unet, size)
-        model = CDRL.from_config(config, (layout.image_channels, size, size), layout.num_classes)
+        model = CDRL.without_weights(config, (layout.image_channels, size, size), layout.num_classes)
         assert model.initializer is not None
-        model.energy.load_state_dict(_renamed_energy(energy, layout))
-        model.initializer.load_state_dict(_renamed_initializer(initializer, unet))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        found = (_renamed_energy(energy, layout), _renamed_initializer(initializer, unet))
+        for network, renamed in zip((model.energy, model.initializer), found, strict=True):
+            _check_fit(network, renamed)
+    except ValueError as error:
         raise RunError(
-            f"{path}: not a CDRL checkpoint of the authors' format ({' '.join(str(error).split())})"
+            f"{path}: not a CDRL checkpoint of the authors' format ({' '.join(str(error).split())[:300]})"
         ) from None
+    for network, renamed in zip((model.energy, model.initializer), found, strict=True):
+        tensors = read_tensors(path, renamed)
+        network.to_empty(device="cpu")
+        shapes = network.state_dict()
+        network.load_state_dict({name: value.reshape(shapes[name].shape) for name, value in tensors.items()})
     return PublishedModel(model.eval().requires_grad_(False), config)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise RunError(f"{path}: not a checkpoint that can be read without executing code ({reason})") from None
+    checkpoint = read_description(path)
     if not isinstance(checkpoint, dict) or not {"pi_state_dict", "p_state_dict"} <= checkpoint.keys():
         raise RunError(f"{path}: expected entries pi_state_dict and p_state_dict, as the authors' checkpoints have")
     return checkpoint
 
 
 def _weights(checkpoint: dict[str, Any], network: str, average: bool) -> State:
-    state = {name.removeprefix("module."): value for name, value in checkpoint[f"{network}_state_dict"].items()}
+    """A network's entries by name: tensors all, of sizes that are none of them 0."""
+    entries = checkpoint[f"{network}_state_dict"]
+    if not isinstance(entries, dict):
+        raise ValueError(f"{network}_state_dict: expected named weights")
+    state: State = {}
+    for name, value in entries.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{network}_state_dict: expected the names of weights, found {type(name).__name__}")
+        state[name.removeprefix("module.")] = _tensor(value, f"{network}: '{name[:80]}'")
     if not average:
         return state
     names = [name for name in state if not name.endswith(_BUFFERS)]
-    averages = checkpoint[f"{network}_ema_state_dict"]["shadow_params"]
+    averages = checkpoint.get(f"{network}_ema_state_dict")
+    averages = averages.get("shadow_params") if isinstance(averages, dict) else None
+    if not isinstance(averages, list):
+        raise ValueError(f"{network}_ema_state_dict: expected a list 'shadow_params'; the raw weights need none: --raw")
     if len(names) != len(averages):
         raise ValueError(f"{network}: {len(averages)} averaged parameters for {len(names)} parameters")
     for name, value in zip(names, averages, strict=True):
-        if value.shape != state[name].shape:
-            raise ValueError(f"{network}: the averaged '{name}' is {list(value.shape)}, not {list(state[name].shape)}")
+        shape = _tensor(value, f"{network}: the averaged '{name[:80]}'").shape
+        if shape != state[name].shape:
+            raise ValueError(f"{network}: the averaged '{name}' is {list(shape)}, not {list(state[name].shape)}")
         state[name] = value
     return state
+
+
+def _tensor(value: Any, name: str) -> StoredTensor | Tensor:
+    if not isinstance(value, StoredTensor | Tensor) or not value.dtype.is_floating_point or 0 in value.shape:
+        raise ValueError(f"{name} is not a tensor of floating-point numbers")
+    return value
+
+
+def _check_fit(network: nn.Module, found: State) -> None:
+    """Make sure that the entries are a network's weights. Raises ValueError naming the first that is not."""
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found or name not in expected:
+            raise ValueError(f"it {'lacks' if name in expected else 'also holds'} what is '{name[:80]}' here")
+        shape = found[name].shape
+        # The gains have dimensions of 1 around them there.
+        if [side for side in shape if side != 1] != [side for side in expected[name].shape if side != 1]:
+            raise ValueError(f"'{name}' is {list(shape)}, expected {list(expected[name].shape)}")
+
+
+def _sizes(state: State, name: str) -> tuple[int, int]:
+    """Outputs and inputs of a layer."""
+    if name not in state:
+        raise ValueError(f"it lacks '{name}'")
+    if len(state[name].shape) < 2:
+        raise ValueError(f"'{name}' is {list(state[name].shape)}, expected a layer's weight")
+    return state[name].shape[0], state[name].shape[1]
 
 
 @dataclass(frozen=True)
@@ -132,7 +171,7 @@ class _EnergyLayout:
 
     @classmethod
     def of(cls, state: State) -> _EnergyLayout:
-        stem = state["module_list.0.weight_orig"]
+        channels, image_channels = _sizes(state, "module_list.0.weight_orig")
         positions = sorted({int(m[1]) for name in state if (m := re.match(r"module_list\.(\d+)\.conv1\.", name))})
         stages: list[list[int]] = []
         for position in positions:
@@ -140,10 +179,10 @@ class _EnergyLayout:
                 stages.append([])
             stages[-1].append(position)
         if len({len(stage) for stage in stages}) != 1:
-            raise ValueError("the energy's resolutions differ in depth")
-        classes = state["y_map.weight_orig"].shape[1] - 1 if "y_map.weight_orig" in state else 0
-        widths = [state[f"module_list.{stage[-1]}.conv2.weight_orig"].shape[0] for stage in stages]
-        return cls(stem.shape[1], stem.shape[0], classes, stages, widths)
+            raise ValueError("the energy has no resolutions, or they differ in depth")
+        classes = _sizes(state, "y_map.weight_orig")[1] - 1 if "y_map.weight_orig" in state else 0
+        widths = [_sizes(state, f"module_list.{stage[-1]}.conv2.weight_orig")[0] for stage in stages]
+        return cls(image_channels, channels, classes, stages, widths)
 
 
 @dataclass(frozen=True)
@@ -158,18 +197,19 @@ class _UNetLayout:
 
     @classmethod
     def of(cls, state: State) -> _UNetLayout:
-        levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"downs\.(\d+)\.", name)))
+        levels = len({m[1] for name in state if (m := re.match(r"downs\.(\d+)\.", name))})
+        if not 1 <= levels <= 12:
+            raise ValueError(f"the initializer has {levels} resolutions, expected 1 to 12")
         attention = [bool(_positions(state, f"downs.{level}", "to_qkv")) for level in range(levels)]
         blocks = [len(_positions(state, f"downs.{level}", "norm1")) for level in range(levels)]
-        last = _positions(state, f"downs.{levels - 1}", "norm1")
-        if any(count - 1 != blocks[-1] for count in blocks[:-1]) or not last:
+        if any(count - 1 != blocks[-1] for count in blocks[:-1]) or not blocks[-1]:
             raise ValueError("the initializer's resolutions differ in depth")
-        widths = [
-            state[f"downs.{level}.{_positions(state, f'downs.{level}', 'norm1')[0]}.conv1.weight"].shape[0]
-            for level in range(levels)
-        ]
+        if True not in attention:
+            raise ValueError("the initializer has no attention")
+        firsts = [_positions(state, f"downs.{level}", "norm1")[0] for level in range(levels)]
+        widths = [_sizes(state, f"downs.{level}.{first}.conv1.weight")[0] for level, first in enumerate(firsts)]
         return cls(
-            channels=state["init_conv.weight"].shape[0],
+            channels=_sizes(state, "init_conv.weight")[0],
             widths=widths,
             num_blocks=blocks[-1],
             first_attention=attention.index(True),
@@ -213,11 +253,11 @@ def _renamed_energy(state: State, layout: _EnergyLayout) -> State:
     names = dict(_ENERGY_NAMES)
     for index, stage in enumerate(layout.stages):
         names |= {f"module_list.{position}": f"stages.{index}.{block}" for block, position in enumerate(stage)}
-    renamed = {}
+    renamed: State = {}
     for name, value in state.items():
         head, tail = _split(name, names)
         parts = [_ENERGY_PARTS.get(part, part) for part in tail.split(".")]
-        renamed[".".join([head, *parts])] = value.flatten() if parts[-1] == "gain" else value
+        renamed[".".join([head, *parts])] = value
     return renamed
 
 
@@ -232,7 +272,7 @@ def _renamed_initializer(state: State, layout: _UNetLayout) -> State:
                 names[f"{theirs}.{level}.{position}"] = f"{way}.{level}.{place}"
             for index, position in enumerate(_positions(state, f"{theirs}.{level}", "to_qkv")):
                 names[f"{theirs}.{level}.{position}"] = f"{way}.{level}.attentions.{index}"
-    renamed = {}
+    renamed: State = {}
     for name, value in state.items():
         head, tail = _split(name, names)
         parts = [_INITIALIZER_PARTS.get(part, part) for part in tail.split(".")]
@@ -247,4 +287,4 @@ def _split(name: str, names: dict[str, str]) -> tuple[str, str]:
         head = ".".join(pieces[:length])
         if head in names:
             return names[head], ".".join(pieces[length:])
-    raise KeyError(f"unknown weight '{name}'")
+    raise ValueError(f"it holds an unknown weight '{name[:80]}'")

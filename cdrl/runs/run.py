@@ -24,7 +24,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from cdrl.config import Section, dump_config
+from cdrl.foreign.files import open_file, read_file
+from cdrl.foreign.values import load_json, load_yaml
 from cdrl.runs.whole import clear_all_leftovers, clear_leftovers, discard, file_named, written_whole
+
+LONGEST_TEXT = 2**26
+"""Bytes of a JSON or YAML file of a run."""
 
 
 class RunError(RuntimeError):
@@ -51,9 +56,11 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing or damaged.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(read_file(path, LONGEST_TEXT).decode("utf-8"))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise RunError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
@@ -68,9 +75,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RunError: the file is missing or damaged.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+        values = load_yaml(read_file(path, LONGEST_TEXT).decode("utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
         raise RunError(f"{path}: damaged: expected the settings of a run")
     return values
@@ -90,9 +99,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         RunError: the file is missing or damaged.
     """
     try:
+        open_file(path).close()  # a pipe in its place would be waited for
         return load_file(path)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     except SafetensorError as error:
         raise RunError(f"{path}: not a whole safetensors file ({error})") from None
 

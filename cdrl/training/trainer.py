@@ -14,7 +14,8 @@ from cdrl.config import Config
 from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.model import CDRL
 from cdrl.networks.initializer import dropout_noise
-from cdrl.runs.run import read_json, write_json
+from cdrl.runs.records import read_checkpoint_record
+from cdrl.runs.run import write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from cdrl.sampling.settings import plan_chains
@@ -164,7 +165,7 @@ class CooperativeTrainer:
     def load(self, path: Path) -> dict[str, Any]:
         """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
         check_checkpoint(path, self.world)
-        state = read_json(path / "state.json")
+        state = read_checkpoint_record(path / "state.json", self.config.training.num_steps)
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():
             trainee.load(path, name)

@@ -17,6 +17,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from cdrl.foreign.arrays import read_npz
 from cdrl.runs.run import RunError
 from pipelines.evaluation.features import Features
 
@@ -24,6 +25,8 @@ Statistics = dict[str, np.ndarray]
 """``mu`` [D], float32, and ``sigma`` [D, D], float64: the types that torch-fidelity finds, so that results are its."""
 
 KID_SUBSET = 1000
+_MOST_BYTES = 2**28
+"""Of one array of statistics; Inception's covariance has 2**25."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,23 @@ def read_statistics(path: Path) -> Reference:
         RunError: the file is missing, damaged, or without them.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            mu, sigma = stored["mu"], stored["sigma"]
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        stored = read_npz(path, ("mu", "sigma"), _MOST_BYTES)
+        missing = [name for name in ("mu", "sigma") if name not in stored]
+        if missing:
+            raise ValueError(f"it holds no {missing[0]}")
+        mu, sigma = stored["mu"], stored["sigma"]
+        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
             raise ValueError(f"mu {list(mu.shape)} and sigma {list(sigma.shape)} do not fit each other")
+        if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
+            raise ValueError("they hold NaN or infinity")
+        if (sigma.diagonal() < 0).any():
+            raise ValueError(f"sigma holds a variance of {sigma.diagonal().min():.3g}")
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"{path}: expected an .npz file with mu [D] and sigma [D, D] ({reason})") from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path}: expected an .npz file with mu [D] and sigma [D, D] ({error})") from None
     return Reference(path.stem, None, {"mu": mu.astype(np.float32), "sigma": sigma.astype(np.float64)}, None)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from cdrl.config import Config, DataConfig
 from cdrl.data import Split, load_images
 from cdrl.model import CDRL
+from cdrl.runs.records import ModelRecord, read_record
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
 from cdrl.training.engine import World, locked_by_main, start
 from cdrl.training.loop import Measured
@@ -112,7 +113,7 @@ def evaluate_run(
             "first_seed": seed,
             **store.settings,
             "model": "best" if best else "last",
-            "model_step": read_json(model / "config.json").get("step"),
+            "model_step": read_record(model / "config.json", ModelRecord).step,
             "reference": reference.name,
             "reference_images": reference.images,
             "features": features,

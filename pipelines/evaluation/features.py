@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import register_feature_extractor
 
 from autoencoder.lite0 import PACKAGE, Lite0
+from cdrl.runs.archives import check_finite, check_is_there
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
 from cdrl.training.engine import weights_only_unpickling
@@ -132,11 +133,12 @@ def load_extractor(name: FeaturesName, weights: Path, device: torch.device) -> E
 
 
 def _inception(path: Path, device: torch.device) -> Extractor:
-    if not path.is_file():
+    if not path.exists():
         raise RunError(
             f"{path}: no Inception weights there: fetch {URL_INCEPTION_V3} and put it there, or name its place with "
             "--weights; distances on features that need no download: --features lite0"
         )
+    check_is_there(path)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         with weights_only_unpickling():
@@ -146,5 +148,6 @@ def _inception(path: Path, device: torch.device) -> Extractor:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise RunError(f"{path}: expected Inception weights as {URL_INCEPTION_V3} has them ({reason})") from error
+    check_finite(path, network.state_dict())
     label = None if found.startswith(_INCEPTION_HASH) else f"inception_{found[:8]}"
     return Extractor(network.to(device), label, found, device)

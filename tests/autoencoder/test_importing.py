@@ -152,6 +152,75 @@ def test_older_diffusers_folders_hold_a_pickle(small: nn.Module, tmp_path: Path)
     check(load_published_autoencoder(folder), images(SMALL), answers(small, images(SMALL)))
 
 
+@pytest.mark.parametrize("kind", ["fp16", "bin", "shards", "pickled shards", "pipeline", "file"])
+def test_diffusers_weights_in_other_variants_are_read(kind: str, small: nn.Module, tmp_path: Path) -> None:
+    weights = {k: v.contiguous() for k, v in diffusers_weights(small, old_names=False, dense=False).items()}
+    folder = write_diffusers(tmp_path / "vae", weights)
+    whole, path = folder / "diffusion_pytorch_model.safetensors", folder
+    if kind == "fp16":
+        whole.rename(folder / "diffusion_pytorch_model.fp16.safetensors")
+    elif kind == "bin":
+        whole.unlink()
+        torch.save(weights, folder / "diffusion_pytorch_model.fp16.bin")
+    elif kind.endswith("shards"):
+        end = "bin" if kind == "pickled shards" else "safetensors"
+        names, files = sorted(weights), [f"diffusion_pytorch_model-{part:05d}-of-00002.{end}" for part in (1, 2)]
+        for part, file in enumerate(files):
+            write = torch.save if end == "bin" else save_file
+            write({name: weights[name] for name in names[part::2]}, folder / file)
+        index = {"metadata": {}, "weight_map": {name: files[at % 2] for at, name in enumerate(names)}}
+        whole.unlink()
+        (folder / f"diffusion_pytorch_model.{end}.index.json").write_text(json.dumps(index))
+    elif kind == "pipeline":
+        path = tmp_path
+    else:
+        path = whole
+    check(load_published_autoencoder(path), images(SMALL), answers(small, images(SMALL)))
+
+
+def test_a_diffusers_folder_without_one_clear_file_of_weights_says_what_is_there(tmp_path: Path) -> None:
+    folder = write_diffusers(tmp_path / "vae", {})
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(RunError, match=r"vae: expected diffusion_pytorch_model.safetensors .* found config.json"):
+        load_published_autoencoder(folder)
+    for variant in ("fp16", "non_ema"):
+        (folder / f"diffusion_pytorch_model.{variant}.safetensors").touch()
+    with pytest.raises(RunError, match=r"several variants .*fp16.safetensors, .*non_ema.safetensors"):
+        load_published_autoencoder(folder)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "../../secret"}}))
+    with pytest.raises(RunError, match=r"index.json: weight_map.a: "):
+        load_published_autoencoder(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "vae.", "module.first_stage_model.", "a.b.c."])
+def test_weights_under_a_prefix_are_read(prefix: str, small: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    weights = {f"{prefix}{name}": value for name, value in small.state_dict().items()}
+    torch.save({"state_dict": {**weights, f"{prefix}loss.logvar": torch.zeros(()), "betas": torch.ones(3)}}, path)
+    check(load_published_autoencoder(path, image_size=16), images(SMALL), answers(small, images(SMALL)))
+
+
+def test_several_first_stages_in_one_file_are_named(small: nn.Module, tmp_path: Path) -> None:
+    path, weights = tmp_path / "x.ckpt", small.state_dict()
+    torch.save({"model": weights, "ema": weights, "step": 5}, path)
+    with pytest.raises(RunError, match=r"x\.ckpt: holds first stages under 'ema', 'model'"):
+        load_published_autoencoder(path)
+    torch.save({f"{prefix}.{name}": value for name, value in weights.items() for prefix in ("a", "b")}, path)
+    with pytest.raises(RunError, match=r"x\.ckpt: holds several first stages, under the prefixes 'a\.', 'b\.'"):
+        load_published_autoencoder(path)
+
+
+def test_weights_that_are_not_finite_are_refused(small: nn.Module, tmp_path: Path) -> None:
+    weights = {name: value.clone() for name, value in small.state_dict().items()}
+    weights["decoder.conv_out.bias"][0] = float("nan")
+    torch.save({"state_dict": weights}, tmp_path / "x.ckpt")
+    save_file(weights, tmp_path / "x.safetensors")
+    for name in ("x.ckpt", "x.safetensors"):
+        with pytest.raises(RunError, match=rf"{name}: 'decoder.conv_out.bias' holds NaN or infinity"):
+            load_published_autoencoder(tmp_path / name)
+
+
 def test_a_diffusers_model_without_quantization_convolutions_is_read(tmp_path: Path) -> None:
     model = published_model(SMALL)
     weights = diffusers_weights(model, old_names=False, dense=True)
@@ -280,9 +349,9 @@ def changed(state: dict[str, Tensor], *, lost: str = "$^", **added: Tensor) -> d
     [
         ({"lost": "encoder.mid.attn_1.q.weight"}, r"lacks 'encoder\.mid\.attn_1\.q\.weight'$"),
         ({"lost": "decoder.up.1.upsample"}, r"lacks 'decoder\.up\.1\.upsample\.conv\.bias', 'decoder.*weight'$"),
-        ({"lost": "encoder.conv_in"}, r"lacks 'encoder\.conv_in\.weight'$"),
+        ({"lost": "encoder.conv_in"}, r"lacks 'encoder\.conv_in\.weight'"),
         ({"lost": "encoder.down"}, r"lacks 'encoder\.down\.0\.block\.0\.conv1\.weight'$"),
-        ({"lost": "encoder"}, r"lacks 'encoder\.conv_in\.weight'$"),
+        ({"lost": "encoder"}, r"lacks 'encoder\.conv_in\.weight'"),
         ({"lost": "decoder.(mid|up)"}, r"lacks 'decoder\.mid\.attn_1\.k\.bias', .* and \d+ more$"),
         ({"colorize": torch.ones(2)}, r"also holds 'colorize'$"),
         ({"quantize.embed.weight": torch.ones(2, 3)}, r"lacks 'quantize\.embedding\.weight'$"),

@@ -244,3 +244,65 @@ def test_what_is_no_path_of_this_machine_is_refused(config_file: Path, path: str
 def test_a_background_is_a_colour(config_file: Path, colour: str) -> None:
     assert load_config(config_file, ["data.background=black"]).data.background == "#000000"
     assert "data.background: expected a colour" in mistake(config_file, f"data.background={colour}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["energy.multipliers=[1,1,1,1,1]"],
+            "energy.multipliers: 5 resolutions need a grid 16 wide at least, but it is 8",
+        ),
+        (["initializer.multipliers=[1,1,1,1,1]"], "initializer.multipliers: 5 resolutions need a grid divisible by 16"),
+        (["energy.multipliers=[]"], "energy.multipliers: "),
+        (["energy.multipliers=[0]"], "energy.multipliers.0: "),
+        (["initializer.multipliers=[-1]"], "initializer.multipliers.0: "),
+        (["training.batch_size=100000000"], "training.batch_size: Input should be less than or equal to 1048576"),
+        (
+            ["data.image_size=1024", "training.batch_size=65536"],
+            "training.batch_size=65536: images of 1,048,576 numbers",
+        ),
+        (["energy.num_blocks=1000000"], "energy.num_blocks: "),
+        (["energy.channels=1000000"], "energy.channels: "),
+        (["initializer.channels=1000000"], "initializer.channels: "),
+        (["schedule.num_levels=1000000000"], "schedule.num_levels: "),
+        (["schedule.logsnr_max=1000"], "schedule.logsnr_max: "),
+        (
+            ["space=latent", "autoencoder.architecture.multipliers=[1,1,1,1,1]"],
+            "data.image_size=8 must be a multiple of 16, by which autoencoder.architecture shrinks the image",
+        ),
+        (
+            ["space=latent", "autoencoder.architecture.multipliers=[1,1,1]", "energy.multipliers=[1,1,1]"],
+            "energy.multipliers: 3 resolutions need a grid 4 wide at least, but it is 2 wide",
+        ),
+        (["autoencoder.architecture.num_blocks=1000000"], "autoencoder.architecture.num_blocks: "),
+        (["autoencoder.training={num_steps: 1, batch_size: 100000000}"], "autoencoder.training.batch_size: "),
+    ],
+)
+def test_networks_and_batches_that_cannot_be_are_refused_by_arithmetic(
+    config_file: Path, overrides: list[str], message: str
+) -> None:
+    assert message in mistake(config_file, *overrides)
+
+
+def test_the_sides_of_another_runs_latents_are_not_guessed(config_file: Path) -> None:
+    overrides = ["space=latent", "autoencoder.run=elsewhere", "energy.multipliers=[1,1,1,1,1]"]
+    assert load_config(config_file, overrides).space == "latent"
+
+
+def test_a_mistake_does_not_print_what_a_file_repeats_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    laughs = "".join(f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    path.write_text("space: pixel\ndata: {name: digits}\nseed:\n  - &a0 [x]\n" + laughs)
+    assert len(mistake(path)) < 300
+    path.write_text(f"space: pixel\ndata: {{name: digits}}\nseed: {'x' * 100_000}\n")
+    assert len(mistake(path)) < 300
+    path.write_text(f"space: pixel\ndata: {{name: digits}}\nseed: {[1] * 10_000}\n")
+    assert "(given: list of 10000)" in mistake(path)
+
+
+@pytest.mark.parametrize("value", ["!!int ''", "!!timestamp x", "[[1"])
+def test_yaml_that_is_not_plain_is_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"seed: {value}\n")
+    assert "run.yaml: not a readable YAML file" in mistake(path)

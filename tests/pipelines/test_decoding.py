@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.decoding import PixelDecoder, PointDecoder, grid_picture, to_pil
+from pipelines.decoding import PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -41,3 +41,12 @@ def test_points_are_shown_as_a_scatter_plot_and_have_no_images() -> None:
     assert not torch.equal(picture, blank)
     with pytest.raises(TypeError, match=r"no images: read \.grids"):
         PointDecoder().images(points)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_becomes_no_picture(value: float) -> None:
+    images = torch.zeros(3, 1, 4, 4)
+    images[1, 0, 2, 3] = value
+    for turn in (to_bytes, to_pil):
+        with pytest.raises(ValueError, match="1 of 3 images hold NaN or infinity"):
+            turn(images)

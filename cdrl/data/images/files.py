@@ -22,6 +22,8 @@ from torch import Tensor
 from cdrl.config import DataConfig
 from cdrl.data.images.census import LeftOut, printable
 from cdrl.data.images.sets import DataError, Part, Source, fingerprint_of
+from cdrl.foreign.arrays import parse_npy
+from cdrl.foreign.files import open_file
 
 _Item = TypeVar("_Item")
 
@@ -109,12 +111,9 @@ def _decode(content: bytes, source: str, decoding: Decoding) -> np.ndarray:
 def load_array(content: bytes, source: str) -> np.ndarray:
     """A .npy file's bytes -> its array; never runs a pickle. Raises DataError naming ``source``."""
     try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+        return parse_npy(content)
+    except ValueError as error:
         raise DataError(f"{source}: expected a whole .npy array of numbers: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{source}: expected one .npy array, found an archive of arrays")
-    return array
 
 
 @contextmanager
@@ -122,9 +121,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     """A file that is read from. Raises DataError for what is none: a folder, or a pipe, which is not waited for."""
     name = printable(path)
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DataError(f"{name}: cannot be read: expected a regular file, found a pipe or a device")
+        with open_file(path) as file:
             yield file
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -224,11 +221,6 @@ def _pixels_of_file(path: Path) -> int:
             return picture.width * picture.height
     except Exception:
         return 0  # reading it tells what is wrong
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe that nobody writes to is not waited for.
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _bound(picture: Image.Image, decoding: Decoding, source: str) -> None:

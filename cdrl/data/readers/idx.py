@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import zlib
 from pathlib import Path
 
@@ -11,14 +13,16 @@ import torch
 import torch.nn.functional as F
 
 from cdrl.config import DataConfig
-from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Source, Split, source_in_memory
 from cdrl.data.readers.checksums import check_published
+from cdrl.foreign.files import read_file
 
 # Where Debian's package dataset-fashion-mnist puts the files.
 _SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 _IMAGES_MAGIC = 2051
 _LABELS_MAGIC = 2049
+_MOST_BYTES = 2**28
+"""Of a file, packed or not: the published ones have 47 MB, others of their kind 200 MB."""
 _CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -64,21 +68,34 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_idx(path: Path, magic: int, dims: int, check_sums: bool) -> np.ndarray:
     """The uint8 array of an idx file: magic number and sizes as big-endian 32-bit numbers, then the values."""
-    content = read_bytes(path)
-    if path.suffix == ".gz":
-        if check_sums:
-            check_published(content, f"fashion_mnist/{path.name}", str(path))
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: expected a whole gzip file: {error}") from None
-    header = np.frombuffer(content[: 4 * (1 + dims)], dtype=">u4") if len(content) >= 4 * (1 + dims) else None
-    if header is None or header[0] != magic:
+    packed = path.suffix == ".gz"
+    try:
+        content = read_file(path, _MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    if packed and check_sums:
+        check_published(content, f"fashion_mnist/{path.name}", str(path))
+    try:
+        with gzip.open(io.BytesIO(content)) if packed else io.BytesIO(content) as stream:
+            return _parse_idx(stream, magic, dims, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected a whole gzip file: {error}") from None
+
+
+def _parse_idx(stream: io.BufferedIOBase, magic: int, dims: int, path: Path) -> np.ndarray:
+    header = stream.read(4 * (1 + dims))
+    if len(header) < 4 * (1 + dims) or int.from_bytes(header[:4], "big") != magic:
         raise DataError(f"{path}: expected an idx file with the magic number {magic}")
-    shape = tuple(int(side) for side in header[1:])
+    shape = tuple(int(side) for side in np.frombuffer(header[4:], dtype=">u4"))
     if dims == 3 and shape[1:] != (28, 28):
         raise DataError(f"{path}: expected images of 28 by 28 pixels, found {shape[1]} by {shape[2]}")
-    values = np.frombuffer(content, dtype=np.uint8, offset=4 * (1 + dims))
-    if values.size != np.prod(shape):
-        raise DataError(f"{path}: expected {np.prod(shape)} values, found {values.size}")
-    return values.reshape(shape).copy()
+    count = math.prod(shape)
+    if count > _MOST_BYTES:
+        raise DataError(f"{path}: claims {count:,} values, expected {_MOST_BYTES:,} at most")
+    # One more than there should be is asked for: a file may unfold to far more than it claims.
+    values = stream.read(count + 1)
+    if len(values) != count:
+        raise DataError(f"{path}: expected {count} values, found {len(values) if len(values) < count else 'more'}")
+    return np.frombuffer(values, np.uint8).reshape(shape).copy()

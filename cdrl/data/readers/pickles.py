@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,10 +19,15 @@ from cdrl.config import DataConfig
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Part, Source, Split, fingerprint_of, source_in_memory
 from cdrl.data.readers.checksums import check_published
+from cdrl.foreign.arrays import PICKLED_ARRAYS, PickledArray, read_npz
+from cdrl.foreign.files import open_file
+from cdrl.foreign.unpickling import read_pickle
 
 _SIDE = 32
 _IMAGENET32_FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 _IMAGENET32_CLASSES = 1000
+_MOST_BYTES = 2**29
+"""Of a file of ImageNet32 or of an unpacked archive: the largest published has 394 MB."""
 
 
 class _Cifar(NamedTuple):
@@ -76,14 +82,14 @@ def _open_cifar(layout: _Cifar, path: Path, split: Split, check_sums: bool) -> S
     if check_sums:
         for name, content in contents.items():
             check_published(content, f"{layout.folder}/{name}", f"{path}: {name}")
-    meta = _unpickle(io.BytesIO(contents[layout.meta]), f"{path}: {layout.meta}")
+    meta = _unpickle(contents[layout.meta], f"{path}: {layout.meta}")
     names = meta.get(layout.label_names)
     if not isinstance(names, list) or not names:
         raise DataError(f"{path}: {layout.meta}: expected the names of the classes as '{layout.label_names}'")
     batches = []
     for name in layout.files[split]:
         where = f"{path}: {name}"
-        batches.append(_parse_batch(_unpickle(io.BytesIO(contents[name]), where), layout.labels, 0, len(names), where))
+        batches.append(_parse_batch(_unpickle(contents[name], where), layout.labels, 0, len(names), where))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return source_in_memory(ImageSet(images, labels, tuple(map(str, names))), _SIDE)
 
@@ -121,7 +127,7 @@ def _read_imagenet32(file: Path) -> tuple[Tensor, Tensor]:
         batch = _read_npz(file)
     else:
         try:
-            with file.open("rb") as stream:
+            with open_file(file) as stream:
                 batch = _unpickle(stream, str(file))
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror}") from None
@@ -142,18 +148,47 @@ def _read_cifar(layout: _Cifar, path: Path, names: list[str]) -> dict[str, bytes
 def _read_archive(archive: Path, folder: str, names: list[str]) -> dict[str, bytes]:
     contents = {}
     try:
-        with tarfile.open(archive) as tar:
+        # As a stream: what it unfolds to is counted, of files that nobody asked for and of its own headers too.
+        with _unfolded(archive) as stream, tarfile.open(mode="r|", fileobj=cast(Any, _Bounded(stream))) as tar:
             for member in tar:
                 name = member.name.removeprefix(f"{folder}/")
-                file = tar.extractfile(member) if name in names else None
+                file = tar.extractfile(member) if name in names and member.isreg() and not member.sparse else None
                 if file is not None:
                     contents[name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
         raise DataError(f"{archive}: expected a whole .tar.gz: {error}") from None
     missing = [name for name in names if name not in contents]
     if missing:
         raise DataError(f"{archive}: expected {folder}/{missing[0]} in it")
     return contents
+
+
+class _Bounded:
+    """A stream that ends in an error where it is longer than any archive that was published."""
+
+    def __init__(self, stream: io.BufferedIOBase) -> None:
+        self._stream, self._left = stream, _MOST_BYTES
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes."""
+        content = self._stream.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it unfolds to more than {_MOST_BYTES:,} bytes")
+        return content
+
+
+@contextmanager
+def _unfolded(archive: Path) -> Iterator[io.BufferedIOBase]:
+    """The bytes of an archive, unpacked if they are packed."""
+    with open_file(archive) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not packed:
+            yield cast(io.BufferedIOBase, file)
+            return
+        with gzip.open(file) as stream:
+            yield stream
 
 
 def _parse_batch(batch: dict[str, Any], key: str, first: int, count: int, where: str) -> tuple[Tensor, Tensor]:
@@ -162,7 +197,7 @@ def _parse_batch(batch: dict[str, Any], key: str, first: int, count: int, where:
     width = 3 * _SIDE * _SIDE
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != width:
         raise DataError(f"{where}: expected 'data' as uint8 [N, {width}]")
-    labels = np.asarray(batch.get(key, []))
+    labels = _as_array(batch.get(key))
     if not len(pixels) or labels.shape != (len(pixels),) or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{where}: expected {len(pixels)} whole numbers as '{key}'")
     last = first + count - 1
@@ -172,59 +207,31 @@ def _parse_batch(batch: dict[str, Any], key: str, first: int, count: int, where:
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
+def _as_array(labels: Any) -> np.ndarray:
+    """Labels as an array; an empty one of what is neither an array nor a list of whole numbers of 64 bits."""
+    if isinstance(labels, np.ndarray):
+        return labels
+    # Looked at one by one: numpy would follow lists within lists, which a small file may nest without end.
+    fit = isinstance(labels, list | tuple) and all(type(label) is int and abs(label) < 2**63 for label in labels)
+    return np.asarray(labels if fit else [], np.int64)
+
+
 def _read_npz(file: Path) -> dict[str, Any]:
     try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in ("data", "labels") if name in archive}
-    except Exception as error:
-        # numpy and zipfile report damage by a dozen types of exception.
+        return read_npz(file, ("data", "labels"), _MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise DataError(f"{file}: expected a whole .npz: {error}") from None
 
 
-def _unpickle(stream: BinaryIO, where: str) -> dict[str, Any]:
+def _unpickle(stream: IO[bytes] | bytes, where: str) -> dict[str, Any]:
     try:
-        batch = _ArrayUnpickler(stream, encoding="latin1").load()
-    except Exception as error:
-        # A damaged pickle may fail in any way at all.
+        batch = read_pickle(stream, PICKLED_ARRAYS)
+    except ValueError as error:
         raise DataError(f"{where}: expected a whole pickle of arrays, lists and names: {error}") from None
     if not isinstance(batch, dict):
         raise DataError(f"{where}: expected a pickled dict, found {type(batch).__name__}")
-    return batch
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _new_array(*_: object) -> np.ndarray:
-    """The empty array that the pickled state then fills."""
-    return np.empty(0, np.uint8)
-
-
-def _new_dtype(code: str, *_: object) -> np.dtype[Any]:
-    dtype = np.dtype(code, copy=True)
-    if dtype.kind not in "biuf":
-        raise pickle.UnpicklingError(f"an array of type {code}")
-    return dtype
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, strings, numbers and arrays of numbers; refuses to look up anything else.
-
-    `_codecs.encode` is how Python 3 writes bytes for Python 2.
-    """
-
-    _allowed: ClassVar[dict[tuple[str, str], Callable[..., Any] | None]] = {
-        ("numpy.core.multiarray", "_reconstruct"): _new_array,
-        ("numpy._core.multiarray", "_reconstruct"): _new_array,
-        ("numpy", "ndarray"): None,  # an argument of _reconstruct only
-        ("numpy", "dtype"): _new_dtype,
-        ("_codecs", "encode"): _encode_latin1,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which the format does not hold")
-        return self._allowed[module, name]
+    # Some have the keys of Python 2, which are bytes to Python 3.
+    named = {name.decode("latin1") if isinstance(name, bytes) else name: value for name, value in batch.items()}
+    return {name: value.array if isinstance(value, PickledArray) else value for name, value in named.items()}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from cdrl.config import DataConfig
-from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, ImageSet, Source, Split, source_in_memory
 from cdrl.data.readers.checksums import check_published
+from cdrl.foreign.files import read_file
+from cdrl.foreign.matlab import parse_matlab
 
 _SIDE = 32
+_MOST_BYTES = 2**29
+"""Of a file or of its pictures: the larger published one has 182 MB and unfolds to 225 MB."""
 
 
 def open_svhn(path: Path, split: Split, data: DataConfig) -> Source:
@@ -23,7 +25,12 @@ def open_svhn(path: Path, split: Split, data: DataConfig) -> Source:
         DataError: the file is missing, damaged, or differs from the published one.
     """
     file = path / f"{split}_32x32.mat"
-    content = read_bytes(file)
+    try:
+        content = read_file(file, _MOST_BYTES)
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{file}: {error}") from None
     if data.check_sums:
         check_published(content, f"svhn/{file.name}", str(file))
     pixels, labels = _read_matlab(content, file)
@@ -40,11 +47,10 @@ def open_svhn(path: Path, split: Split, data: DataConfig) -> Source:
 
 
 def _read_matlab(content: bytes, file: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat  # here, because it takes a while
-
     try:
-        arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
-        return np.asarray(arrays["X"]), np.asarray(arrays["y"])
-    except Exception as error:
-        # scipy reports damage by a dozen types of exception.
-        raise DataError(f"{file}: expected a whole MATLAB file with 'X' and 'y': {error}") from None
+        arrays = parse_matlab(content, ("X", "y"), _MOST_BYTES)
+        return arrays["X"], arrays["y"]
+    except ValueError as error:
+        raise DataError(f"{file}: expected a whole MATLAB file with 'X' and 'y': it {error}") from None
+    except KeyError as error:
+        raise DataError(f"{file}: expected a whole MATLAB file with 'X' and 'y': it holds no {error}") from None

@@ -231,13 +231,13 @@ def test_weights_of_another_model_are_refused_with_the_tensor_named(tmp_path: Pa
 
 def test_a_saved_model_answers_as_before_and_stands_still(tmp_path: Path) -> None:
     model = save_tiny_run(tmp_path)
-    loaded, description = load_model(tmp_path / "model")
+    loaded, record = load_model(tmp_path / "model")
     y = torch.randn(3, 1, 8, 8)
     torch.testing.assert_close(loaded.log_density(y, 1, 4), model.log_density(y, 1, 4), rtol=0, atol=0)
     torch.testing.assert_close(loaded.propose(y, 1, 4), model.propose(y, 1, 4), rtol=0, atol=0)
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    assert description["class_names"] == [str(digit) for digit in range(10)]
+    assert record.class_names == [str(digit) for digit in range(10)]
     assert names(tmp_path / "model") == ["config.json", "energy.safetensors", "initializer.safetensors"]
 
 
@@ -245,7 +245,7 @@ def test_a_model_of_another_format_is_refused(tmp_path: Path) -> None:
     save_tiny_run(tmp_path)
     path = tmp_path / "model" / "config.json"
     write_json(path, {**read_json(path), "format": 99})
-    with pytest.raises(RunError, match=r"config\.json: expected a CDRL model of format 1, found 99"):
+    with pytest.raises(RunError, match=r"config\.json: format: expected 1"):
         load_model(tmp_path / "model")
 
 

@@ -166,7 +166,16 @@ def test_published_statistics_stand_for_their_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arrays", [{"mu": np.zeros(3)}, {"mu": np.zeros(3), "sigma": np.eye(2)}, {"mu": np.array([{}])}]
+    "arrays",
+    [
+        {"mu": np.zeros(3)},
+        {"mu": np.zeros(3), "sigma": np.eye(2)},
+        {"mu": np.array([{}])},
+        {"mu": np.zeros(0), "sigma": np.zeros((0, 0))},
+        {"mu": np.array([0, np.nan]), "sigma": np.eye(2)},
+        {"mu": np.zeros(2), "sigma": np.array([[1, np.inf], [0, 1]])},
+        {"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])},
+    ],
 )
 def test_statistics_that_are_none_are_refused_with_their_path(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "broken.npz"

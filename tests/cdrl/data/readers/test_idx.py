@@ -66,7 +66,7 @@ def test_the_systems_package_is_the_default(folder: Path, monkeypatch: pytest.Mo
     ("name", "content", "message"),
     [
         ("train-images-idx3-ubyte", idx_file(make_pixels(5))[:-1], "expected 3920 values, found 3919"),
-        ("train-images-idx3-ubyte", idx_file(make_pixels(5)) + b"x", "expected 3920 values, found 3921"),
+        ("train-images-idx3-ubyte", idx_file(make_pixels(5)) + b"x", "expected 3920 values, found more"),
         (
             "train-images-idx3-ubyte",
             idx_file(make_pixels(5), magic=2049),
@@ -100,3 +100,16 @@ def test_compressed_files_that_are_not_the_published_ones_are_named(folder: Path
     data = DataConfig(name="fashion_mnist", path=folder, image_size=28, channels=1)
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte\.gz: damaged: expected the published MD5 bef4ecab"):
         load_images(data, "test")
+
+
+def test_files_that_claim_or_unfold_too_much_are_named(folder: Path) -> None:
+    images = folder / "train-images-idx3-ubyte"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:4] + b"\xff\xff\xff\xff" + whole[8:])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: claims 3,367,254,359,296 values, expected"):
+        load(folder)
+    images.unlink()
+    # A thousand times as many pixels as it says, which it does not come to.
+    images.with_suffix(".gz").write_bytes(gzip.compress(whole + bytes(10**7)))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz: expected 3920 values, found more"):
+        load(folder)

@@ -1,6 +1,7 @@
 """CIFAR-10 and ImageNet32: the published layouts in small, and that no pickle runs what it says."""
 
 import hashlib
+import io
 import os
 import pickle
 import struct
@@ -14,6 +15,7 @@ import pytest
 
 from cdrl.config import DataConfig
 from cdrl.data import DataError, ImageSet, Split, load_images
+from cdrl.data.readers import pickles
 from cdrl.data.readers.checksums import PUBLISHED_MD5
 from cdrl.data.readers.pickles import open_imagenet32
 
@@ -170,6 +172,40 @@ def test_cut_archives_are_named(cifar10: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(DataError, match=r"cifar-10-python.tar.gz: expected a whole .tar.gz"):
         load(archive)
+
+
+def test_archives_that_unfold_without_end_are_named(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = pack(cifar10)
+    load(archive, "test")
+    monkeypatch.setattr(pickles, "_MOST_BYTES", 50_000)
+    with tarfile.open(archive, "w:gz") as tar:
+        big = tarfile.TarInfo("somebody-elses-file")
+        big.size = 10**6
+        tar.addfile(big, io.BytesIO(bytes(10**6)))
+    with pytest.raises(DataError, match=r"cifar-10-python.tar.gz: .*it unfolds to more than 50,000 bytes"):
+        load(archive, "test")
+
+
+def test_labels_that_hold_each_other_are_not_followed(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cifar10 / "cifar-10-batches-py"
+    labels: Any = [1, 2, 3]
+    for _ in range(60):
+        labels = [labels] * 3
+    (folder / "data_batch_2").write_bytes(pickle.dumps({**BATCH, "labels": labels}))
+    trust_files(folder, monkeypatch)
+    with pytest.raises(DataError, match="expected 3 whole numbers as 'labels'"):
+        load(cifar10)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_every_protocol_and_numpys_own_numbers_are_read(tmp_path: Path, protocol: int) -> None:
+    pixels = make_pixels(3, 0)
+    batch = {b"data": pixels, "labels": [np.int64(1), 2, np.uint16(1000)]}
+    (tmp_path / "val_data").write_bytes(pickle.dumps(batch, protocol))
+    images = load(tmp_path, "test", "imagenet32")
+    assert np.array_equal(images.images.numpy(), pixels.reshape(3, 3, 32, 32))
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 999]
 
 
 def test_cifar100_has_its_fine_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

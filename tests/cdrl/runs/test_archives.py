@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoder.archives import Foreign, StoredTensor, read_description, read_tensors
+from cdrl.foreign.unpickling import Foreign
+from cdrl.runs.archives import StoredTensor, read_description, read_tensors
 from cdrl.runs.run import RunError
 from tests.published import Touch
 
@@ -159,9 +160,16 @@ def test_damage_is_found(tmp_path: Path) -> None:
     path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
     with pytest.raises(RunError, match=r"x\.ckpt: 'a' is damaged \(Bad CRC"):
         read_tensors(path, description)
-    for content in (b"", b"junk", whole[:-100], whole[:500]):
+    for content, message in (
+        (b"", "is empty"),
+        (b"junk", "not a whole checkpoint"),
+        (whole[:-100], "is cut short"),
+        (whole[:500], "is cut short"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n", "is a Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(RunError, match=r"x\.ckpt: not a whole checkpoint"):
+        with pytest.raises(RunError, match=rf"x\.ckpt: {message}"):
             read_description(path)
     with pytest.raises(RunError, match="no such file"):
         read_description(tmp_path / "missing.ckpt")
@@ -179,10 +187,46 @@ def test_a_tensor_that_reaches_beyond_its_record_is_refused(tmp_path: Path) -> N
     path = saved(tmp_path / "x.ckpt", {"a": torch.ones(4)})
     stored = read_description(path)["a"]
     with pytest.raises(RunError, match="'a' is damaged"):
-        read_tensors(path, {"a": stored._replace(size=(5,))})
+        read_tensors(path, {"a": stored._replace(shape=(5,))})
     with pytest.raises(RunError, match="'a' is damaged"):
         read_tensors(path, {"a": stored._replace(record="7")})
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("x/data/cut", b"123")
     with pytest.raises(RunError, match="'a' is damaged"):
         read_tensors(path, {"a": stored._replace(record="cut")})
+
+
+def test_records_that_unfold_to_more_than_the_file_holds_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.ckpt", {"a": torch.zeros(10**6)})
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 20_000
+    with pytest.raises(RunError, match=r"x\.ckpt: claims tensors of 4,000,000 bytes"):
+        read_tensors(path, read_description(path))
+    small = {"a": read_description(path)["a"]._replace(shape=(10,))}
+    with pytest.raises(RunError, match=r"'a' is damaged \(.* claims 4,000,000 bytes"):
+        read_tensors(path, small)
+
+
+def test_strides_and_shared_records_claim_no_memory(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.ckpt", {"a": torch.zeros(4).expand(10**9, 4)})
+    with pytest.raises(RunError, match="claims tensors of 16,000,000,000 bytes, which are not in it"):
+        read_tensors(path, read_description(path))
+    stored = read_description(path)["a"]._replace(shape=(4,), stride=(1,))
+    with pytest.raises(RunError, match="claims tensors"):
+        read_tensors(path, {str(number): stored for number in range(10_000)})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("archive", [True, False])
+def test_numbers_that_are_not_finite_are_refused(value: float, archive: bool, tmp_path: Path) -> None:
+    path = saved(
+        tmp_path / "x.pt", {"a": torch.ones(2), "b": torch.tensor(value)}, _use_new_zipfile_serialization=archive
+    )
+    description = read_description(path)
+    assert torch.equal(read_tensors(path, {"a": description["a"]})["a"], torch.ones(2))
+    with pytest.raises(RunError, match=r"x\.pt: 'b' holds NaN or infinity"):
+        read_tensors(path, description)
