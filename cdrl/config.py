@@ -213,7 +213,9 @@ class StageOneTrainingConfig(Section):
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
     ema: float = Field(default=0.0, ge=0, lt=1)
     gradient_clip: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32", description="of matrix work; auto: bfloat16 where the processor has it built in"
+    )
     log_every: int = Field(default=50, ge=1)
     picture_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)
