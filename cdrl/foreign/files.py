@@ -21,6 +21,8 @@ def open_file(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be read, or is a named pipe or a device: to open these may wait for ever.
     """
+    if "\0" in str(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     # Without waiting for whoever writes into a pipe: only then can it be seen that it is one.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode

@@ -46,6 +46,7 @@ def test_files_are_opened_and_bounded(tmp_path: Path) -> None:
         read_file(tmp_path / "x", 4)
     with pytest.raises(IsADirectoryError):
         open_file(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        open_file(tmp_path / "y")
+    for name in ("y", "x\0"):
+        with pytest.raises(FileNotFoundError):
+            open_file(tmp_path / name)
     assert stand_in(tmp_path / "x") is None
