@@ -13,7 +13,7 @@ from PIL import Image
 from cdrl.runs.run import discard, read_json, write_json, written_whole
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, find_model
+from pipelines.base import CDRLPipeline, Generated, check_options, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture
 from pipelines.guidance import Guidance
@@ -47,6 +47,7 @@ def run_sample(
         RunError: there is no trained model.
         ValueError: there is no such class, concept or kernel, or both a class and concepts are given.
     """
+    check_options(options, run_sample)
     if concepts and label is not None:
         raise ValueError("--label and --with: expected one of them, found both")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())

@@ -16,7 +16,7 @@ from cdrl.data import load_images
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, check_options
 from pipelines.decoding import captioned_picture, figure_picture
 from pipelines.evaluation.referee import Referee, has_classes
 from pipelines.generation import default_device, labels_in_turn
@@ -153,6 +153,8 @@ def run_guidance_sweep(
         ValueError: there is no such kernel.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    check_options(options, run_guidance_sweep)
+    sampling = effective(pipeline.drawing(**options).settings)
     config = pipeline.config
     if not has_classes(config):
         raise RunError(f"{run}: guidance is judged by classes, but this run has data.labels={config.data.labels}")
@@ -160,7 +162,6 @@ def run_guidance_sweep(
     folder = run / "guidance"
     save_picture(folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
     save_picture(folder / "curves.png", curves_picture(sweep))
-    sampling = effective(pipeline.drawing(**options).settings)
     facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
     write_json(folder / "figures.json", {**facts, "real": sweep.real, "points": sweep.points})
     return folder, sweep
