@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "BottleneckConfig",
     "CDRL",
+    "BottleneckConfig",
     "ChainPlan",
     "Config",
     "ConfigError",
