@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cdrl.faces import on_demand
+from cdrl.exports import on_demand
 
 if TYPE_CHECKING:
     from cdrl.config import BottleneckConfig, Config, ConfigError, SamplerSettings, load_config
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from cdrl.sampling.sampler import sample
     from cdrl.sampling.settings import ChainPlan, plan_chains
     from cdrl.schedule import NoiseSchedule
+else:  # not for type checkers, to which any name would then be right
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "cdrl.config": ("BottleneckConfig", "Config", "ConfigError", "SamplerSettings", "load_config"),
+            "cdrl.data": ("DataError", "load_images"),
+            "cdrl.model": ("CDRL",),
+            "cdrl.runs.run": ("RunError",),
+            "cdrl.sampling.annealing": ("Gaussian", "log_normalizer"),
+            "cdrl.sampling.noise": ("ImageNoise",),
+            "cdrl.sampling.sampler": ("sample",),
+            "cdrl.sampling.settings": ("ChainPlan", "plan_chains"),
+            "cdrl.schedule": ("NoiseSchedule",),
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -36,18 +51,3 @@ __all__ = [
     "plan_chains",
     "sample",
 ]
-
-__getattr__, __dir__ = on_demand(
-    __name__,
-    {
-        "cdrl.config": ("BottleneckConfig", "Config", "ConfigError", "SamplerSettings", "load_config"),
-        "cdrl.data": ("DataError", "load_images"),
-        "cdrl.model": ("CDRL",),
-        "cdrl.runs.run": ("RunError",),
-        "cdrl.sampling.annealing": ("Gaussian", "log_normalizer"),
-        "cdrl.sampling.noise": ("ImageNoise",),
-        "cdrl.sampling.sampler": ("sample",),
-        "cdrl.sampling.settings": ("ChainPlan", "plan_chains"),
-        "cdrl.schedule": ("NoiseSchedule",),
-    },
-)

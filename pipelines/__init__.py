@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cdrl import __version__
-from cdrl.faces import on_demand
+from cdrl.exports import on_demand
 
 if TYPE_CHECKING:
     from pipelines.base import CDRLPipeline, Generated
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from pipelines.inpainting.fill import Averaged, Filled, Hidden, fill
     from pipelines.inpainting.masks import box, irregular
     from pipelines.interpolation import interpolated
+else:  # not for type checkers, to which any name would then be right
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "pipelines.base": ("CDRLPipeline", "Generated"),
+            "pipelines.composition": ("compose", "parse_concepts"),
+            "pipelines.detection.detect": ("Detection", "detect"),
+            "pipelines.evaluation.evaluate": ("Comparison", "evaluate_run"),
+            "pipelines.guidance": ("ClassifierFree", "Guidance"),
+            "pipelines.inpainting.fill": ("Averaged", "Filled", "Hidden", "fill"),
+            "pipelines.inpainting.masks": ("box", "irregular"),
+            "pipelines.interpolation": ("interpolated",),
+        },
+    )
 
 __all__ = [
     "Averaged",
@@ -35,17 +49,3 @@ __all__ = [
     "irregular",
     "parse_concepts",
 ]
-
-__getattr__, __dir__ = on_demand(
-    __name__,
-    {
-        "pipelines.base": ("CDRLPipeline", "Generated"),
-        "pipelines.composition": ("compose", "parse_concepts"),
-        "pipelines.detection.detect": ("Detection", "detect"),
-        "pipelines.evaluation.evaluate": ("Comparison", "evaluate_run"),
-        "pipelines.guidance": ("ClassifierFree", "Guidance"),
-        "pipelines.inpainting.fill": ("Averaged", "Filled", "Hidden", "fill"),
-        "pipelines.inpainting.masks": ("box", "irregular"),
-        "pipelines.interpolation": ("interpolated",),
-    },
-)

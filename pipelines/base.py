@@ -366,7 +366,10 @@ def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int 
         seeds = range(first, first + count)
     if isinstance(seeds, int):
         raise ValueError(f"seeds: expected one for each image, such as [{seeds}]; seed={seeds} is that of the first")
-    chosen = [operator.index(each) for each in seeds]
+    try:
+        chosen = [operator.index(each) for each in seeds]
+    except TypeError:
+        raise ValueError(f"seeds: expected whole numbers, found {seeds!r}") from None
     expected = len(chosen) if num_images is None else num_images
     if len(chosen) != expected or expected < 1:
         raise ValueError(f"seeds: expected one for each of {expected} images (at least 1), found {len(chosen)}")

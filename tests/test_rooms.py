@@ -15,7 +15,7 @@ FLOORS = {"run": 3, "pipelines": 2, "autoencoder": 1, "cdrl": 0}
 """Imports run from a higher number to a lower one, or stay on their floor."""
 OPEN_TO_THE_FIRST_STAGE = ("data", "runs", "training")
 """The rooms of ``cdrl`` that ``autoencoder`` uses, beside what `SHARED` names."""
-SHARED = {"cdrl", "cdrl.config", "cdrl.faces", "cdrl.sampling.noise"}
+SHARED = {"cdrl", "cdrl.config", "cdrl.exports", "cdrl.sampling.noise"}
 """Settings, the lazy exports, the version, and seeds."""
 BUILDS_ITSELF = ("autoencoder.model", "autoencoder.checkpoint")
 """The one pair that know each other: a class opens itself through the module that builds it, when it is asked to."""
