@@ -18,6 +18,8 @@ from cdrl.runs.run import RunError, save_tensors, write_json
 FORMAT = 1
 WEIGHTS = "autoencoder.safetensors"
 DESCRIPTION = "autoencoder.json"
+_PLACES = (".", "model", "autoencoder/model", "model/autoencoder", "autoencoder")
+"""Where a first stage lies in its own folder, its run, a second stage's run, and the model folder of the latter."""
 
 
 class AutoencoderRecord(Record):
@@ -41,6 +43,14 @@ def save_autoencoder(folder: Path, autoencoder: Autoencoder, **facts: Any) -> No
         **facts,
     }
     write_json(folder / DESCRIPTION, description)
+
+
+def find_autoencoder(folder: Path) -> Path:
+    """The folder of the first stage that a run folder or a model folder holds. Raises RunError where there is none."""
+    for place in _PLACES:
+        if (folder / place / DESCRIPTION).exists():
+            return folder / place
+    raise RunError(f"{folder}: no first stage there; train one with: python run.py train-autoencoder CONFIG")
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

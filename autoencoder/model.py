@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
 from cdrl.config import BottleneckConfig, ConfigError
+from cdrl.runs.model_folder import replaced_model
 
 # Commitment weight of the codebook loss (van den Oord et al. 2017, eq. 3).
 _COMMITMENT = 0.25
@@ -129,6 +131,33 @@ class Autoencoder(nn.Module):
             self.quantize = VectorQuantizer2(
                 config.codebook_size, config.latent_channels, _COMMITMENT, sane_index_shape=True, legacy=False
             )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
+        """Open a first stage: a run folder of either stage, or a folder that `save_pretrained` wrote.
+
+        It is in evaluation mode, its weights fixed.
+
+        Raises:
+            RunError: there is no first stage, or a file of it is missing or damaged.
+        """
+        # Imported here, since it builds what this module defines.
+        from autoencoder.checkpoint import find_autoencoder, load_autoencoder
+
+        return load_autoencoder(find_autoencoder(Path(folder))).to(device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights in safetensors, and autoencoder.json, into a folder that `from_pretrained` opens.
+
+        A first stage that lies there is replaced as a whole.
+
+        Raises:
+            RunError: the folder holds something else.
+        """
+        from autoencoder.checkpoint import WEIGHTS, save_autoencoder
+
+        with replaced_model(Path(folder), WEIGHTS) as partial:
+            save_autoencoder(partial, self)
 
     @property
     def last_layer(self) -> nn.Parameter:

@@ -90,7 +90,10 @@ class CDRL(nn.Module):
 
     def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
         """Any accepted form of label as class ids, int64 [count]."""
-        ids = torch.as_tensor(-1 if label is None else label, dtype=torch.int64, device=device)
+        given = torch.as_tensor(-1 if label is None else label, device=device)
+        if given.is_floating_point() and given.numel():
+            raise ValueError(f"label: class ids are whole numbers, found {given.reshape(-1).tolist()}")
+        ids = given.to(torch.int64)
         if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
             raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")
         if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.num_classes):

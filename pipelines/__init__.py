@@ -1,17 +1,51 @@
 """What a trained model is used for."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cdrl import __version__
+from cdrl.exports import on_demand
 
 if TYPE_CHECKING:
     from pipelines.base import CDRLPipeline, Generated
+    from pipelines.composition import compose, parse_concepts
+    from pipelines.detection.detect import Detection, detect
+    from pipelines.evaluation.evaluate import Comparison, evaluate_run
+    from pipelines.guidance import ClassifierFree, Guidance
+    from pipelines.inpainting.fill import Averaged, Filled, Hidden, fill
+    from pipelines.inpainting.masks import box, irregular
+    from pipelines.interpolation import interpolated
+else:  # not for type checkers, to which any name would then be right
+    __getattr__, __dir__ = on_demand(
+        __name__,
+        {
+            "pipelines.base": ("CDRLPipeline", "Generated"),
+            "pipelines.composition": ("compose", "parse_concepts"),
+            "pipelines.detection.detect": ("Detection", "detect"),
+            "pipelines.evaluation.evaluate": ("Comparison", "evaluate_run"),
+            "pipelines.guidance": ("ClassifierFree", "Guidance"),
+            "pipelines.inpainting.fill": ("Averaged", "Filled", "Hidden", "fill"),
+            "pipelines.inpainting.masks": ("box", "irregular"),
+            "pipelines.interpolation": ("interpolated",),
+        },
+    )
 
-__all__ = ["CDRLPipeline", "Generated"]
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: the command line's help shall not wait for the libraries.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipelines import base
-
-    return getattr(base, name)
+__all__ = [
+    "Averaged",
+    "CDRLPipeline",
+    "ClassifierFree",
+    "Comparison",
+    "Detection",
+    "Filled",
+    "Generated",
+    "Guidance",
+    "Hidden",
+    "__version__",
+    "box",
+    "compose",
+    "detect",
+    "evaluate_run",
+    "fill",
+    "interpolated",
+    "irregular",
+    "parse_concepts",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,9 +18,9 @@ from autoencoder.latents import latents_of
 from cdrl.config import Config, SamplerSettings, parse_config
 from cdrl.model import CDRL, Label
 from cdrl.names import one_of, suggestion
-from cdrl.runs.model_folder import load_model, save_model
+from cdrl.runs.model_folder import load_model, replaced_model, save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import RunError, written_whole
+from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import Callback, Constrain, LevelLogDensity, Propose, sample
 from cdrl.sampling.settings import AUTO_REACH, ChainPlan, changed, plan_chains, with_defaults
@@ -27,7 +28,7 @@ from pipelines.decoding import Decoder, LatentDecoder, PointDecoder, load_decode
 from pipelines.guidance import Guidance, guided
 from pipelines.images import Images, as_tensor
 
-LabelOrName = Label | str | Sequence[str]
+LabelOrName = Label | str | Sequence[int | str]
 """Classes by id or by name, one for all images or one an image; None or -1 for no class."""
 
 
@@ -134,10 +135,13 @@ class CDRLPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model into a folder that `from_pretrained` opens: weights in safetensors, and config.json.
 
-        The folder is replaced as a whole.
+        A model that lies there is replaced as a whole.
+
+        Raises:
+            RunError: the folder holds something else.
         """
         description = {"config": self.config.model_dump(mode="json"), "class_names": list(self.class_names)}
-        with written_whole(Path(folder)) as partial:
+        with replaced_model(Path(folder), "energy.safetensors") as partial:
             save_model(partial, self.model, {**description, **self.decoder.description()})
             self.decoder.save(partial)
 
@@ -188,6 +192,7 @@ class CDRLPipeline:
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
                 an option would change nothing, or there is guidance without a class.
         """
+        check_options(options, CDRLPipeline.__call__)
         how = self.drawing(**options)
         chosen = chosen_seeds(num_images, seeds, seed)
         labels = self.class_ids(label, len(chosen))
@@ -201,8 +206,7 @@ class CDRLPipeline:
             TypeError: there is no such option; the message names the nearest one.
             ValueError: a value is not allowed, or an option would change nothing beside the others.
         """
-        for name in options.keys() - set(DRAWING_OPTIONS):
-            raise TypeError(_unknown_option(name))
+        check_options(options)
         others = {name: options.pop(name) for name in ("batch_size", "callback", "progress") if name in options}
         settings = changed(self.config.sampling, options)
         if settings.steps == 0 and self.model.initializer is None:
@@ -220,10 +224,14 @@ class CDRLPipeline:
             ValueError: there is no such class, or not one for each image.
         """
         ids = {name: index for index, name in enumerate(self.class_names)}
+
+        def id_of(name: int | str) -> int:
+            return one_of("label", name, ids) if isinstance(name, str) else name
+
         if isinstance(label, str):
-            label = one_of("label", label, ids)
-        elif isinstance(label, Sequence):
-            label = [one_of("label", each, ids) if isinstance(each, str) else each for each in label]
+            return self.model.labels(id_of(label), count, self.device)
+        if isinstance(label, Sequence):
+            return self.model.labels([id_of(each) for each in label], count, self.device)
         return self.model.labels(label, count, self.device)
 
     def source(self, seeds: Sequence[int], labels: Tensor, guidance: float | Guidance) -> SourceOfRows:
@@ -358,7 +366,12 @@ def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int 
     if seeds is None:
         first, count = 0 if seed is None else seed, 1 if num_images is None else num_images
         seeds = range(first, first + count)
-    chosen = [int(each) for each in seeds]
+    if isinstance(seeds, int):
+        raise ValueError(f"seeds: expected one for each image, such as [{seeds}]; seed={seeds} is that of the first")
+    try:
+        chosen = [operator.index(each) for each in seeds]
+    except TypeError:
+        raise ValueError(f"seeds: expected whole numbers, found {seeds!r}") from None
     expected = len(chosen) if num_images is None else num_images
     if len(chosen) != expected or expected < 1:
         raise ValueError(f"seeds: expected one for each of {expected} images (at least 1), found {len(chosen)}")
@@ -370,12 +383,19 @@ def stream_seeds(seeds: Sequence[int]) -> list[int]:
     return [derive_seed("sample", seed) for seed in seeds]
 
 
-def _unknown_option(name: str) -> str:
-    if name == "generator":
-        return "generator: not taken: every image has a seed of its own; give seeds=[…], or seed= of the first image"
-    asked = [parameter for parameter in inspect.signature(CDRLPipeline.__call__).parameters if parameter != "self"]
-    known = [*(parameter for parameter in asked if parameter != "options"), *DRAWING_OPTIONS]
-    return f"unknown option '{name}': {suggestion(name, known)}"
+def check_options(options: Iterable[str], *functions: Callable[..., Any]) -> None:
+    """Refuse keywords that are neither among `DRAWING_OPTIONS` nor arguments of the functions that take them.
+
+    Raises:
+        TypeError: there is no such option; the message names the nearest one.
+    """
+    for name in options:
+        if name == "generator":
+            raise TypeError("generator: not taken: images have seeds of their own; give seeds=[…] or seed=…")
+        arguments = [each for function in functions for each in inspect.signature(function).parameters.values()]
+        own = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD and each.name != "self"]
+        if name not in DRAWING_OPTIONS and name not in own:
+            raise TypeError(f"unknown option '{name}': {suggestion(name, [*own, *DRAWING_OPTIONS])}")
 
 
 def _shortened(values: Any) -> str:

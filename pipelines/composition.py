@@ -13,7 +13,7 @@ from cdrl.config import DataConfig
 from cdrl.model import CDRL, Label
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
-from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, chosen_seeds, stream_seeds
+from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, check_options, chosen_seeds, stream_seeds
 
 
 def composed(
@@ -71,6 +71,7 @@ def compose(
         TypeError: there is no such option.
         ValueError: as in calling the pipeline.
     """
+    check_options(options, compose)
     how = pipeline.drawing(**options)
     chosen = chosen_seeds(num_images, seeds, seed)
     labels = [pipeline.class_ids(concept, len(chosen)) for concept in concepts]

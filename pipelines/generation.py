@@ -14,7 +14,7 @@ from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, find_model
+from pipelines.base import CDRLPipeline, Generated, check_options, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture
 from pipelines.guidance import Guidance
@@ -49,6 +49,7 @@ def run_sample(
         RunError: there is no trained model, or the folder holds other files than those of an earlier call.
         ValueError: there is no such class, concept or kernel, or both a class and concepts are given.
     """
+    check_options(options, run_sample)
     if concepts and label is not None:
         raise ValueError("--label and --with: expected one of them, found both")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())

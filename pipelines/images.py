@@ -25,12 +25,14 @@ def as_tensor(images: Images, channels: int) -> Tensor:
     arrays = [np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB"))) for image in listed]
     if len({array.shape for array in arrays}) != 1:
         raise ValueError(f"images: expected some of one size, found {sorted({image.size for image in listed})}")
-    return torch.from_numpy(np.stack(arrays)).movedim(-1, 1) / 127.5 - 1
+    return _in_range(torch.from_numpy(np.stack(arrays)).movedim(-1, 1))
 
 
 def _in_range(tensor: Tensor) -> Tensor:
     if tensor.ndim != 4:
         raise ValueError(f"images: expected [N, C, H, W], found {list(tensor.shape)}")
+    # The memory order decides how convolutions round: equal images shall have equal answers, however they came.
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.uint8:
         return tensor / 127.5 - 1
     low, high = float(tensor.min()), float(tensor.max())

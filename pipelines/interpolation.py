@@ -16,7 +16,7 @@ from cdrl.sampling.noise import InterpolatedNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, ImageSource, stream_seeds
+from pipelines.base import CDRLPipeline, Generated, ImageSource, check_options, chosen_seeds, stream_seeds
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_of, model_facts
 
@@ -54,7 +54,7 @@ def interpolated(
     pipeline: CDRLPipeline,
     seeds: Sequence[int],
     num_images: int,
-    labels: Sequence[int] = (-1, -1),
+    labels: Sequence[int | str] = (-1, -1),
     **options: Any,
 ) -> Generated:
     """Images from the sample of the first seed and class to that of the second, equally far apart in their noise.
@@ -64,22 +64,24 @@ def interpolated(
 
     Args:
         seeds: the first and the second.
-        labels: the class at either end; the density between two is that of `between_classes`.
+        labels: class id or name at either end; the density between two is that of `between_classes`.
 
     Raises:
-        ValueError: fewer than two images, or there is no such class or kernel.
+        TypeError: there is no such option.
+        ValueError: fewer than two images, not two seeds or classes, or there is no such class or kernel.
     """
+    check_options(options, interpolated)
     if num_images < 2:
         raise ValueError(f"num_images: expected both ends at least, found {num_images}")
     how, model, device = pipeline.drawing(**options), pipeline.model, pipeline.device
-    model.labels(list(labels), len(labels), device)
-    first, second = stream_seeds(seeds)
+    first, second = stream_seeds(chosen_seeds(2, seeds))
+    ends = pipeline.class_ids(labels, 2).tolist()
     shares = torch.linspace(0, 1, num_images, device=device)
 
     def source(rows: slice) -> ImageSource:
         share = shares[rows]
         noise = InterpolatedNoise([first] * len(share), [second] * len(share), share, device)
-        return ImageSource(noise, *between_classes(model, labels, share))
+        return ImageSource(noise, *between_classes(model, ends, share))
 
     return pipeline.draw(num_images, source, how)
 
@@ -102,8 +104,10 @@ def run_interpolation(
 
     Raises:
         RunError: the run has no images.
+        TypeError: there is no such option.
         ValueError: there is no such class or kernel.
     """
+    check_options(options, run_interpolation)
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from cdrl.model import CDRL
 from cdrl.runs.archives import check_finite
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.records import ModelRecord, read_record
-from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json
+from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json, written_whole
 
 FORMAT = 1
 
@@ -52,6 +54,23 @@ def load_model(folder: Path) -> tuple[CDRL, ModelRecord]:
     if model.initializer is not None:
         load_weights(model.initializer, folder / "initializer.safetensors")
     return model.eval().requires_grad_(False), record
+
+
+@contextmanager
+def replaced_model(folder: Path, weights: str) -> Iterator[Path]:
+    """Write a model folder as a whole, in place of the model that may lie there.
+
+    Args:
+        weights: the file by which such a model is known.
+
+    Raises:
+        RunError: something else lies there, such as a run, which would be lost.
+    """
+    is_free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (folder / weights).exists():
+        raise RunError(f"{folder}: holds something else than a model, which would be lost: choose another folder")
+    with written_whole(folder) as partial:
+        yield partial
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -18,7 +18,7 @@ from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, check_options
 from pipelines.composition import compose, concept_class
 from pipelines.decoding import LatentDecoder, captioned_picture
 from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
@@ -150,6 +150,8 @@ def run_composition(
         ValueError: there is no such kernel.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    check_options(options, run_composition)
+    sampling = effective(pipeline.drawing(**options).settings)
     data, decoder = pipeline.config.data, pipeline.decoder
     if len(data.attributes) < 2:
         raise RunError(f"{run}: composition is judged for two or more of data.attributes, found {len(data.attributes)}")
@@ -170,7 +172,7 @@ def run_composition(
         output.record = {
             "num_images": num_images,
             "seed": seed,
-            "sampling": effective(pipeline.drawing(**options).settings),
+            "sampling": sampling,
             "judge_right": {"test": referee.real, "reconstructions": referee.reconstructed},
             "composed": drawn,
         }

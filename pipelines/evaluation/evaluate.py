@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write
 from cdrl.training.engine import World, locked_by_main, start
 from cdrl.training.loop import Measured
 from cdrl.training.monitor import summed_over_processes
-from pipelines.base import CDRLPipeline, find_model
+from pipelines.base import CDRLPipeline, check_options, find_model
 from pipelines.decoding import Decoder, to_bytes
 from pipelines.evaluation.distances import (
     Reference,
@@ -42,19 +43,50 @@ BLOCK_IMAGES = 10
 """Images that a block of seeds has at least."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What samples are compared with, and how.
+
+    Attributes:
+        split: of the run's real images.
+        reference_images: how many of them, always the same ones; all by default.
+        statistics: published statistics of real images (.npz with mu and sigma), in place of a split.
+        features: ``inception``, or ``lite0``, which needs no download.
+        weights: the file of Inception's weights; by default it is looked for in the folder ``data.cache``.
+        blocks: parts of the samples whose figures are computed apart, to tell how much they vary; 1 for none.
+
+    Raises:
+        ValueError: one of them would change nothing beside the others.
+    """
+
+    split: Split = "train"
+    reference_images: int | None = None
+    statistics: Path | None = None
+    features: FeaturesName = "inception"
+    weights: Path | None = None
+    blocks: int = 5
+
+    def __post_init__(self) -> None:
+        if self.statistics is not None and (self.split != "train" or self.reference_images is not None):
+            raise ValueError("split and reference_images: would change nothing with statistics, which take their place")
+        if self.features != "inception" and self.weights is not None:
+            raise ValueError(f"weights: would change nothing with features {self.features}: they are Inception's")
+
+    def check(self, num_images: int) -> None:
+        """Raise ValueError where so many samples are too few for the blocks."""
+        needed = self.blocks * BLOCK_IMAGES
+        if self.blocks > 1 and num_images < needed:
+            raise ValueError(f"num_images: {self.blocks} blocks need {needed} at least, found {num_images}")
+
+
 def evaluate_run(
     run: Path,
     num_images: int = 10_000,
+    against: Comparison | None = None,
     *,
-    split: Split = "train",
-    reference_images: int | None = None,
-    statistics: Path | None = None,
-    features: FeaturesName = "inception",
-    weights: Path | None = None,
     seed: int = 0,
     label: int | str | None = None,
     guidance: float = 0.0,
-    blocks: int = 5,
     best: bool = False,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
@@ -65,23 +97,21 @@ def evaluate_run(
 
     Args:
         num_images: samples, of the seeds from ``seed`` on.
-        reference_images: so many real images, the same ones each time; all by default.
-        statistics: published statistics of real images (.npz with mu and sigma) to be used instead of a split.
-        features: ``inception``, or ``lite0`` where its weights cannot be had.
-        weights: the file of Inception's weights; by default it is looked for in the folder ``data.cache``.
+        against: what they are compared with; all training images on Inception's features by default.
         label: class id or name of all images; -1 for no class; all classes in turn by default.
-        blocks: parts into which the seeds are divided to see how much the figures vary; 1 for none.
         best: the model that was best in training, instead of the last.
         options: as in calling the pipeline.
 
     Raises:
+        TypeError: there is no such option.
         RunError: the run has no images or no such model, or the weights or the statistics cannot be used; or another
             command evaluates it.
         ValueError: there are too few images, or more are wanted than the split has.
         Interrupted: after Ctrl-C or SIGTERM, with all finished batches kept.
     """
-    if blocks > 1 and num_images < blocks * BLOCK_IMAGES:
-        raise ValueError(f"num_images: {blocks} blocks need {blocks * BLOCK_IMAGES} at least, found {num_images}")
+    check_options(options, evaluate_run)
+    against = against or Comparison()
+    against.check(num_images)
     model = run / "best" if best else find_model(run)
     world = start()
     pipeline = CDRLPipeline.from_pretrained(model, world.device)
@@ -95,17 +125,17 @@ def evaluate_run(
             store.draw(seeds, world)
             return {}
         # What may be missing is asked for before the long work; what the others need not wait for comes after theirs.
-        extractor = load_extractor(features, weights or data.cache / INCEPTION_FILE, world.device)
-        if statistics is not None:
-            reference = read_statistics(statistics)
+        extractor = load_extractor(against.features, against.weights or data.cache / INCEPTION_FILE, world.device)
+        if against.statistics is not None:
+            reference = read_statistics(against.statistics)
             store.draw(seeds, world)
         else:
-            name, real = real_images(data, split, reference_images)
+            name, real = real_images(data, against.split, against.reference_images)
             store.draw(seeds, world)
             reference = read_reference(data, name, real, extractor)
         images, rate = store.read(seeds)
         drawn = extractor(images, progress="features")
-        size = num_images // blocks
+        blocks, size = against.blocks, num_images // against.blocks
         values = compared(drawn, reference)
         parts = [compared(drawn[size * i : size * (i + 1)], reference) for i in range(blocks)] if blocks > 1 else []
         facts = {
@@ -116,7 +146,7 @@ def evaluate_run(
             "model_step": read_record(model / "config.json", ModelRecord).step,
             "reference": reference.name,
             "reference_images": reference.images,
-            "features": features,
+            "features": against.features,
             "features_weights": extractor.weights,
             "images_per_second": round(rate, 3),
             "processes": world.size,

@@ -16,7 +16,16 @@ from torch import Tensor
 from cdrl.config import SamplerSettings
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import Callback, Constrain
-from pipelines.base import CDRLPipeline, Drawing, Generated, ImageSource, LabelOrName, SourceOfRows, chosen_seeds
+from pipelines.base import (
+    CDRLPipeline,
+    Drawing,
+    Generated,
+    ImageSource,
+    LabelOrName,
+    SourceOfRows,
+    check_options,
+    chosen_seeds,
+)
 from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
 from pipelines.guidance import Guidance
 from pipelines.images import Images
@@ -212,6 +221,7 @@ def fill(
         TypeError: there is no such option.
         ValueError: arguments are not fit for the images, or ``by`` is not for this run.
     """
+    check_options(asked, fill, _requested)
     decoder = pipeline.decoder
     if not isinstance(decoder, PixelDecoder | LatentDecoder):
         raise ValueError("2-D points have no pixels to fill in")

@@ -17,7 +17,7 @@ from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, check_options
 from pipelines.decoding import captioned_picture, figure_picture
 from pipelines.evaluation.referee import Referee, has_classes
 from pipelines.generation import default_device, labels_in_turn
@@ -154,6 +154,8 @@ def run_guidance_sweep(
         ValueError: there is no such kernel.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    check_options(options, run_guidance_sweep)
+    sampling = effective(pipeline.drawing(**options).settings)
     config = pipeline.config
     if not has_classes(config):
         raise RunError(f"{run}: guidance is judged by classes, but this run has data.labels={config.data.labels}")
@@ -162,7 +164,6 @@ def run_guidance_sweep(
         sweep = guidance_sweep(pipeline, Referee.of(config.data), weights, num_images, blocks, seed, **options)
         save_picture(output.folder / "samples.png", sweep_images(pipeline, weights, seed, **options))
         save_picture(output.folder / "curves.png", curves_picture(sweep))
-        sampling = effective(pipeline.drawing(**options).settings)
         facts = {"num_images": num_images, "blocks": blocks, "seed": seed, "sampling": sampling}
         output.record = {**facts, "real": sweep.real, "points": sweep.points}
     return folder, sweep

@@ -21,7 +21,7 @@ from cdrl.runs.run import RunError
 from cdrl.sampling.sampler import denoised
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline
+from pipelines.base import CDRLPipeline, check_options
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_of
 
@@ -78,7 +78,14 @@ def long_chains(
 
 
 def long_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's options with what long chains have of their own. Raises ValueError as `long_steps`."""
+    """The sampler's options with what long chains have of their own.
+
+    Raises:
+        ValueError: they have one of these already, or as in `long_steps`.
+    """
+    for name in ("step_adjustment", "denoise", "callback"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}: not taken: long chains move by the steps of training, and are not denoised")
     return {**options, "steps": long_steps(options), "step_adjustment": False, "denoise": 0.0}
 
 
@@ -153,6 +160,7 @@ def run_chains(
         RunError: the run has no images.
         ValueError: there is no such level, class or kernel.
     """
+    check_options(options, run_chains)
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: chains are shown as images, but this is a run of 2-D points")

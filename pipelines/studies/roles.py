@@ -13,9 +13,9 @@ from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
-from cdrl.sampling.settings import effective
+from cdrl.sampling.settings import effective, idle_settings
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName
+from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, check_options
 from pipelines.decoding import captioned_picture
 from pipelines.generation import default_device, labels_of
 from pipelines.guidance import guided
@@ -109,9 +109,11 @@ def run_roles(
         options: as in calling the pipeline.
 
     Raises:
+        TypeError: there is no such option.
         RunError: the run has no images, or no initializer.
         ValueError: there is no such class or kernel, or there are no steps of a chain.
     """
+    check_options(options, run_roles)
     if options.get("steps") == 0:
         raise ValueError("steps: the full model needs at least one, found 0")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
@@ -122,8 +124,9 @@ def run_roles(
     seeds = range(seed, seed + num_images)
     labels = labels_of(pipeline, label, seeds)
 
-    # Without chains only the last denoising and what changes no image are left to be set.
-    without_chains = {name: value for name, value in options.items() if name in ("denoise", "batch_size", "progress")}
+    sampling = effective(pipeline.drawing(**options).settings)
+    idle = idle_settings(pipeline.drawing(steps=0).settings)
+    without_chains = {name: value for name, value in options.items() if name != "steps" and name not in idle}
 
     def draw(proposals: Sequence[int], chains: Sequence[int]) -> Tensor:
         return drawn_from_two_streams(pipeline, proposals, chains, labels, **options).tensors
@@ -144,7 +147,6 @@ def run_roles(
         words = ["initializer", "full", *["new chain"] * fresh]
         images = torch.stack(columns, dim=1).flatten(0, 1)
         save_picture(output.folder / "roles.png", captioned_picture([(images, words)], columns=len(columns)))
-        sampling = effective(pipeline.drawing(**options).settings)
         facts = {"num_images": num_images, "fresh": fresh, "seed": seed, "labels": labels, "sampling": sampling}
         output.record = {**facts, **figures}
     return run / "roles.png", figures

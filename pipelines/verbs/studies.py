@@ -67,22 +67,11 @@ def evaluate(
     torchrun --standalone --nproc_per_node 8 run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500
     """
     with clear_errors():
-        from pipelines.evaluation.evaluate import evaluate_run, in_words
+        from pipelines.evaluation.evaluate import Comparison, evaluate_run, in_words
 
+        against = Comparison(split, reference_images, statistics, features, weights, blocks)
         figures = evaluate_run(
-            run,
-            num_images,
-            split=split,
-            reference_images=reference_images,
-            statistics=statistics,
-            features=features,
-            weights=weights,
-            seed=seed,
-            label=label,
-            guidance=guidance,
-            blocks=blocks,
-            best=best,
-            **options,
+            run, num_images, against, seed=seed, label=label, guidance=guidance, best=best, **options
         )
         if figures:
             typer.echo(in_words(figures))

@@ -22,7 +22,7 @@ from cdrl.training.loop import Measured
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_bytes
 from pipelines.evaluation.distances import frechet_distance
-from pipelines.evaluation.evaluate import evaluate_run, in_words, read_reference, real_images
+from pipelines.evaluation.evaluate import Comparison, evaluate_run, in_words, read_reference, real_images
 from pipelines.evaluation.features import INCEPTION_FILE, Extractor, lite0_features, load_extractor
 from pipelines.evaluation.sample_store import SampleStore
 from pipelines.generation import labels_in_turn
@@ -51,7 +51,7 @@ def own_distance(model: Path, count: int, split: Any) -> float:
 def test_figures_are_what_a_plain_computation_gives_and_nothing_is_done_twice(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    figures = evaluate_run(run, 40, split="test", features="lite0", blocks=4)
+    figures = evaluate_run(run, 40, Comparison(split="test", features="lite0", blocks=4))
     assert list(figures) == [f"{kind}_lite0_40_test" for kind in ("fd", "kd", "precision", "recall")]
     figure = figures["fd_lite0_40_test"]
     assert figure["value"] == pytest.approx(own_distance(run, 40, "test"), rel=1e-3)
@@ -67,20 +67,20 @@ def test_figures_are_what_a_plain_computation_gives_and_nothing_is_done_twice(
 
     monkeypatch.setattr(SampleStore, "_draw_batch", refuse)
     monkeypatch.setattr("pipelines.evaluation.evaluate.save_tensors", refuse)
-    assert evaluate_run(run, 40, split="test", features="lite0", blocks=4) == figures
-    fewer = evaluate_run(run, 30, split="test", features="lite0", blocks=1, seed=10)
+    assert evaluate_run(run, 40, Comparison(split="test", features="lite0", blocks=4)) == figures
+    fewer = evaluate_run(run, 30, Comparison(split="test", features="lite0", blocks=1), seed=10)
     assert next(iter(fewer)) == "fd_lite0_30_test_seed10"
     assert fewer["fd_lite0_30_test_seed10"]["blocks"] is None
     assert json.loads((run / "evaluation.json").read_text()) == {**figures, **fewer}
 
 
 def test_a_name_says_how_the_samples_differ_from_the_runs_own(run: Path) -> None:
-    options: dict[str, Any] = {"split": "test", "features": "lite0", "blocks": 1, "reference_images": 20}
-    figures = evaluate_run(run, 10, guidance=0.5, label=3, steps=2, kernel="mala", **options)
+    against = Comparison(split="test", features="lite0", blocks=1, reference_images=20)
+    figures = evaluate_run(run, 10, against, guidance=0.5, label=3, steps=2, kernel="mala")
     assert next(iter(figures)) == "fd_lite0_10_test_20_steps2_mala_w0.5_class3"
-    assert next(iter(evaluate_run(run, 10, steps=1, **options))) == "fd_lite0_10_test_20"
+    assert next(iter(evaluate_run(run, 10, against, steps=1))) == "fd_lite0_10_test_20"
     # Settings that change no image are in neither the name nor the facts.
-    alone = evaluate_run(run, 10, steps=0, **options)
+    alone = evaluate_run(run, 10, against, steps=0)
     assert not {"leapfrog_steps", "kernel", "temperature"} & next(iter(alone.values())).keys()
     assert next(iter(alone)) == "fd_lite0_10_test_20_steps0"
     assert "initializer alone, guidance 0" in in_words(alone)
@@ -147,8 +147,8 @@ class Grey(Dataset[Tensor]):
 def test_inception_gives_torch_fidelitys_figures_and_is_called_fid_with_published_weights_alone(
     run: Path, inception: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"split": "test", "reference_images": 14, "weights": inception, "blocks": 1}
-    figures = evaluate_run(run, 12, **options)
+    against = Comparison(split="test", reference_images=14, weights=inception, blocks=1)
+    figures = evaluate_run(run, 12, against)
     found = hashlib.sha256(inception.read_bytes()).hexdigest()[:8]
     assert list(figures) == [
         f"fd_inception_{found}_12_test_14",
@@ -182,7 +182,7 @@ def test_inception_gives_torch_fidelitys_figures_and_is_called_fid_with_publishe
     assert values[1] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-6)
     assert values[4] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
     monkeypatch.setattr("pipelines.evaluation.features._INCEPTION_HASH", found)
-    named = evaluate_run(run, 12, **options)
+    named = evaluate_run(run, 12, against)
     assert list(named) == [
         "fid_12_test_14",
         "kid_12_test_14",
@@ -217,14 +217,14 @@ def test_a_weight_file_runs_no_code(tmp_path: Path) -> None:
 
 def test_runs_that_cannot_be_measured_say_so(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="5 blocks need 50 at least, found 20"):
-        evaluate_run(run, 20, features="lite0")
+        evaluate_run(run, 20, Comparison(features="lite0"))
     with pytest.raises(RunError, match="no trained model there"):
-        evaluate_run(run, 100, features="lite0", best=True)
+        evaluate_run(run, 100, Comparison(features="lite0"), best=True)
     point = tiny_config(space="point", data={"name": "checkerboard", "labels": "none"}, energy={"spectral_norm": False})
     described = {"config": point.model_dump(mode="json"), "class_names": []}
     save_model(tmp_path / "model", tiny_model(point, (2,), 0), described)
     with pytest.raises(RunError, match=r"2-D points: python run\.py density"):
-        evaluate_run(tmp_path, 100, features="lite0")
+        evaluate_run(tmp_path, 100, Comparison(features="lite0"))
 
 
 def test_training_is_measured_without_being_changed_and_keeps_its_best_model(tmp_path: Path) -> None:
