@@ -12,8 +12,7 @@ from kornia.geometry.transform import hflip
 from pydantic import ValidationError
 from torch import Tensor
 
-from autoencoder.checkpoint import WEIGHTS
-from autoencoder.model import Autoencoder, QuantizedLatent
+from autoencoder.model import WEIGHTS, Autoencoder, QuantizedLatent
 from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, read_shards, stream_shards, write_shards
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Deviations, Record, Statistics, first_fault

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from autoencoder.checkpoint import save_autoencoder
-from autoencoder.model import Autoencoder
+from autoencoder.model import Autoencoder, save_autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet

@@ -15,8 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from autoencoder.checkpoint import load_autoencoder, save_autoencoder
-from autoencoder.model import Autoencoder
+from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 

@@ -71,9 +71,9 @@ def kinds() -> dict[str, Kind]:
     from PIL import Image
     from safetensors.torch import save_file
 
-    from autoencoder.checkpoint import load_autoencoder
     from autoencoder.importing import load_published_autoencoder
     from autoencoder.latents import encode_images, fingerprint, read_latents
+    from autoencoder.model import load_autoencoder
     from cdrl.config import load_config
     from cdrl.data import GridSet, Sample, read_shards, stream_shards, write_shards
     from cdrl.data.images.files import read_bytes
@@ -125,7 +125,7 @@ def kinds() -> dict[str, Kind]:
         write_shards(folder / "s", iter(samples), {}, label_names=("a", "b"), attribute_names=("c",))
 
     def latents(folder: Path) -> None:
-        from autoencoder.checkpoint import save_autoencoder
+        from autoencoder.model import save_autoencoder
 
         save_autoencoder(folder / "model", tiny_autoencoder())
         images = GridSet(torch.zeros(3, 1, 8, 8, dtype=torch.uint8) + torch.arange(3)[:, None, None, None].byte())

@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import run as door
-from autoencoder.checkpoint import load_autoencoder, save_autoencoder
+from autoencoder.model import load_autoencoder, save_autoencoder
 from cdrl.data import read_shards
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.lock import locked
@@ -92,7 +92,7 @@ def test_no_verb_shows_the_help() -> None:
         "density",
         "chains",
         "compare-steps",
-        "detect --out noise",
+        "detect --against noise",
         "interpolate --from-seed 1 --to-seed 2",
     ],
 )
@@ -295,7 +295,7 @@ def test_a_traceback_is_shown_to_those_who_ask_for_it(tmp_path: Path, monkeypatc
         (("train", "CONFIG", "--run", "RUN"), "RUN", ""),
         (("sample", "RUN"), "RUN/generated", "sampling.json"),
         (("evaluate", "RUN", "--features", "lite0"), "RUN/evaluation", ""),
-        (("detect", "RUN", "--out", "noise"), "RUN", "detection.json"),
+        (("detect", "RUN", "--against", "noise"), "RUN", "detection.json"),
         (("report", "RUN", "--neighbours", "0"), "RUN", "report.html"),
         (("prepare", "CONFIG", "data.prepared=PREPARED"), "PREPARED", ""),
         (("compare", "CONFIG", "--runs", "PREPARED"), "PREPARED", ""),
@@ -426,7 +426,7 @@ def test_a_run_is_evaluated_and_reported(tmp_path: Path) -> None:
     arguments = ("--num-images", "10", "--blocks", "1", "--split", "test", "--guidance", "1")
     result = call("evaluate", run, "--features", "lite0", *arguments)
     assert result.exit_code == 0, result.output
-    assert re.match(r"fd_lite0_10_test_w1: \d+\.?\d*\nkd_lite0_10_test_w1: ", result.stdout)
+    assert re.match(r"fd_lite0_10_test_w1: \d+\.?\d*\nprecision_lite0_10_test_w1: ", result.stdout)
     assert "10 samples of seeds 0 … 9" in result.stdout
     assert "no Inception weights there: fetch https://" in mistake("evaluate", run, *arguments)
     assert call("report", run, "--neighbours", "0").stdout == f"{run / 'report.html'}\n"

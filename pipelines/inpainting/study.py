@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -120,17 +120,19 @@ def run_inpainting(
     data = pipeline.config.data
     picture = read_picture(image, Decoding.of(data, reduced=False))
     observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
-    prepared, notes = prepared_image(picture, data, image, observation)
-    given = prepared[None] / 127.5 - 1
+    prepared = prepared_image(picture, data, image, observation)
+    given = prepared.pixels[None] / 127.5 - 1
     folder = run / "inpainted" / image.stem if out is None else out
     with one_calls_output(folder, RECORD) as output:
         filled = filled_in(pipeline, given, observation, filling, **options)
         write_images(filled.images, output.folder)
         tensors = filled.tensors.cpu()[None]
         save_picture(output.folder / "grid.png", rows_picture(given, tensors, observation))
-        figures = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
+        figures: dict[str, Any] = {**distances(tensors, given, observation), "energies": filled.energies.tolist()}
+        if not prepared.has_truth:
+            figures = {name: figure for name, figure in figures.items() if not name.endswith("_to_truth")}
         output.record = {"image": str(image), **circumstances(gap, filling, filled), **figures}
-    return folder, notes
+    return folder, prepared.notes
 
 
 def measure_inpainting(
@@ -223,24 +225,36 @@ def averaged(text: str, data: DataConfig) -> Averaged:
     return Averaged(int(factor))
 
 
-def prepared_image(
-    picture: Tensor, data: DataConfig, source: Path, observation: Observation
-) -> tuple[Tensor, list[str]]:
-    """A picture uint8 [C, H, W] as the run's images are, uint8 [C', S, S], and what was done to it, in words.
+class PreparedImage(NamedTuple):
+    """A user's picture in the form of the run's images.
 
-    Where means of blocks are observed, a picture with a pixel a block is taken for these means.
+    Attributes:
+        pixels: uint8 [C, S, S].
+        notes: what was done to it, in words.
+        has_truth: whether the pixels that are to be drawn are in the picture, to be compared with.
+    """
+
+    pixels: Tensor
+    notes: list[str]
+    has_truth: bool = True
+
+
+def prepared_image(picture: Tensor, data: DataConfig, source: Path, observation: Observation) -> PreparedImage:
+    """A picture uint8 [C, H, W] in the form of the run's images.
+
+    Where means of blocks are observed, a picture with one pixel for each block is taken for these means.
     """
     size, channels = data.image_size, data.channels
     shape = tuple(picture.shape)
     factor = observation.factor if isinstance(observation, Averaged) else 1
     if factor > 1 and shape[1:] == (size // factor, size // factor):
         low = prepare_images(picture[None], size // factor, channels)
-        return enlarged(low, factor)[0], [f"{source}: taken for the small image itself"]
+        return PreparedImage(enlarged(low, factor)[0], [f"{source}: taken for the small image itself"], False)
     prepared = prepare_images(picture[None], size, channels)[0]
     if shape == tuple(prepared.shape):
-        return prepared, []
+        return PreparedImage(prepared, [])
     found, wanted = (f"{width}x{height}, {planes} channels" for planes, height, width in (shape, prepared.shape))
-    return prepared, [f"{source}: {found}, is prepared as training images are: {wanted}"]
+    return PreparedImage(prepared, [f"{source}: {found}, is prepared as training images are: {wanted}"])
 
 
 def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[str, float | None]:

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoencoder.checkpoint import load_autoencoder, save_autoencoder
 from autoencoder.importing import load_published_autoencoder
-from autoencoder.model import Autoencoder
+from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
 from cdrl.config import BottleneckConfig, Section
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.lock import locked

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from autoencoder.checkpoint import DESCRIPTION, load_autoencoder
 from autoencoder.lite0 import Lite0
+from autoencoder.model import DESCRIPTION, load_autoencoder
 from autoencoder.objective import psnr, ssim
 from autoencoder.training import pairs_picture
 from cdrl.config import ConfigError, load_config

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from autoencoder.checkpoint import load_autoencoder
 from autoencoder.latents import encode_images, read_latents
+from autoencoder.model import load_autoencoder
 from autoencoder.training import StageOneConfig, train_autoencoder
 from cdrl.config import Config, ConfigError
 from cdrl.data import (

@@ -24,7 +24,7 @@ def judge(
         from pipelines.evaluation.referee import judge_run
 
         for name, value in judge_run(run, num_images, seed).items():
-            typer.echo(f"{name}: {value}")
+            typer.echo(f"{name}: {value:.4g}")
 
 
 @app.command("evaluate")
@@ -229,7 +229,7 @@ def density(
 @app.command("detect")
 def detect(
     run: RunFolder,
-    out: Annotated[
+    against: Annotated[
         list[str],
         typer.Option(
             help="set to be told from the in-distribution images, given once for each set: noise, "
@@ -242,22 +242,27 @@ def detect(
     ] = "test",
     num_images: Annotated[int, typer.Option(min=2, help="images of each set at most, chosen at random")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of that choice, and of the sets that are made")] = 0,
+    out: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Tell out-of-distribution images by the run's densities: AUROC, AUPR, FPR95, and histograms.
 
     Examples:
 
-    python run.py detect runs/digits_unconditional --out noise --out inverted --out shuffled --out interpolation
+    python run.py detect runs/digits_unconditional --against noise --against inverted --against shuffled
+    --against interpolation
 
-    python run.py detect runs/digits_unconditional --out train --out fashion_mnist --out folder:photos
+    python run.py detect runs/digits_unconditional --against train --against fashion_mnist --against folder:photos
 
-    The paper's Table 8: python run.py detect runs/cifar10 --num-images 10000 --out interpolation
-    --out cifar100:cifar-100-python --out celeba:celeba --out svhn:svhn --out dtd:dtd
+    The paper's Table 8: python run.py detect runs/cifar10 --num-images 10000
+    --against interpolation --against cifar100:cifar-100-python --against celeba:celeba --against svhn:svhn
+    --against dtd:dtd
     """
     with clear_errors():
         from pipelines.detection.detect import in_words, run_detection
 
-        detection = run_detection(run, out, in_distribution=in_distribution, num_images=num_images, seed=seed)
+        if out:
+            raise ValueError("--out: sets are named by --against; elsewhere --out is a folder")
+        detection = run_detection(run, against, in_distribution=in_distribution, num_images=num_images, seed=seed)
         typer.echo(in_words(detection.report))
         typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autoencoder import Autoencoder
-from autoencoder.checkpoint import save_autoencoder
+from autoencoder.model import save_autoencoder
 from cdrl.runs.run import RunError
 from tests.helpers import save_tiny_run, tiny_autoencoder
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoencoder.checkpoint import save_autoencoder
 from autoencoder.latents import encode_images
+from autoencoder.model import save_autoencoder
 from cdrl.config import Config
 from cdrl.data import DataError, GridSet, TrainingSet, check_batch, load_images
 from cdrl.runs.run import Run, load_tensors, read_json

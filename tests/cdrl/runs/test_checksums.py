@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoencoder.checkpoint import load_autoencoder, save_autoencoder
+from autoencoder.model import load_autoencoder, save_autoencoder
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums, write_checksums
 from cdrl.runs.model_folder import load_model
 from cdrl.runs.run import RunError, read_json

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from autoencoder.checkpoint import load_autoencoder
 from autoencoder.latents import encode_images, read_latents
+from autoencoder.model import load_autoencoder
 from cdrl.config import ConfigError
 from cdrl.data import DataError, GridSet
 from cdrl.runs.records import read_checkpoint_record

@@ -205,11 +205,11 @@ def test_at_the_door_figures_are_printed_and_mistakes_are_one_line(run: Path) ->
     def call(*arguments: str) -> Result:
         return CliRunner().invoke(door.app, ["detect", str(run), "--num-images", "20", *arguments])
 
-    printed = call("--out", "shuffled", "--out", "train", "--seed", "3").stdout
+    printed = call("--against", "shuffled", "--against", "train", "--seed", "3").stdout
     report = json.loads((run / "detection.json").read_text())
     assert printed.startswith(in_words(report))
     assert (report["seed"], list(report["out_of_distribution"])) == (3, ["shuffled", "train"])
-    refused = call("--out", "nois")
+    refused = call("--against", "nois")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: nois: no such set of images; there are test, train, noise")
     assert len(refused.stderr.splitlines()) == 1

@@ -52,7 +52,7 @@ def test_figures_are_what_a_plain_computation_gives_and_nothing_is_done_twice(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = evaluate_run(run, 40, Comparison(split="test", features="lite0", blocks=4))
-    assert list(figures) == [f"{kind}_lite0_40_test" for kind in ("fd", "kd", "precision", "recall")]
+    assert list(figures) == [f"{kind}_lite0_40_test" for kind in ("fd", "precision", "recall")]
     figure = figures["fd_lite0_40_test"]
     assert figure["value"] == pytest.approx(own_distance(run, 40, "test"), rel=1e-3)
     assert (figure["samples"], figure["first_seed"], figure["reference_images"]) == (40, 0, 500)

@@ -13,9 +13,8 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from autoencoder.checkpoint import load_autoencoder
 from autoencoder.importing import load_published_autoencoder
-from autoencoder.model import GaussianLatent, QuantizedLatent
+from autoencoder.model import GaussianLatent, QuantizedLatent, load_autoencoder
 from cdrl.config import Config
 from cdrl.data import read_shards
 from cdrl.runs.run import RunError, load_tensors, save_tensors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoencoder.checkpoint import save_autoencoder
+from autoencoder.model import save_autoencoder
 from cdrl.config import ConfigError
 from cdrl.data import DataError, load_images, read_shards
 from cdrl.runs.run import Run, RunError, read_json, write_json
