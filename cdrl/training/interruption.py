@@ -25,7 +25,7 @@ class Interrupted(Exception):  # noqa: N818 - no error: the run goes on later
 
     @classmethod
     def at(cls, step: int, num_steps: int) -> Interrupted:
-        """A training that was stopped after ``step`` of ``num_steps`` updates."""
+        """The exception for a training that stopped after ``step`` of ``num_steps`` updates and will resume."""
         return cls(f"stopped at step {step} of {num_steps}; the same command goes on from there")
 
 
@@ -36,7 +36,7 @@ def save_picture(path: Path, picture: Tensor) -> None:
 
 
 def any_process(flag: bool, world: World) -> bool:
-    """Whether any process says so, the same answer in all of them."""
+    """Whether the flag is set in any process; every process gets the same answer."""
     if world.size == 1:
         return flag
     flags = torch.tensor(float(flag), device=world.device)

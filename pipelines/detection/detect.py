@@ -267,7 +267,7 @@ def run_detection(run: Path, out: Sequence[str], **options: Any) -> Detection:
     return detection
 
 
-def in_words(report: Mapping[str, Any]) -> str:
+def detection_table(report: Mapping[str, Any]) -> str:
     """A report of `detect` for a terminal; of a CIFAR-10 model with the paper's Table 8 where it has such sets."""
     sets = report["out_of_distribution"]
     heads = [title(spec) for spec in sets]

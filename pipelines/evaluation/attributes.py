@@ -179,7 +179,7 @@ def run_composition(
     return output.record
 
 
-def in_words(figures: Mapping[str, Any]) -> str:
+def composition_lines(figures: Mapping[str, Any]) -> str:
     """The figures of `run_composition`, a line a set of attributes and way."""
 
     def line(name: str, shares: Readings) -> str:

@@ -1,4 +1,4 @@
-"""How good a run's samples are: FID and its kin, of a finished run or while it trains."""
+"""Quality of samples: FID and related metrics, of a finished run or during training."""
 
 from __future__ import annotations
 
@@ -167,9 +167,9 @@ def evaluate_run(
 
 
 def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:
-    """What a figure's name must say of the sampling: all that is not the run's own way, nothing otherwise.
+    """Suffix of a figure's name: the sampler's settings that differ from the run's own, such as ``_steps30_w0.7``.
 
-    ``facts`` have only those settings of the sampler that the images depend on.
+    ``facts`` hold only the settings that change images.
     """
     own = pipeline.drawing().settings.model_dump()
     words = {
@@ -192,7 +192,7 @@ def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> st
     return "".join(f"_{part}" for part in parts)
 
 
-def in_words(figures: Mapping[str, Mapping[str, Any]]) -> str:
+def figure_lines(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """A line a figure, and what all of them have in common."""
     lines = [f"{name}: {value_in_words(figure)}" for name, figure in figures.items()]
     facts = next(iter(figures.values()))

@@ -1,4 +1,4 @@
-"""Images filled in: what is known of them stays exactly as it is, the rest is drawn (Appendix C)."""
+"""Inpainting: the known part of an image stays exactly as it is, the rest is drawn (Appendix C)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,15 @@ from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
 from pipelines.guidance import Guidance
 from pipelines.images import Images
 from pipelines.inpainting.masks import hidden_cells
-from pipelines.inpainting.observations import Seen, block_means, cells, enlarged, kept, measured, weighed
+from pipelines.inpainting.observations import (
+    Seen,
+    block_means,
+    cells,
+    enlarged,
+    measurement_likelihood,
+    reset_to,
+    times_likelihood,
+)
 
 # Noise that is granted to what a decoder makes of known pixels: with less the chains' steps are too long for it.
 STD = 0.5
@@ -38,11 +46,11 @@ PASSES = 2
 
 
 class Observation(Protocol):
-    """What is known of an image."""
+    """Which part of an image is known, in pixels or in means of blocks."""
 
     @property
     def seen(self) -> Seen:
-        """The part of images [N, C, H, W] that is known."""
+        """The projection of images [N, C, H, W] to their known part."""
         ...
 
     @property
@@ -51,7 +59,7 @@ class Observation(Protocol):
         ...
 
     def shown(self, images: Tensor) -> Tensor:
-        """What a person is shown of what is known, as images [N, C, H, W]."""
+        """The known part as a picture for people, [N, C, H, W]."""
         ...
 
     def latent_cells(self, factor: int) -> Tensor:
@@ -59,11 +67,11 @@ class Observation(Protocol):
         ...
 
     def without_seam(self, images: Tensor, given: Tensor) -> Tensor:
-        """Decoded ``images`` made fit for what is known of ``given``, both [N, C, H, W], to be put in."""
+        """Decoded ``images``, blended towards the known part of ``given`` at its border; both [N, C, H, W]."""
         ...
 
     def completed(self, images: Tensor, given: Tensor) -> Tensor:
-        """``images`` with all that is known of ``given``, both [N, C, H, W] in [-1, 1]."""
+        """``images`` with the known part taken from ``given``, both [N, C, H, W] in [-1, 1]."""
         ...
 
 
@@ -155,7 +163,7 @@ class Filled:
         tensors: [N, C, H, W] in [-1, 1], equal to the given ones in all that is known.
         grids: what CDRL drew: pixels or standardized latents, [N, *shape].
         energies: -f of the grids at level 0, up to a constant, [N].
-        by: ``reset`` or ``likelihood``, the one that was used.
+        by: the method used, ``reset`` or ``likelihood``.
         settings: of the sampler, none left open.
         chains: every move in its order, if asked for.
     """
@@ -210,7 +218,7 @@ def fill(
             does not matter, not even in latent runs.
         by: ``reset`` puts what is known back after every move (Appendix C), in a latent run the latent's cells whose
             pixels are all known; ``likelihood`` multiplies the density by that of what is known, see
-            `pipelines.inpainting.observations.measured`. By default pixels are reset and latents weighed.
+            `pipelines.inpainting.observations.measurement_likelihood`. By default pixels are reset and latents weighed.
         passes: visits to each level, see `cdrl.sampling.settings.ChainPlan`: the more, the better the rest agrees
             with what is known.
         keep_chains: keep every move.
@@ -240,9 +248,11 @@ def fill(
     if recorder is not None:
         how = replace(how, callback=recorder)
     if by == "reset":
-        drawn = pipeline.draw(count, request.source, how, resetting(pipeline, decoder, known, observation))
+        drawn = pipeline.draw(count, request.source, how, reset_to_known(pipeline, decoder, known, observation))
     else:
-        drawn = pipeline.draw(count, weighing_by_decoder(pipeline, decoder, known, observation, request.source), how)
+        drawn = pipeline.draw(
+            count, weighted_by_decoder_likelihood(pipeline, decoder, known, observation, request.source), how
+        )
     images = drawn.tensors
     if isinstance(decoder, LatentDecoder):
         images = observation.without_seam(images, known)
@@ -284,13 +294,17 @@ def energies_of(pipeline: CDRLPipeline, grids: Tensor, labels: Tensor, batch_siz
     return torch.cat([-pipeline.log_density(part, label=ids) for part, ids in parts])
 
 
-def resetting(
+def reset_to_known(
     pipeline: CDRLPipeline, decoder: PixelDecoder | LatentDecoder, known: Tensor, observation: Observation
 ) -> Callable[[slice, ImageNoise], Constrain]:
-    """What resets images, of which ``known`` [N, C, H, W] is what is seen; in a latent run their known cells."""
+    """The constraint that puts the known pixels back after every move; in a latent run, the known cells.
+
+    Args:
+        known: the known part of the images, zero elsewhere, [N, C, H, W] in [-1, 1].
+    """
     schedule = pipeline.model.schedule
     if isinstance(decoder, PixelDecoder):
-        return lambda rows, noise: kept(schedule, known[rows], observation.seen, noise)
+        return lambda rows, noise: reset_to(schedule, known[rows], observation.seen, noise)
     seen = cells(observation.latent_cells(known.shape[-1] // decoder.autoencoder.latent_shape[-1]).to(known.device))
     # Where nothing is known the encoder is shown the mean colour of what is: its cells see a little of each other.
     share = observation.seen(torch.ones_like(known))
@@ -298,29 +312,34 @@ def resetting(
     shown = known + (1 - share) * mean
 
     def constrain(rows: slice, noise: ImageNoise) -> Constrain:
-        return kept(schedule, pipeline.encoded(shown[rows], noise), seen, noise)
+        return reset_to(schedule, pipeline.encoded(shown[rows], noise), seen, noise)
 
     return constrain
 
 
-def weighing_by_decoder(
+def weighted_by_decoder_likelihood(
     pipeline: CDRLPipeline,
     decoder: PixelDecoder | LatentDecoder,
     known: Tensor,
     observation: Observation,
     free: SourceOfRows,
 ) -> SourceOfRows:
-    """The same images, their density times the likelihood of ``known``, which is seen of decoded grids."""
+    """The same source of images, its density multiplied by the likelihood of what is known of the decoded grids.
+
+    Args:
+        known: the known part of the images, zero elsewhere, [N, C, H, W] in [-1, 1].
+        free: what would draw the images if nothing were known of them.
+    """
 
     def source(rows: slice) -> ImageSource:
         noise, propose, log_density = free(rows)
-        likelihood = measured(
+        likelihood = measurement_likelihood(
             pipeline.model.schedule,
             log_density,
             lambda grids: observation.seen(decoder.decoded(grids)),
             known[rows],
             STD,
         )
-        return ImageSource(noise, propose, weighed(log_density, likelihood))
+        return ImageSource(noise, propose, times_likelihood(log_density, likelihood))
 
     return source

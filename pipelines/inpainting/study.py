@@ -1,4 +1,4 @@
-"""Filling in images of files and of held-out data, with pictures and figures."""
+"""Inpainting of picture files and of held-out images, with pictures and figures."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Gap:
-    """What is not known of images, as it is asked for: exactly one of the four.
+class HiddenPart:
+    """The part of an image that is to be drawn, given in exactly one of four ways.
 
     Attributes:
         mask: a picture, white where the image is hidden, see `read_mask`.
@@ -62,11 +62,11 @@ class Gap:
 
     @property
     def given(self) -> tuple[str, str]:
-        """Which of the four it is, and what it says."""
+        """Name and value of the way that was chosen."""
         return next((name, str(value)) for name, value in vars(self).items() if value is not None)
 
     def observation(self, data: DataConfig, original: tuple[int, int]) -> Observation:
-        """What is known of a run's image that was (height, width) before it was prepared.
+        """The known part of an image of the run, which was (height, width) before it was prepared.
 
         Raises:
             DataError: the mask cannot be used.
@@ -85,7 +85,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Filling:
-    """How gaps are filled, beside the sampler's options.
+    """How missing parts are drawn, apart from the sampler's options.
 
     Attributes:
         fills: an image.
@@ -104,9 +104,9 @@ class Filling:
 
 
 def run_inpainting(
-    run: Path, image: Path, gap: Gap, filling: Filling, *, out: Path | None = None, **options: Any
+    run: Path, image: Path, gap: HiddenPart, filling: Filling, *, out: Path | None = None, **options: Any
 ) -> tuple[Path, list[str]]:
-    """Fill in one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
+    """Inpaint one image several times: 000000.png, 000001.png, …, grid.png and figures.json in a folder.
 
     The picture shows the image, what is known of it, and the fills. Returns the folder,
     RUN/inpainted/NAME-OF-THE-IMAGE by default, and what must be told of how the image was prepared.
@@ -138,13 +138,13 @@ def run_inpainting(
 def measure_inpainting(
     run: Path,
     num_images: int,
-    gap: Gap,
+    gap: HiddenPart,
     filling: Filling,
     *,
     out: Path | None = None,
     **options: Any,
 ) -> tuple[Path, dict[str, Any]]:
-    """Fill in the first held-out images, and measure: FOLDER/figures.json and FOLDER/grid.png.
+    """Inpaint the first held-out images and measure the result: FOLDER/figures.json and FOLDER/grid.png.
 
     For the figures see `distances` and `plausibility`.
 
@@ -206,7 +206,7 @@ def filled_in(
     )
 
 
-def circumstances(gap: Gap, filling: Filling, filled: Filled) -> dict[str, Any]:
+def circumstances(gap: HiddenPart, filling: Filling, filled: Filled) -> dict[str, Any]:
     """All that figures of fills depend on beside the run and the images."""
     return {
         "gap": dict([gap.given]),
@@ -258,7 +258,7 @@ def prepared_image(picture: Tensor, data: DataConfig, source: Path, observation:
 
 
 def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[str, float | None]:
-    """Figures of fills [N, F, C, H, W] of images ``truth`` [N, C, H, W], both in [-1, 1], by pixels.
+    """Pixelwise figures of F fills [N, F, C, H, W] of each image ``truth`` [N, C, H, W], both in [-1, 1].
 
     ``error_of_the_known``: greatest difference from what was known, of pixels in 8 bits, or of means of such.
     ``distance_to_truth``, ``closest_to_truth`` and ``diversity``: root mean square differences of what is not known,
@@ -282,7 +282,7 @@ def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[s
 
 
 def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor | None) -> dict[str, float]:
-    """How real images [N, C, H, W] look that were filled in, and, beside it, how those look that they were made from.
+    """Realism of inpainted images [N, C, H, W], and of the untouched images for comparison.
 
     Fréchet distances to training images, on a judge's features where there are ``classes`` [N], else on
     EfficientNet-Lite0's; and of the judge, see `Referee`, the share read as their class, and that not read as junk.
@@ -318,7 +318,7 @@ def rows_picture(truth: Tensor, filled: Tensor, observation: Observation) -> Ten
     return grid_picture(rows.flatten(0, 1), columns=rows.shape[1])
 
 
-def in_words(figures: Mapping[str, Any]) -> str:
+def inpainting_lines(figures: Mapping[str, Any]) -> str:
     """The measured figures, a line each."""
     return "\n".join(f"{name}: {value:.4f}" for name, value in figures.items() if isinstance(value, float))
 

@@ -181,7 +181,7 @@ def run_chains(
     return folder / f"{name}.png", figures
 
 
-def in_words(levels: Sequence[Mapping[str, Any]]) -> str:
+def chain_lines(levels: Sequence[Mapping[str, Any]]) -> str:
     """The figures of `chain_figures`, a line a level, in the order of sampling."""
 
     def line(figures: Mapping[str, Any]) -> str:

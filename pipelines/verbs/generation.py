@@ -90,7 +90,7 @@ def chains(
     python run.py chains runs/digits --kernel mala --level 2 --every 50
     """
     with clear_errors():
-        from pipelines.studies.long_chains import in_words, run_chains
+        from pipelines.studies.long_chains import chain_lines, run_chains
 
         picture, levels = run_chains(
             run,
@@ -101,7 +101,7 @@ def chains(
             level=level,
             **options,
         )
-        typer.echo(in_words(levels))
+        typer.echo(chain_lines(levels))
         typer.echo(f"{picture} and {picture.with_suffix('.json').name}")
 
 
@@ -186,11 +186,11 @@ def inpaint(
     python run.py inpaint runs/digits --test 200 --box center
     """
     with clear_errors():
-        from pipelines.inpainting.study import Filling, Gap, in_words, measure_inpainting, run_inpainting
+        from pipelines.inpainting.study import Filling, HiddenPart, inpainting_lines, measure_inpainting, run_inpainting
 
         if (image is None) == (test is None):
             raise ValueError("expected an IMAGE or --test N, one of them")
-        gap = Gap(mask=mask, box=box, irregular=irregular, observe=observe)
+        gap = HiddenPart(mask=mask, box=box, irregular=irregular, observe=observe)
         filling = Filling(fills=fills, seed=seed, label=label, guidance=guidance, by=by, passes=passes)
         if image is not None:
             folder, notes = run_inpainting(run, image, gap, filling, out=out, **options)
@@ -198,5 +198,5 @@ def inpaint(
                 typer.echo(note)
         elif test is not None:
             folder, figures = measure_inpainting(run, test, gap, filling, out=out, **options)
-            typer.echo(in_words(figures))
+            typer.echo(inpainting_lines(figures))
         typer.echo(str(folder))

@@ -67,14 +67,14 @@ def evaluate(
     torchrun --standalone --nproc_per_node 8 run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500
     """
     with clear_errors():
-        from pipelines.evaluation.evaluate import Comparison, evaluate_run, in_words
+        from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines
 
         against = Comparison(split, reference_images, statistics, features, weights, blocks)
         figures = evaluate_run(
             run, num_images, against, seed=seed, label=label, guidance=guidance, best=best, **options
         )
         if figures:
-            typer.echo(in_words(figures))
+            typer.echo(figure_lines(figures))
 
 
 @app.command("report")
@@ -118,11 +118,11 @@ def judge_composition(
     Example: python run.py judge-composition runs/faces_composition
     """
     with clear_errors():
-        from pipelines.evaluation.attributes import in_words, run_composition
+        from pipelines.evaluation.attributes import composition_lines, run_composition
         from pipelines.studies.guidance_sweep import parse_weights
 
         figures = run_composition(run, parse_weights(weights), num_images, seed=seed, **options)
-        typer.echo(in_words(figures))
+        typer.echo(composition_lines(figures))
         typer.echo(f"figures and pictures in {run / 'composition'}")
 
 
@@ -258,12 +258,12 @@ def detect(
     --against dtd:dtd
     """
     with clear_errors():
-        from pipelines.detection.detect import in_words, run_detection
+        from pipelines.detection.detect import detection_table, run_detection
 
         if out:
             raise ValueError("--out: sets are named by --against; elsewhere --out is a folder")
         detection = run_detection(run, against, in_distribution=in_distribution, num_images=num_images, seed=seed)
-        typer.echo(in_words(detection.report))
+        typer.echo(detection_table(detection.report))
         typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")
 
 

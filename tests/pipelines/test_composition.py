@@ -16,8 +16,8 @@ from pipelines.composition import compose, composed, parse_concepts
 from pipelines.evaluation.attributes import (
     AttributeReferee,
     asked_attributes,
+    composition_lines,
     composition_picture,
-    in_words,
     judged_composition,
     readings,
     run_composition,
@@ -167,4 +167,4 @@ def test_judging_a_run_writes_figures_and_a_picture_a_weight(run: Path, monkeypa
     assert json.loads((run / "composition" / "figures.json").read_text(encoding="utf-8")) == figures
     assert {path.name for path in (run / "composition").glob("*.png")} == {"guidance_0.png", "guidance_2.png"}
     assert list(figures["composed"]["Smiling+Long_Hair"]) == ["w=0", "w=2", "sum"]
-    assert "judge on real test: all 0.500" in in_words(figures)
+    assert "judge on real test: all 0.500" in composition_lines(figures)

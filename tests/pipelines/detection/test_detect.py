@@ -23,7 +23,7 @@ from pipelines.detection.detect import (
     SYNTHETIC,
     Source,
     detect,
-    in_words,
+    detection_table,
     run_detection,
 )
 from pipelines.detection.scores import detection_figures
@@ -174,7 +174,7 @@ def test_a_run_keeps_figures_and_picture(run: Path) -> None:
     assert json.loads((run / "detection.json").read_text()) == detection.report
     with Image.open(run / "detection.png") as picture:
         assert picture.width > picture.height > 100
-    words = in_words(detection.report)
+    words = detection_table(detection.report)
     assert "in-distribution: test: test split of digits, 1 x 8 x 8, the run's own images" in words
     assert "Table 8" not in words
 
@@ -182,7 +182,7 @@ def test_a_run_keeps_figures_and_picture(run: Path) -> None:
 def test_a_cifar10_model_is_put_beside_the_papers_table() -> None:
     figures = {"auroc": 0.123, "aupr_in": 0.1, "aupr_out": 0.1, "fpr95": 0.1}
     sets = {"svhn:some/folder": {"note": "", "scores": {"level_0": figures}}}
-    words = in_words({"data": "cifar10", "in_distribution": "", "out_of_distribution": sets})
+    words = detection_table({"data": "cifar10", "in_distribution": "", "out_of_distribution": sets})
     rows = {line[:24].strip(): line[24:].split() for line in words.splitlines()}
     assert rows["CDRL"] == ["0.750", "0.780", "0.840", "0.820", "0.650"]
     assert rows["this run"] == ["-", "-", "-", "0.123", "-"]
@@ -207,7 +207,7 @@ def test_at_the_door_figures_are_printed_and_mistakes_are_one_line(run: Path) ->
 
     printed = call("--against", "shuffled", "--against", "train", "--seed", "3").stdout
     report = json.loads((run / "detection.json").read_text())
-    assert printed.startswith(in_words(report))
+    assert printed.startswith(detection_table(report))
     assert (report["seed"], list(report["out_of_distribution"])) == (3, ["shuffled", "train"])
     refused = call("--against", "nois")
     assert (refused.exit_code, refused.stdout) == (2, "")

@@ -22,7 +22,7 @@ from cdrl.training.loop import Measured
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_bytes
 from pipelines.evaluation.distances import frechet_distance
-from pipelines.evaluation.evaluate import Comparison, evaluate_run, in_words, read_reference, real_images
+from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines, read_reference, real_images
 from pipelines.evaluation.features import INCEPTION_FILE, Extractor, lite0_features, load_extractor
 from pipelines.evaluation.sample_store import SampleStore
 from pipelines.generation import labels_in_turn
@@ -60,7 +60,7 @@ def test_figures_are_what_a_plain_computation_gives_and_nothing_is_done_twice(
     assert figure["blocks"]["images"] == 10
     assert len(figure["blocks"]["values"]) == 4
     assert json.loads((run / "evaluation.json").read_text()) == figures
-    assert "fd_lite0_40_test: " in in_words(figures)
+    assert "fd_lite0_40_test: " in figure_lines(figures)
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("done before")
@@ -83,7 +83,7 @@ def test_a_name_says_how_the_samples_differ_from_the_runs_own(run: Path) -> None
     alone = evaluate_run(run, 10, against, steps=0)
     assert not {"leapfrog_steps", "kernel", "temperature"} & next(iter(alone.values())).keys()
     assert next(iter(alone)) == "fd_lite0_10_test_20_steps0"
-    assert "initializer alone, guidance 0" in in_words(alone)
+    assert "initializer alone, guidance 0" in figure_lines(alone)
 
 
 def test_reference_features_are_cached_by_the_images_themselves(tmp_path: Path) -> None:

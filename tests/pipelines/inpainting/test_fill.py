@@ -19,7 +19,7 @@ from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.inpainting.fill import Averaged, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular
-from pipelines.inpainting.study import Filling, Gap, distances, filled_in, measure_inpainting, run_inpainting
+from pipelines.inpainting.study import Filling, HiddenPart, distances, filled_in, measure_inpainting, run_inpainting
 from tests.helpers import save_tiny_run, tiny_config
 
 # Strokes leave latent cells of 2x2 pixels known.
@@ -170,10 +170,10 @@ def test_one_image_gives_files_a_picture_and_figures(run: Path, pipeline: CDRLPi
 
 def test_images_of_other_sizes_are_prepared_and_told(run: Path, tmp_path: Path) -> None:
     large = written(tmp_path / "large.png", np.full((16, 24, 3), 90, np.uint8))
-    _, notes = run_inpainting(run, large, Gap(box="left"), Filling(fills=1), steps=1)
+    _, notes = run_inpainting(run, large, HiddenPart(box="left"), Filling(fills=1), steps=1)
     assert notes == [f"{large}: 24x16, 3 channels, is prepared as training images are: 8x8, 1 channels"]
     small = written(tmp_path / "small.png", np.full((4, 4), 90, np.uint8))
-    blocks, filling = Gap(observe="downsample:2"), Filling(fills=1, by="likelihood")
+    blocks, filling = HiddenPart(observe="downsample:2"), Filling(fills=1, by="likelihood")
     folder, notes = run_inpainting(run, small, blocks, filling, steps=1)
     assert notes == [f"{small}: taken for the small image itself"]
     assert json.loads((folder / "figures.json").read_text())["error_of_the_known"] <= 1
@@ -196,7 +196,9 @@ def test_all_that_changes_a_fill_is_recorded(run: Path, tmp_path: Path, monkeypa
     assert (figures["filling"], figures["sampling"]) == (filling, sampling)
     # Its judge is trained for half a minute.
     monkeypatch.setattr("pipelines.inpainting.study.plausibility", lambda *arguments: {})
-    folder, measured = measure_inpainting(run, 4, Gap(irregular=2), Filling(fills=2, by="reset"), temperature=0.6)
+    folder, measured = measure_inpainting(
+        run, 4, HiddenPart(irregular=2), Filling(fills=2, by="reset"), temperature=0.6
+    )
     assert folder == run / "inpainted" / "test_irregular_2"
     assert json.loads((folder / "figures.json").read_text()) == measured
     assert (measured["gap"], measured["filling"]["by"]) == ({"irregular": "2"}, "reset")
@@ -243,4 +245,4 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
 def test_points_are_refused(tmp_path: Path) -> None:
     save_tiny_run(tmp_path, config=tiny_config(space="point", data={"name": "checkerboard", "labels": "none"}))
     with pytest.raises(RunError, match="this is a run of 2-D points"):
-        run_inpainting(tmp_path, tmp_path / "any.png", Gap(box="left"), Filling())
+        run_inpainting(tmp_path, tmp_path / "any.png", HiddenPart(box="left"), Filling())

@@ -12,7 +12,16 @@ from cdrl.sampling.kernels import Kernel, hmc, langevin, mala, restricted_to, wi
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import sample
 from cdrl.schedule import NoiseSchedule
-from pipelines.inpainting.observations import Seen, block_means, cells, enlarged, kept, measured, put_back, weighed
+from pipelines.inpainting.observations import (
+    Seen,
+    block_means,
+    cells,
+    enlarged,
+    measurement_likelihood,
+    put_back,
+    reset_to,
+    times_likelihood,
+)
 from tests.cdrl.exact import GaussianData, ManyChains, assert_moments, covariance_of
 from tests.helpers import chain_plan
 
@@ -55,7 +64,7 @@ def conditional(projection: Tensor, noise: float = 0.0) -> tuple[Tensor, Tensor]
 def drawn(data: GaussianImages, seen: Seen, passes: int, steps: int, kernel: Kernel, count: int = 1500) -> Tensor:
     noise = ManyChains(count)
     given = TRUTH.view(1, *SHAPE).expand(count, *SHAPE)
-    constrain = kept(data.schedule, given, seen, noise)
+    constrain = reset_to(data.schedule, given, seen, noise)
     images = sample(
         data.schedule,
         data.propose,
@@ -94,7 +103,7 @@ def test_what_is_put_back_has_the_moments_of_the_given_image_at_every_level() ->
     """q(x_t | x_0) times alpha_y, which is 1 at the highest level; draws of two levels have nothing in common."""
     schedule, count = NoiseSchedule.from_config(ScheduleConfig(num_levels=3)), 20_000
     given = torch.full((count, *SHAPE), 0.8)
-    constrain = kept(schedule, given, cells(KNOWN), ManyChains(count))
+    constrain = reset_to(schedule, given, cells(KNOWN), ManyChains(count))
     free = torch.full_like(given, 7.0)
     errors = []
     for level in range(3):
@@ -179,7 +188,7 @@ def test_the_likelihood_of_a_noisy_level_is_exact_for_data_of_unit_variance(leve
     data = GaussianData(schedule, torch.zeros(4), torch.eye(4))
     generator = torch.Generator().manual_seed(0)
     y, given = torch.randn(2, 6, 4, generator=generator)
-    likelihood = measured(schedule, data.log_density, lambda x: x, given[:1].expand(6, 4), 0.3)
+    likelihood = measurement_likelihood(schedule, data.log_density, lambda x: x, given[:1].expand(6, 4), 0.3)
     value, gradient = with_gradient(lambda y: likelihood(y, level))(y)
 
     def exact(y: Tensor) -> Tensor:
@@ -196,7 +205,9 @@ def test_the_likelihood_of_a_noisy_level_is_exact_for_data_of_unit_variance(leve
 def test_chains_under_a_likelihood_give_bayes_rule(name: str) -> None:
     data, seen, count, std = GaussianImages(0.5), SEEN[name], 2000, 0.4
     given = seen(TRUTH.view(1, *SHAPE)).expand(count, *SHAPE)
-    log_density = weighed(data.log_density, measured(data.schedule, data.log_density, seen, given, std))
+    log_density = times_likelihood(
+        data.log_density, measurement_likelihood(data.schedule, data.log_density, seen, given, std)
+    )
     images = sample(
         data.schedule,
         data.propose,
@@ -211,7 +222,7 @@ def test_chains_under_a_likelihood_give_bayes_rule(name: str) -> None:
 def test_what_is_put_back_depends_on_the_images_own_seed_alone() -> None:
     schedule = NoiseSchedule.from_config(ScheduleConfig(num_levels=2))
     given = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    together = kept(schedule, given, cells(KNOWN), ImageNoise([5, 6, 7]))
-    alone = kept(schedule, given[1:2], cells(KNOWN), ImageNoise([6]))
+    together = reset_to(schedule, given, cells(KNOWN), ImageNoise([5, 6, 7]))
+    alone = reset_to(schedule, given[1:2], cells(KNOWN), ImageNoise([6]))
     y = torch.zeros_like(given)
     assert torch.equal(together(y, 1)[1:2], alone(y[1:2], 1))

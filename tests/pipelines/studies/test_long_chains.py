@@ -15,7 +15,7 @@ from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective, with_defaults
 from pipelines import CDRLPipeline
 from pipelines.decoding import to_pil
-from pipelines.studies.long_chains import Chains, chain_figures, chain_images, in_words, long_chains, run_chains
+from pipelines.studies.long_chains import Chains, chain_figures, chain_images, chain_lines, long_chains, run_chains
 from tests.helpers import save_tiny_run, tiny_config
 
 SEEDS = [4, 1, 9]
@@ -87,7 +87,7 @@ def test_chains_that_leave_all_bounds_are_told_in_valid_json(pipeline: CDRLPipel
     figures = chain_figures(pipeline, Chains((0, 5), states, torch.ones(2)), LABELS)
     assert figures[0]["energy"] == [None, None]
     assert figures[0]["drift"] is None
-    assert "drifts out of all bounds" in in_words(figures)
+    assert "drifts out of all bounds" in chain_lines(figures)
 
 
 def test_the_last_state_of_level_0_is_shown_as_the_sample_of_as_many_steps(pipeline: CDRLPipeline) -> None:
