@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -128,6 +127,9 @@ class DataConfig(Section):
     @classmethod
     def _colour(cls, name: str) -> str:
         try:
+            # Imported here: the command line's help need not wait for Pillow.
+            from PIL import ImageColor
+
             channels: tuple[int, ...] = ImageColor.getrgb(name)
         except ValueError:
             channels = ()

@@ -102,7 +102,8 @@ def save_tiny_run(run: Path, *, latent: bool = False, config: Config | None = No
     decoder: Decoder = PixelDecoder()
     if latent:
         decoder = LatentDecoder(tiny_autoencoder(), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 0.5]))
-    model = tiny_model(config, (3, 4, 4) if latent else (1, 8, 8))
+    shape = (2,) if config.space == "point" else (3, 4, 4) if latent else (1, 8, 8)
+    model = tiny_model(config, shape)
     description = {"config": config.model_dump(mode="json"), "class_names": [str(digit) for digit in range(10)]}
     save_model(run / "model", model, {**description, **decoder.description()})
     decoder.save(run / "model")

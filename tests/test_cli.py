@@ -205,8 +205,8 @@ def test_the_raw_weights_of_a_first_stage_are_asked_for(tmp_path: Path) -> None:
         ("official_uncond_tiny.npz", "not a whole checkpoint that can be read without executing code"),
         ("schedule.json", "not a whole checkpoint that can be read without executing code"),
         (".", "expected config.json and diffusion_pytorch_model.safetensors of a diffusers AutoencoderKL there"),
-        ("damaged.ckpt", "not a whole checkpoint that can be read without executing code"),
-        ("damaged.safetensors", "not a whole safetensors file"),
+        ("damaged.ckpt", "damaged.ckpt: is cut short: its end is missing"),
+        ("damaged.safetensors", "damaged.safetensors: is cut short: its end is missing"),
     ],
 )
 def test_a_first_stage_that_cannot_be_imported_is_one_line_and_leaves_nothing(

@@ -91,14 +91,16 @@ def read_statistics(path: Path) -> Reference:
     return Reference(path.stem, None, {"mu": mu.astype(np.float32), "sigma": sigma.astype(np.float64)}, None)
 
 
-def compared(samples: Features, reference: Reference) -> dict[str, float]:
+def compared(samples: Features, reference: Reference, *, kernel: bool = True) -> dict[str, float]:
     """All metrics that the features allow, each under the short name by which `metric_name` knows it.
 
-    ``fid`` is the Fréchet distance. With a reference's features, not its statistics alone, there are ``precision`` and
-    ``recall`` with 3 neighbours and no more reference images than samples (Kynkäänniemi et al., 2019). With logits,
-    which Inception alone has, there are ``inception_score`` over 10 splits (Salimans et al., 2016) and, with a
-    reference's features, ``kid``, the mean over 100 subsets of 1,000 images or as many as there are (Bińkowski et al.,
-    2018). On other networks' larger features the kernel's cubes drown what it should tell.
+    ``fid`` is the Fréchet distance. With a reference's features, not its statistics alone, there are ``kid``, the
+    mean over 100 subsets of 1,000 images or as many as there are (Bińkowski et al., 2018), and ``precision`` and
+    ``recall`` with 3 neighbours and no more reference images than samples (Kynkäänniemi et al., 2019). With logits
+    there is ``inception_score`` over 10 splits (Salimans et al., 2016).
+
+    Args:
+        kernel: compute ``kid``. It tells nothing on features as large as Lite0's, whose cubes drown it.
 
     Raises:
         RunError: the reference is of features of another size.
@@ -109,12 +111,12 @@ def compared(samples: Features, reference: Reference) -> dict[str, float]:
     values = {"fid": statistics_distance(statistics_of(samples.pooled), reference.statistics)}
     if reference.features is not None:
         count = min(len(samples.pooled), len(reference.features))
+        if kernel:
+            subset = min(KID_SUBSET, count)
+            kid = kid_features_to_metric(samples.pooled, reference.features, kid_subset_size=subset, verbose=False)
+            values["kid"] = kid[KEY_METRIC_KID_MEAN]
         near = prc_features_to_metric(samples.pooled, some_of(reference.features, count), verbose=False)
         values["precision"], values["recall"] = near[KEY_METRIC_PRECISION], near[KEY_METRIC_RECALL]
-        if samples.logits is not None:
-            subset = min(KID_SUBSET, count)
-            kernel = kid_features_to_metric(samples.pooled, reference.features, kid_subset_size=subset, verbose=False)
-            values["kid"] = kernel[KEY_METRIC_KID_MEAN]
     if samples.logits is not None:
         values["inception_score"] = isc_features_to_metric(samples.logits)[KEY_METRIC_ISC_MEAN]
     return values

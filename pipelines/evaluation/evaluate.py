@@ -136,8 +136,10 @@ def evaluate_run(
         images, rate = store.read(seeds)
         drawn = extractor(images, progress="features")
         blocks, size = against.blocks, num_images // against.blocks
-        values = compared(drawn, reference)
-        parts = [compared(drawn[size * i : size * (i + 1)], reference) for i in range(blocks)] if blocks > 1 else []
+        kernel = against.features != "lite0"
+        values = compared(drawn, reference, kernel=kernel)
+        rows = [slice(size * i, size * (i + 1)) for i in range(blocks)] if blocks > 1 else []
+        parts = [compared(drawn[part], reference, kernel=kernel) for part in rows]
         facts = {
             "samples": num_images,
             "first_seed": seed,

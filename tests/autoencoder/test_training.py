@@ -16,6 +16,7 @@ from torch import Tensor
 
 from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16, mean_image_psnr
 from cdrl.config import Config, StageOneTrainingConfig
+from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import Run, load_tensors, read_json, write_json
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import DivergenceError
@@ -74,7 +75,7 @@ def test_a_model_older_than_the_last_checkpoint_is_exported_anew(
     with monkeypatch.context() as patched:
         patched.setattr("autoencoder.training.save_autoencoder", lambda folder, *_, **__: folder.mkdir())
         run_stage_one(stage_one(), tmp_path)
-    assert not list((tmp_path / "autoencoder" / "model").iterdir())
+    assert [path.name for path in (tmp_path / "autoencoder" / "model").iterdir()] == ["checksums.json"]
     run_stage_one(stage_one(), tmp_path)
     assert all(torch.equal(tensor, weights(tmp_path)[name]) for name, tensor in weights(whole).items())
 
@@ -87,6 +88,7 @@ def test_the_cost_of_a_first_stage_is_kept_through_interruptions(whole: Path, tm
     state = read_json(path)
     assert 0 < state["cpu_seconds"] < 60
     write_json(path, {**state, "wall_seconds": 5000.0, "cpu_seconds": 3000.0})
+    write_checksums(path.parent)
     before = time.monotonic(), time.process_time()
     run_stage_one(stage_one(), tmp_path)
     wall, cpu = time.monotonic() - before[0], time.process_time() - before[1]
@@ -142,10 +144,10 @@ def verdict(watch: StageOneWatch, step: int, psnr: float, *, judged: bool = True
 
 
 def test_a_first_stage_that_stays_at_the_mean_image_has_diverged() -> None:
-    assert verdict(watch(), 499, 11.0) is None
-    assert verdict(watch(), 500, 13.1) is None
+    assert verdict(watch(), 899, 11.0) is None
+    assert verdict(watch(), 900, 13.1) is None
     message = "reconstructions of 12.3 dB PSNR are hardly better than the mean of all images, 12.0 dB"
-    assert verdict(watch(), 500, 12.3) == message
+    assert verdict(watch(), 900, 12.3) == message
     # Small rates are given the time that they need.
     assert verdict(watch(learning_rate=1e-5), 50_000, 12.3) is None
     assert verdict(watch(learning_rate=1e-5), 50_100, 12.3) == message

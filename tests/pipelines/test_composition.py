@@ -164,7 +164,10 @@ def test_judging_a_run_writes_figures_and_a_picture_a_weight(run: Path, monkeypa
     referee = AttributeReferee(AttributeJudge(MeanJudge(1, 8, 3)), ATTRIBUTES, {"all": 0.5}, None)
     monkeypatch.setattr(AttributeReferee, "of", lambda data, autoencoder: referee)
     figures = run_composition(run, [0.0, 2.0], 8, steps=0)
-    assert json.loads((run / "composition" / "figures.json").read_text(encoding="utf-8")) == figures
+    assert json.loads((run / "composition" / "figures.json").read_text(encoding="utf-8")) == {
+        **figures,
+        "files": ["guidance_0.png", "guidance_2.png"],
+    }
     assert {path.name for path in (run / "composition").glob("*.png")} == {"guidance_0.png", "guidance_2.png"}
     assert list(figures["composed"]["Smiling+Long_Hair"]) == ["w=0", "w=2", "sum"]
     assert "judge on real test: all 0.500" in composition_lines(figures)

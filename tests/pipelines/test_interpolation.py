@@ -75,6 +75,7 @@ def test_a_picture_is_a_row_whose_ends_are_those_of_sampling(run: Path, pipeline
         tile = shown.crop((left, 2, left + 32, 34)).resize((8, 8), Image.Resampling.NEAREST)
         assert np.abs(np.asarray(tile, int) - np.asarray(expected, int)).max() <= 1
     assert read_json(picture.with_suffix(".json")) == {
+        "files": ["13_to_18.png"],
         "num_images": 4,
         "seeds": [13, 18],
         "labels": [3, 8],

@@ -270,6 +270,7 @@ def test_a_checkpoint_without_running_sums_is_taken_up(tmp_path: Path) -> None:
     run_stage_two(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "step_00000006")
     (tmp_path / "checkpoints" / "step_00000003" / SUMS_FILE).unlink()
+    (tmp_path / "checkpoints" / "step_00000003" / "checksums.json").unlink()
     run_stage_two(config, tmp_path)
     assert [line["step"] for line in metrics(tmp_path)] == [4, 6]
 
@@ -396,6 +397,7 @@ def test_a_run_folder_holds_everything_when_training_is_done(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
         "model",
         "samples",

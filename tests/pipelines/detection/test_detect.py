@@ -171,7 +171,7 @@ def test_a_set_cannot_be_told_from_itself(run: Path) -> None:
 
 def test_a_run_keeps_figures_and_picture(run: Path) -> None:
     detection = run_detection(run, ["noise", "train"], num_images=20)
-    assert json.loads((run / "detection.json").read_text()) == detection.report
+    assert json.loads((run / "detection.json").read_text()) == {**detection.report, "files": ["detection.png"]}
     with Image.open(run / "detection.png") as picture:
         assert picture.width > picture.height > 100
     words = detection_table(detection.report)

@@ -200,7 +200,7 @@ def test_all_that_changes_a_fill_is_recorded(run: Path, tmp_path: Path, monkeypa
         run, 4, HiddenPart(irregular=2), Filling(fills=2, by="reset"), temperature=0.6
     )
     assert folder == run / "inpainted" / "test_irregular_2"
-    assert json.loads((folder / "figures.json").read_text()) == measured
+    assert json.loads((folder / "figures.json").read_text()) == {**measured, "files": ["grid.png"]}
     assert (measured["gap"], measured["filling"]["by"]) == ({"irregular": "2"}, "reset")
     assert measured["sampling"] == {**own, "temperature": 0.6}
 

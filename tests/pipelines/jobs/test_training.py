@@ -195,9 +195,9 @@ def test_a_run_that_is_removed_while_it_goes_on_is_told_and_not_begun_anew(
 ) -> None:
     run, save = tmp_path / "run", CooperativeTrainer.save
 
-    def removing(self: CooperativeTrainer, path: Path, state: Any) -> None:
+    def removing(self: CooperativeTrainer, *arguments: Any) -> None:
         shutil.rmtree(run)
-        save(self, path, state)
+        save(self, *arguments)
 
     monkeypatch.setattr(CooperativeTrainer, "save", removing)
     with pytest.raises(RunError, match=r"/run: this run was removed while it was going on; there is no checkpoint"):

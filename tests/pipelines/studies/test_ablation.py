@@ -11,6 +11,7 @@ import pytest
 
 from cdrl.config import ConfigError, load_config
 from cdrl.data import inside_squares
+from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import RunError, write_json
 from cdrl.training.monitor import DivergenceError
 from pipelines import CDRLPipeline
@@ -210,6 +211,8 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(tmp_path: Path, jobs: di
     state.write_text(json.dumps({**json.loads(state.read_text()), "wall_seconds": 700.0, "cpu_seconds": 600.0}))
     model = entry.folder / "model" / "config.json"
     model.write_text(json.dumps({**json.loads(model.read_text()), "step": 3}))
+    for folder in (state.parent, model.parent):
+        write_checksums(folder)
     compare([path], tmp_path / "runs", num_samples=20)
     (row,) = json.loads((tmp_path / "runs" / "comparison.json").read_text())["configs"]
     assert 700 < row["mean"]["wall_seconds"] < 800

@@ -199,7 +199,7 @@ def test_what_is_no_picture_is_told(content: bytes, message: str) -> None:
 def test_pipes_and_long_files_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_bytes(b"12345")
-    with pytest.raises(DataError, match="pipe: cannot be read: expected a regular file"):
+    with pytest.raises(DataError, match="pipe: cannot be read: expected a file, found a named pipe"):
         read_bytes(tmp_path / "pipe")
     with pytest.raises(DataError, match="file: cannot be read: expected at most 4 bytes, found 5"):
         read_bytes(tmp_path / "file", 4)
