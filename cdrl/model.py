@@ -41,7 +41,7 @@ class CDRL(nn.Module):
 
     @classmethod
     def from_config(cls, config: Config, shape: Sequence[int], num_classes: int = 0) -> CDRL:
-        """Create a model with random weights for grids (shape [C, H, W]) or points (shape [D])."""
+        """New networks with random weights for grids (three dimensions) or points (one)."""
         energy = EnergyNetwork(config.energy, shape, num_classes)
         network = UNetInitializer if len(shape) == 3 else PointInitializer
         settings, initializer = config.initializer, None
@@ -82,7 +82,7 @@ class CDRL(nn.Module):
             raise ValueError(f"level: this model has {levels} levels, 0 … {levels - 1}; found {level}")
 
     def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
-        """Convert any accepted form of label to class ids, int64 [count]. Raises ValueError for unknown classes."""
+        """Any accepted form of label as class ids, int64 [count]."""
         ids = torch.as_tensor(-1 if label is None else label, dtype=torch.int64, device=device)
         if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
             raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")

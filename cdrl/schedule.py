@@ -64,7 +64,7 @@ class NoiseSchedule:
 
     @classmethod
     def _from_logsnr(cls, logsnr: Tensor, config: ScheduleConfig, gaussian_reference: bool) -> NoiseSchedule:
-        """Compute all tables from lambda_0 … lambda_T (float64 [T + 1]) and the step-size rule of ``config``."""
+        """All tables from lambda_0 … lambda_T (float64 [T + 1]) and the step-size rule of ``config``."""
         alpha_bar, sigma_bar = torch.sigmoid(logsnr).sqrt(), torch.sigmoid(-logsnr).sqrt()
         alpha_step = alpha_bar[1:] / alpha_bar[:-1]
         sigma_step = (1 - alpha_step**2).sqrt()
