@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 with its packaged ImageNet weights, frozen: the project's features that need no download.
+"""EfficientNet-Lite0 with packaged, frozen ImageNet weights: image features without a download.
 
-They serve two ends, the perceptual term of the first stage and the Fréchet distance ``fd_lite0`` of evaluation.
-Both are measures of their own: neither is LPIPS, and neither is an Inception FID.
+They are used in the perceptual loss of the first stage and in the Fréchet distance ``fd_lite0``. These are neither
+LPIPS nor FID, and not comparable with them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ POOLED_STAGE = 5
 
 
 class Lite0(nn.Module):
-    """Features of EfficientNet-Lite0, stage by stage; its weights are frozen and its mode is always evaluation.
+    """Frozen EfficientNet-Lite0 that returns the features of each stage; always in evaluation mode.
 
-    Gradients still flow to the images. One-channel images are read as grey ones.
+    Gradients flow to the images. One-channel images are treated as grey.
 
     Args:
-        num_stages: stages to build and run, 1 to 7; the work grows with it.
+        num_stages: number of stages to build and run, 1 to 7; fewer are faster.
 
     Raises:
         ConfigError: the package with the weights is not installed, or its file is not the expected one.
@@ -62,11 +62,11 @@ class Lite0(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Lite0:
-        """Stay in evaluation mode, whatever the module around it does: batch statistics must not move."""
+        """Stay in evaluation mode when the enclosing module is set to training: batch statistics must not change."""
         return super().train(False)
 
     def stage_features(self, images: Tensor) -> list[Tensor]:
-        """Outputs of the stages, [N, C_i, H_i, W_i], of images [N, 1 or 3, H, W] in [-1, 1].
+        """Outputs of all stages, [N, C_i, H_i, W_i], for images [N, 1 or 3, H, W] in [-1, 1].
 
         The sides are halved (rounded up) by the stem and by stages 2, 3, 4 and 6.
         """
@@ -87,7 +87,7 @@ class Lite0Distance(nn.Module):
     """Perceptual distance on the first three stages of Lite0, in the manner of LPIPS (Zhang et al. 2018).
 
     Features are normalised to unit length over channels; the squared differences are summed over channels,
-    averaged over pixels and over stages. There are no learned weights a channel.
+    averaged over pixels and over stages. There are no learned channel weights.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 Together they are the loss of VQGAN (Esser et al. 2021, eq. 4 to 7) with the KL bottleneck of latent diffusion
 (Rombach et al. 2022, App. G). Terms are means over image values, not sums, so that the loss does not grow with
-the image: weights of the two papers keep their meaning, learning rates and clipping don't depend on the size.
+the image: the weights of the two papers keep their meaning, and learning rates and clipping do not depend on the size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SSIM_WINDOW = 11
 class StageOneObjective(nn.Module):
     """Losses of the autoencoder and of its patch discriminator.
 
-    The two are trained by engines of their own, one forward and one backward each a step::
+    Each of the two has its own engine, with one forward and one backward pass per step::
 
         reconstruction, latent = autoencoder_engine(images)
         loss, diagnostics = objective.autoencoder_loss(
@@ -50,10 +50,10 @@ class StageOneObjective(nn.Module):
             discriminator_engine.backward(loss)
 
     Attributes:
-        discriminator: the only part that learns; None where ``adversarial_weight`` is 0.
+        discriminator: the only part with trainable parameters; None if ``adversarial_weight`` is 0.
 
     Raises:
-        ConfigError: weights of the perceptual term are missing or not what they should be.
+        ConfigError: the weights of the perceptual term are missing or of another network.
     """
 
     weight: Tensor | None
@@ -79,7 +79,7 @@ class StageOneObjective(nn.Module):
         last_layer: Tensor,
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss that the autoencoder lowers, a scalar, and its terms before weighting.
+        """Loss of the autoencoder, a scalar, and its terms before weighting.
 
         Args:
             images: [N, C, H, W] in [-1, 1].
@@ -114,21 +114,21 @@ class StageOneObjective(nn.Module):
         return loss, {name: value.detach() for name, value in diagnostics.items()}
 
     def discriminator_loss(self, logits_real: Tensor, logits_fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss that the discriminator lowers, a scalar, and its diagnostics, from what it returned."""
+        """Loss of the discriminator, a scalar, and diagnostics, from the logits that its forward pass returned."""
         loss = hinge_loss(logits_real.float(), logits_fake.float())
         diagnostics = {"discriminator": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
         return loss, {name: value.detach() for name, value in diagnostics.items()}
 
 
 class PatchDiscriminator(nn.Module):
-    """taming's patch discriminator (Isola et al. 2017): a grid of logits an image, high for real patches."""
+    """taming's patch discriminator (Isola et al. 2017): a grid of logits per image, high for real patches."""
 
     def __init__(self, image_channels: int) -> None:
         super().__init__()
         self.network = NLayerDiscriminator(image_channels, n_layers=3).apply(weights_init)
 
     def forward(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of both batches, for one update.
+        """Logits of both batches, [N, 1, h, w] each, for one update.
 
         One forward, because DeepSpeed expects one a step; two passes, because batch normalisation must not mix
         the statistics of real and reconstructed images.
@@ -141,10 +141,10 @@ class PatchDiscriminator(nn.Module):
 
 
 def center_weighting(size: int, excess: float) -> Tensor:
-    """How much each pixel's error counts, [size, size], 1 on average.
+    """Weight of each pixel's error, [size, size], 1 on average.
 
-    The middle counts up to 1 + ``excess`` times what the rim does, along a Gaussian of 0.15 image sides: for aligned
-    pictures of faces, whose middle holds what people look at in few of the pixels.
+    The centre weighs up to 1 + ``excess`` times as much as the border, falling off as a Gaussian of 0.15 image sides:
+    for aligned faces, whose important features take up few pixels in the centre.
     """
     offset = (torch.arange(size) + 0.5) / size - 0.5
     distance = offset.square()[:, None] + offset.square()
@@ -153,10 +153,10 @@ def center_weighting(size: int, excess: float) -> Tensor:
 
 
 def reconstruction_error(images: Tensor, reconstruction: Tensor, kind: str, weight: Tensor | None = None) -> Tensor:
-    """Mean over all values of the absolute (``l1``) or squared (``l2``) error, or the two added (``sum``).
+    """Mean absolute (``l1``) or squared (``l2``) error over all values, or their sum (``sum``).
 
     Args:
-        weight: of each pixel, [H, W]; None for all alike.
+        weight: weight of each pixel, [H, W]; None for equal weights.
     """
     difference = images - reconstruction
 
@@ -176,7 +176,7 @@ def hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
     """Ratio of the two losses' gradient norms at the decoder's last layer (Esser et al. 2021, eq. 7), no gradient.
 
-    With it the adversarial term pulls at the decoder as hard as the reconstruction does. In [0, 1e4].
+    It gives the adversarial term a gradient of the same size as the reconstruction's. In [0, 1e4].
     """
     (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
     (adversarial_gradient,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
@@ -244,7 +244,7 @@ class LPIPSDistance(taming_lpips.LPIPS):
 def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB, [N], of images [N, C, H, W] in [-1, 1]: the peak is the full range, 2.
 
-    Values of ``reconstruction`` outside [-1, 1] count as the nearest end. Equal images give infinity.
+    ``reconstruction`` is clamped to [-1, 1]. Equal images give infinity.
     """
     error = (images - reconstruction.clamp(-1.0, 1.0)).square().mean(dim=(1, 2, 3))
     return 10.0 * torch.log10(4.0 / error)

@@ -1,4 +1,4 @@
-"""CDRL: a schedule and two networks, as densities and proposals of the noise levels."""
+"""The CDRL model: a noise schedule, an energy and an initializer; log densities and proposals at every level."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from cdrl.networks.energy import EnergyCondition
 from cdrl.schedule import NoiseSchedule, per_image
 
 Level = int | Tensor
-"""One level for all images, or one an image (int64 [N])."""
+"""One level for all images, or one per image (int64 [N])."""
 Label = int | Sequence[int] | Tensor | None
-"""Class ids 0 … C-1, one for all images or one an image; -1 or None is the null class."""
+"""Class ids 0 … C-1, one for all images or one per image; -1 or None is the null class."""
 
 
 class CDRL(nn.Module):
     """Energies over the levels t = 0 … T-1 and the initializers that propose their samples.
 
     Args:
-        initializer: None for chains that start at x_{t+1}; the schedule then has no noise of a proposal.
-        shape: of one image, latent or point.
-        num_classes: classes beside the null class; 0 without condition.
+        initializer: None for chains that start at x_{t+1}; ``schedule.proposal_std`` is 0 then.
+        shape: shape of one image, latent or point.
+        num_classes: number of classes without the null class; 0 for an unconditional model.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class CDRL(nn.Module):
     def conditioned(
         self, label: Label = None, *, gradients: bool = False, dtype: torch.dtype = torch.float32
     ) -> ConditionedCDRL:
-        """The two callables of the sampler under a condition.
+        """Fix the class: `log_density(y, level)` and `propose(x_next, level)`, the two callables of the sampler.
 
         Without ``gradients`` to the parameters the energy is folded once, here, into a copy in ``dtype``.
         """
@@ -119,7 +119,7 @@ def new_networks(
 
 
 def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level) -> Tensor:
-    """The log density up to a constant, [N], that the network's answer f-hat [N] at y [N, *shape] stands for.
+    """Turn the network's output f-hat [N] at y [N, *shape] into the log density up to a constant, [N].
 
     f-hat / temperature_t, s_t^2 in the paper (Appendix A.2), on top of the reference measure: flat, or
     N(0, alpha_y^2 I).
@@ -131,13 +131,13 @@ def log_density(f_hat: Tensor, y: Tensor, schedule: NoiseSchedule, level: Level)
 
 
 def proposal_mean(output: Tensor, x_next: Tensor, schedule: NoiseSchedule, level: Level, predicts: str) -> Tensor:
-    """The mean of y_t, [N, *shape], that the initializer's output stands for.
+    """Turn the initializer's output into the mean of y_t, [N, *shape].
 
     With the expectation of x_0 or of the noise in x_{t+1} = alpha_bar x_0 + sigma_bar eps for an output, it is the
     expectation of y_t given x_{t+1}: that of q(x_t | x_{t+1}, x_0), linear in x_0 (Ho et al., 2020, eq. 7 and 11).
 
     Args:
-        output: what the network was asked for, [N, *shape].
+        output: the network's output, [N, *shape].
         predicts: ``y``, ``x0`` or ``epsilon``.
     """
     if predicts == "y":
@@ -157,7 +157,7 @@ def proposal_mean(output: Tensor, x_next: Tensor, schedule: NoiseSchedule, level
 
 
 class ConditionedCDRL:
-    """`log_density(y, level)` and `propose(x_next, level)` with the label given, fit for long chains."""
+    """A CDRL with fixed class: `log_density(y, level)` and `propose(x_next, level)`, efficient in long chains."""
 
     def __init__(self, model: CDRL, energy: FoldedEnergy, label: Label) -> None:
         self.model, self.energy, self.label = model, energy, label
@@ -166,12 +166,12 @@ class ConditionedCDRL:
         self._memo: dict[tuple[int, int], EnergyCondition] = {}
 
     def log_density(self, y: Tensor, level: Level) -> Tensor:
-        """f(y, level) of y [N, *shape]: [N]."""
+        """Log density f(y, level) up to a constant, [N], of y [N, *shape]."""
         self._check(y, level)
         return log_density(self.energy(y, self._condition(y, level)), y, self._schedule, level)
 
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
-        """Mean of y_t from x_next [N, *shape]."""
+        """Mean of the proposal of y_t from x_next, both [N, *shape]."""
         self._check(x_next, level)
         initializer = self.model.initializer
         if initializer is None:

@@ -1,4 +1,4 @@
-"""Noise levels and step sizes: every table of the method, computed once in double precision."""
+"""Noise schedule: noise levels, step sizes and weights of every level, computed once in double precision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NoiseSchedule:
     step_size: Tensor
     """Langevin step size s_t (eq. 16), [T]."""
     temperature: Tensor
-    """What f-hat is divided by to give the log density f: s_t^2 (Appendix A.2), or 1, [T]."""
+    """Divisor that turns f-hat into the log density f: s_t^2 (Appendix A.2), or 1, [T]."""
     proposal_std: Tensor
     """Noise of the proposal (eq. 6), alpha_y_t sigma_bar_t / sigma_bar_{t+1} sigma_{t+1}, [T]; 0 without one."""
     loss_weight: Tensor
@@ -60,7 +60,7 @@ class NoiseSchedule:
         initializer: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> NoiseSchedule:
-        """The tables of a schedule; without ``initializer`` a chain starts at x_{t+1}, with no noise of a proposal."""
+        """Compute the tables; without ``initializer`` chains start at x_{t+1}, and ``proposal_std`` is 0."""
         levels = {"cosine": _cosine_logsnr, "drl": _drl_logsnr}[config.kind]
         schedule = cls._from_logsnr(levels(config), config, gaussian_reference, dtype)
         if initializer:
@@ -98,7 +98,7 @@ class NoiseSchedule:
         return cls(**{name: table.to(dtype) for name, table in tables.items()}, gaussian_reference=gaussian_reference)
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
-        """The same tables on another device."""
+        """Return the same tables on another device."""
         tables: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return dataclasses.replace(self, **tables)
 
@@ -112,7 +112,7 @@ def _cosine_logsnr(config: ScheduleConfig) -> Tensor:
 
 
 def _drl_logsnr(config: ScheduleConfig) -> Tensor:
-    """Levels cut out of 1000 steps of a linear beta (Gao et al., 2021), float64 [T + 1]."""
+    """DRL's levels, selected from 1000 steps of a linear beta schedule (Gao et al., 2021), float64 [T + 1]."""
     first = min(config.num_levels, 6)
     more = config.num_levels - first
     cut = [t * (500 // (first - 1)) for t in range(first)]
@@ -122,5 +122,5 @@ def _drl_logsnr(config: ScheduleConfig) -> Tensor:
 
 
 def per_image(values: Tensor, like: Tensor) -> Tensor:
-    """A scalar or one value an image, shaped to broadcast over ``like``: [] or [N, 1, …]."""
+    """Reshape a scalar or one value per image to broadcast over ``like``: [] or [N, 1, …]."""
     return values if values.ndim == 0 else values.reshape(-1, *[1] * (like.ndim - 1))

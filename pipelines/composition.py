@@ -1,4 +1,4 @@
-"""Composition of concepts (eq. 13, 14): several conditions in, one density out; and images of it."""
+"""Composition of concepts (eq. 13, 14): the density of several conditions together, and samples of it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, ch
 def composed(
     model: CDRL, concepts: Sequence[Label], weight: float | None, count: int
 ) -> tuple[Propose, LevelLogDensity]:
-    """The density of images that show all of M independent concepts: sum_i (w+1) f(.|c_i) - (Mw + M - 1) f(.|null).
+    """Density of images that show M independent concepts: sum_i (w+1) f(.|c_i) - (Mw + M - 1) f(.|null).
 
-    All evaluations pass the energy as one batch. The proposal is that of the null class. One concept is guidance of
-    the density, and w = 0 composes without guidance (eq. 13).
+    All evaluations go through the energy in one batch. The proposal is that of the null class. With one
+    concept this is guidance of the density, and w = 0 composes without guidance (eq. 13).
 
     Args:
-        concepts: class ids, at least one concept; each the same for all images or one an image.
-        weight: w; None for sum_i f(.|c_i), the product of experts of Du et al. (2020), which counts what the concepts
-            have in common, p(x), M times.
-        count: images a batch.
+        concepts: at least one; each a class id for all images, or one per image.
+        weight: w; None for sum_i f(.|c_i), the product of experts of Du et al. (2020), in which the factor common
+            to all concepts, p(x), counts M times.
+        count: number of images in a batch.
     """
     if not concepts:
         raise ValueError("concepts: expected at least one class id")
@@ -60,7 +60,7 @@ def compose(
     guidance: float | None = 0.0,
     **options: Any,
 ) -> Generated:
-    """Draw images that show all of some concepts (eq. 14).
+    """Draw images that show all given concepts (eq. 14).
 
     Args:
         concepts: class ids or names, at least one; each for all images, or one an image. See `composed`.
@@ -85,15 +85,15 @@ def compose(
 
 
 def concept_class(attribute: int, value: bool) -> int:
-    """The class id that stands for a value of the i-th of ``data.attributes``."""
+    """Class id of a value of the i-th attribute in ``data.attributes``."""
     return 2 * attribute + int(value)
 
 
 def parse_concepts(data: DataConfig, words: Sequence[str]) -> list[int]:
-    """Class ids of concepts such as ``Smiling=1`` and ``Eyeglasses=0``: the attribute is true, or it is false.
+    """Parse concepts such as ``Smiling=1`` (true) and ``Eyeglasses=0`` (false) into class ids.
 
     Raises:
-        ValueError: the data's classes are no attributes, or a word is no value of one, or an attribute comes twice.
+        ValueError: the run was not trained on attributes, a concept is not ATTRIBUTE=0 or 1, or one comes twice.
     """
     if data.labels != "attributes":
         raise ValueError(f"concepts are attributes and their values, but this run has data.labels={data.labels}")

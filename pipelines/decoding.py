@@ -1,4 +1,4 @@
-"""From what CDRL samples (pixels, latents, points) to what a person looks at."""
+"""Decoders: from the grids that CDRL samples (pixels, latents, points) to images and pictures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 class Decoder(Protocol):
-    """Turns grids into images, and grids into one picture of them all."""
+    """Interface of the decoders: turn grids into images, or into one picture of all of them."""
 
     def images(self, grids: Tensor) -> Tensor:
         """Grids [N, *shape] -> images [N, C, H, W] in [-1, 1]."""
@@ -38,23 +38,23 @@ class Decoder(Protocol):
         ...
 
     def description(self) -> dict[str, Any]:
-        """What config.json of a model must hold to rebuild this decoder."""
+        """Entries of a model's config.json from which `load_decoder` rebuilds this decoder."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Put the files that `description` speaks of into a model folder."""
+        """Write the decoder's files, if it has any, into a model folder."""
         ...
 
 
 @dataclass(frozen=True)
 class PixelDecoder:
-    """Pixels are images already."""
+    """Decoder of pixel runs, whose grids are images already."""
 
     def images(self, grids: Tensor) -> Tensor:
         return self.decoded(grids).clamp(-1, 1)
 
     def decoded(self, grids: Tensor) -> Tensor:
-        """As `images`, but not clamped."""
+        """Like `images`, but not clamped."""
         return grids
 
     def picture(self, grids: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class PixelDecoder:
 
 @dataclass(frozen=True)
 class LatentDecoder:
-    """Standardized latents, restored with mean and std [C] and decoded by the first stage."""
+    """Decoder of latent runs: undo the standardization by mean and std [C], then decode by the first stage."""
 
     autoencoder: Autoencoder
     mean: Tensor
@@ -80,12 +80,12 @@ class LatentDecoder:
         return torch.cat([self.decoded(part) for part in grids.split(BATCH)]).float().clamp(-1, 1)
 
     def decoded(self, grids: Tensor) -> Tensor:
-        """As `images`, but differentiable and not clamped."""
+        """Like `images`, but differentiable and not clamped."""
         self.autoencoder.to(grids.device)
         return self.autoencoder.decode(grids * _channels(self.std, grids) + _channels(self.mean, grids))
 
     def standardized(self, latents: Tensor) -> Tensor:
-        """Latents [N, c, h, w] of the first stage as grids."""
+        """Standardize latents [N, c, h, w] of the first stage: the grids that CDRL models."""
         return (latents - _channels(self.mean, latents)) / _channels(self.std, latents)
 
     def picture(self, grids: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class LatentDecoder:
 
 @dataclass(frozen=True)
 class PointDecoder:
-    """2-D points have no images; their picture is a scatter plot."""
+    """Decoder of 2-D points: no images; the picture is a scatter plot."""
 
     def images(self, grids: Tensor) -> Tensor:
         raise TypeError("a run of 2-D points has no images: read .grids")
@@ -157,13 +157,13 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Images [N, 1 or 3, H, W] in [-1, 1] as 8-bit PIL images."""
+    """Convert images [N, 1 or 3, H, W] in [-1, 1] to 8-bit PIL images."""
     arrays = to_bytes(images).movedim(1, -1).cpu().numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
 def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] side by side, small ones enlarged: uint8 [3, H', W']."""
+    """Arrange images [N, C, H, W] in [-1, 1] in a grid, enlarging small ones: uint8 [3, H', W']."""
     zoom = max(1, 32 // images.shape[-1])
     enlarged = images.clamp(-1, 1).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     grid = make_grid((enlarged + 1) * 127.5, nrow=columns, pad_value=255)
@@ -171,9 +171,9 @@ def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
 
 
 def captioned_picture(rows: Sequence[tuple[Tensor, Sequence[str]]], columns: int = 8) -> Tensor:
-    """Grids of images [N, C, H, W] in [-1, 1], one above the other, each with its words under it: uint8 [3, H', W'].
+    """Stack grids of images [N, C, H, W] in [-1, 1], each with its captions below: uint8 [3, H', W'].
 
-    The words of a grid are spread evenly over its width, so that as many words as columns name the columns.
+    The captions of a grid are spread evenly over its width, so that one per column labels the columns.
     """
     line, font = 20, ImageFont.load_default(size=12)
     parts = []
@@ -189,7 +189,7 @@ def captioned_picture(rows: Sequence[tuple[Tensor, Sequence[str]]], columns: int
 
 
 def figure_picture(figure: plt.Figure) -> Tensor:  # type: ignore[name-defined]
-    """A finished matplotlib figure as uint8 [3, H, W]; closes it."""
+    """Render a matplotlib figure as uint8 [3, H, W] and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Images on the way from one sample to another, every one of them a sample itself."""
+"""Interpolation between two samples; every image in between is a sample too."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipelines.generation import default_device, labels_of, model_facts
 
 
 def between_classes(model: CDRL, labels: Sequence[int], share: Tensor) -> tuple[Propose, LevelLogDensity]:
-    """The way from one class to another: (1 - u) f(.|first) + u f(.|second), and the same of the proposals' means.
+    """Interpolate between two classes: (1 - u) f(.|first) + u f(.|second), and likewise the proposals' means.
 
-    Both classes pass the networks as one batch; where they are the same class, once.
+    Both classes go through the networks in one batch; equal classes are evaluated once.
 
     Args:
-        labels: the first and the second class id; -1 is no class.
-        share: u of each image of a batch, [N].
+        labels: first and second class id; -1 for no class.
+        share: u of each image of a batch, [N] in [0, 1].
     """
     first, second = labels
     if first == second:
@@ -57,10 +57,10 @@ def interpolated(
     labels: Sequence[int | str] = (-1, -1),
     **options: Any,
 ) -> Generated:
-    """Images from the sample of the first seed and class to that of the second, equally far apart in their noise.
+    """Draw images from the sample of the first seed and class to that of the second, in equal steps.
 
-    All noise is interpolated spherically: that at the top, that of the proposals and that of every step of the
-    chains (Gao et al., 2021), see `InterpolatedNoise`. The ends are the samples themselves.
+    All noise is interpolated spherically: the initial noise, that of the proposals and that of every step of the chains
+    (Gao et al., 2021), see `InterpolatedNoise`. The first and last image are the two samples themselves.
 
     Args:
         seeds: the first and the second.
@@ -94,9 +94,9 @@ def run_interpolation(
     label: int | str | None = None,
     **options: Any,
 ) -> Path:
-    """Interpolate between two samples of a run, in a picture RUN/interpolations/A_to_B.png; returns its path.
+    """Interpolate between two samples of a run and write RUN/interpolations/A_to_B.png; returns its path.
 
-    A_to_B.json beside it tells seeds, classes, settings of the sampler and the model's step.
+    A_to_B.json beside it records seeds, classes, the sampler's settings and the model's training step.
 
     Args:
         label: class id or name of all images; -1 for no class. By default either end has the class that

@@ -1,4 +1,4 @@
-"""What both networks are told beside the image: the noise level and the class."""
+"""Embeddings of the noise level, the class and 2-D coordinates, shared by both networks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,18 @@ def noise_features(logsnr: Tensor, width: int) -> Tensor:
 
 
 def random_frequencies(dimension: int, count: int) -> Tensor | None:
-    """Angular frequencies for `fourier_features`, [dimension, count], of about one cycle a unit; None for none."""
+    """Random angular frequencies for `fourier_features`, [dimension, count], normal with standard deviation 2 pi.
+
+    None if ``count`` is 0.
+    """
     return 2 * math.pi * torch.randn(dimension, count) if count else None
 
 
 def fourier_features(points: Tensor, frequencies: Tensor, amplitudes: Tensor | None = None) -> Tensor:
-    """Points [N, D] with sine and cosine of their products with [D, M] frequencies: [N, D + 2M].
+    """Append Fourier features to points [N, D]: sine and cosine of points @ frequencies ([D, M]) -> [N, D + 2M].
 
-    A network of such features learns sharp edges in few steps, where one of coordinates learns them last (Tancik et
-    al., 2020). ``amplitudes`` ([1, M] or [N, M]) multiply the waves.
+    With them a network learns sharp edges early; from coordinates alone it learns them last (Tancik et al., 2020).
+    ``amplitudes`` ([1, M] or [N, M]) multiply the sines and cosines.
     """
     angles = points @ frequencies
     waves = [angles.sin(), angles.cos()]
@@ -40,9 +43,10 @@ def fourier_features(points: Tensor, frequencies: Tensor, amplitudes: Tensor | N
 
 
 def noised_amplitudes(logsnr: Tensor, frequencies: Tensor) -> Tensor:
-    """Amplitudes [N, M] that noise of level logsnr [N] leaves to waves of [D, M] frequencies.
+    """Factors [N, M] by which noise of level logsnr [N] damps Fourier features of frequencies [D, M].
 
-    exp(-|frequency|^2 sigma_bar^2 / 2): a noised density holds no finer waves, which would only unsteady its chains.
+    exp(-|frequency|^2 sigma_bar^2 / 2): a noised density has no finer detail, and undamped features would only make
+    its chains unstable.
     """
     return (-torch.sigmoid(-logsnr)[:, None] * frequencies.square().sum(dim=0) / 2).exp()
 
@@ -53,10 +57,10 @@ def one_hot_classes(label: Tensor, num_classes: int) -> Tensor:
 
 
 def distinct_conditions(logsnr: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of noise level and class id that occur in [N] and [N]: both for each pair, and each image's pair [N].
+    """Distinct pairs of noise level [N] and class id [N]: levels [M], classes [M], and the pair of each image, [N].
 
-    A batch holds few levels and, of points, hundreds of rows: what depends on the condition alone is computed once
-    a pair.
+    A batch has few distinct levels but, for points, hundreds of rows, so whatever depends only on the condition is
+    computed once per pair.
     """
     if logsnr.is_meta:  # tensors without values, by which sizes are checked: each row may be a pair of its own
         return logsnr, label, torch.arange(len(logsnr), device=logsnr.device)

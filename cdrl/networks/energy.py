@@ -1,4 +1,4 @@
-"""The energy network (Tables 5, 6): its primitive, its block, the network, and its folded form.
+"""The energy network (Tables 5, 6): normalized layer, residual block, network, and folded form.
 
 The network's parameters are folded (spectral norm divided out, each block's gain multiplied in) before they are
 used. A fold with gradients serves the losses, a detached fold the Markov chains, which need no gradient of any
@@ -29,7 +29,7 @@ SLOPE = 0.2
 
 
 class Affine(NamedTuple):
-    """A dense layer or a 3x3 convolution, ready to use."""
+    """A dense layer or a 3x3 convolution with its final weights: a pure function."""
 
     weight: Tensor
     bias: Tensor | None
@@ -47,7 +47,7 @@ class Affine(NamedTuple):
 
 
 class NormalizedLayer(nn.Module):
-    """Weight and bias of a dense layer or 3x3 convolution, divided by its spectral norm if asked for.
+    """A dense layer or 3x3 convolution, optionally with spectral normalization.
 
     The largest singular value is tracked by one power iteration a call of `power_iteration` (Miyato et al., 2018).
     """
@@ -69,14 +69,14 @@ class NormalizedLayer(nn.Module):
 
     @torch.no_grad()
     def power_iteration(self) -> None:
-        """Move the singular vectors one step towards the current weight's."""
+        """Update the estimated singular vectors by one power iteration on the current weight."""
         if self.spectral_norm:
             matrix = self.weight.flatten(1)
             self.left.copy_(F.normalize(matrix @ self.right, dim=0, eps=1e-12))
             self.right.copy_(F.normalize(self.left @ matrix, dim=0, eps=1e-12))
 
     def forward(self, gain: Tensor | None = None) -> Affine:
-        """The layer with its spectral norm divided out and its outputs multiplied by ``gain`` ([C'], 1 if None).
+        """Divide the weight by its spectral norm and multiply the outputs by ``gain`` ([C'], 1 if None).
 
         Gradients reach the weight through the norm too.
         """
@@ -95,7 +95,7 @@ class NormalizedLayer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """LeakyReLU, layer, + condition, LeakyReLU, layer, x gain, + shortcut (Table 5a)."""
+    """Residual block: LeakyReLU, layer, + condition, LeakyReLU, layer, x gain, + shortcut (Table 5a)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, *, convolution: bool, spectral_norm: bool) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class ResidualBlock(nn.Module):
 
 
 class FoldedBlock(NamedTuple):
-    """A residual block's layers, ready to use."""
+    """A residual block with its final weights: a pure function."""
 
     layer1: Affine
     layer2: Affine
@@ -133,7 +133,7 @@ class FoldedBlock(NamedTuple):
 
 
 class EnergyCondition(NamedTuple):
-    """What the noise level and the class come to inside the network: computed once for a whole chain.
+    """Embedding of noise level and class as the blocks use it, computed once for a whole chain.
 
     The first dimension is N, or 1 where all images share level and class.
     """
@@ -141,7 +141,7 @@ class EnergyCondition(NamedTuple):
     blocks: list[Tensor]
     head: Tensor
     amplitudes: Tensor | None
-    """Of the Fourier features, if there are any."""
+    """Of the Fourier features, [N or 1, M]; None without them."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class FoldedEnergy:
     dtype: torch.dtype = torch.float32
 
     def condition(self, logsnr: Tensor, label: Tensor) -> EnergyCondition:
-        """Noise level [N] and class id [N] (-1: null) to what the blocks need."""
+        """Embed noise level [N] and class id [N] (-1: null) for all blocks."""
         logsnr, label, index = distinct_conditions(logsnr, label)
         h = self.embed1(noise_features(logsnr, self.embed1.weight.shape[1]))
         h = self.embed2(F.leaky_relu_(h, SLOPE))
@@ -232,11 +232,11 @@ class FoldedEnergy:
 
 
 class EnergyNetwork(nn.Module):
-    """f-hat: (image or point, noise level, class) -> one number an image.
+    """The energy network f-hat: (image or point, noise level, class) -> one number per image.
 
     Args:
-        shape: of one image [C, H, W], or of one point [D].
-        num_classes: classes beside the null class; 0 for an unconditional energy.
+        shape: shape of one image, [C, H, W], or of one point, [D].
+        num_classes: number of classes without the null class; 0 for an unconditional energy.
     """
 
     frequencies: Tensor | None
@@ -267,7 +267,7 @@ class EnergyNetwork(nn.Module):
         self.head = nn.Linear(width, inputs, bias=False)
 
     def power_iteration(self) -> None:
-        """One power iteration of every spectral norm; once an optimizer step, never within a chain."""
+        """Run one power iteration for every spectral norm: once per optimizer step, never within a chain."""
         for module in self.modules():
             if isinstance(module, NormalizedLayer):
                 module.power_iteration()

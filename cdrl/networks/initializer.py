@@ -1,7 +1,7 @@
-"""The initializer (Appendix A.1): the U-Net of improved diffusion, halved, for grids; an MLP for 2-D points.
+"""The initializer (Appendix A.1): improved diffusion's U-Net at half size for grids, an MLP for 2-D points.
 
-Both make their prediction as a correction of their input x_{t+1}, and both begin as the identity. What they predict,
-the mean of y_t or another quantity that it follows from, is their ``predicts``.
+Both predict a correction that is added to their input x_{t+1}, and start as the identity. ``predicts`` says what the
+output is: the mean of y_t, or the clean image or the noise, from which that mean follows.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise level and class to one vector, [N], [N] -> [N, 4 x channels]."""
+    """Embedding of noise level and class in one vector: [N], [N] -> [N, 4 x channels]."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ConditionEmbedding(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """GroupNorm, SiLU, (resample,) convolution, scale-shift GroupNorm, SiLU, dropout, convolution, + shortcut."""
+    """Residual block: GroupNorm, SiLU, resample, conv, scale-shift GroupNorm, SiLU, dropout, conv, + shortcut."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, resample: str = "none") -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class UNetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the grid's positions with one head, + input."""
+    """Single-head self-attention over the positions of the grid, added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class AttentionBlock(nn.Module):
 
 
 class Resolution(nn.Module):
-    """The blocks of one resolution, one way of the U; attention follows each block where it is asked for."""
+    """The blocks of one resolution on one side of the U-Net, each followed by attention if ``attention``."""
 
     def __init__(self, blocks: list[UNetBlock], attention: bool, resample: UNetBlock | None) -> None:
         super().__init__()
@@ -140,17 +140,17 @@ class Resolution(nn.Module):
         self.resample = resample
 
     def step(self, index: int, h: Tensor, condition: Tensor) -> Tensor:
-        """Block ``index`` with its attention."""
+        """Apply block ``index`` and its attention."""
         h = self.blocks[index](h, condition)
         return h if self.attentions is None else self.attentions[index](h, condition)
 
 
 class UNetInitializer(nn.Module):
-    """g: (x_{t+1}, noise level lambda_{t+1}, class) -> mean of y_t, or what ``config.predicts`` names.
+    """U-Net initializer: (x_{t+1}, noise level lambda_{t+1}, class) -> mean of y_t, or what ``predicts`` says.
 
     Args:
-        shape: of one grid [C, H, W].
-        num_classes: classes beside the null class; 0 for an unconditional initializer.
+        shape: shape of one grid, [C, H, W].
+        num_classes: number of classes without the null class; 0 for an unconditional initializer.
     """
 
     def __init__(self, config: InitializerConfig, shape: Sequence[int], num_classes: int = 0) -> None:
@@ -217,7 +217,7 @@ class UNetInitializer(nn.Module):
 
 
 class PointBlock(nn.Module):
-    """SiLU, dense, + condition, SiLU, dense, + input; the second layer begins at zero."""
+    """Residual block for points: SiLU, dense, + condition, SiLU, dense (zero at first), + input."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -226,13 +226,13 @@ class PointBlock(nn.Module):
         _zero(self.dense2)
 
     def forward(self, x: Tensor, condition: Tensor, index: Tensor) -> Tensor:
-        """x [N, width] under conditions [M, embedding], of which ``index`` [N] names each row's."""
+        """Apply to x [N, width]; row n has the condition number ``index[n]`` of ``condition`` [M, embedding]."""
         h = self.dense1(F.silu(x)) + self.condition(condition)[index]
         return x + self.dense2(F.silu(h))
 
 
 class PointInitializer(nn.Module):
-    """The initializer of 2-D points: a residual MLP with one group of blocks a multiplier."""
+    """Initializer for 2-D points: a residual MLP with ``num_blocks`` blocks per multiplier."""
 
     frequencies: Tensor | None
 

@@ -1,4 +1,4 @@
-"""Annealed importance sampling (Neal, 2001), forward and in reverse: a bracket around log Z, in any dimension."""
+"""Annealed importance sampling (Neal, 2001) in both directions, to bracket log Z in any dimension."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _ACCEPTANCE = 0.6  # near the best of MALA's, 0.574 (Roberts & Rosenthal, 1998)
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, std^2 I), where the forward runs begin; mean is [*shape], std a number."""
+    """N(mean, std^2 I), the start of the forward runs; mean is [*shape], std a number."""
 
     mean: Tensor
     std: float
 
     @classmethod
     def fitted(cls, samples: Tensor) -> Gaussian:
-        """Mean [*shape] and one standard deviation of samples [N, *shape]."""
+        """Fit mean [*shape] and one common standard deviation to samples [N, *shape]."""
         mean = samples.mean(dim=0)
         return cls(mean, float((samples - mean).square().mean().sqrt()))
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """[count, *shape]."""
+        """Draw samples, [count, *shape]."""
         return self.mean + self.std * _normal((count, *self.mean.shape), self.mean.device, generator)
 
     def target(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised log density of y [N, *shape], [N], and its gradient [N, *shape]."""
+        """Normalized log density [N] of y [N, *shape], and its gradient [N, *shape]."""
         offset = (y - self.mean) / self.std
         constant = self.mean.numel() * math.log(self.std * math.sqrt(2 * math.pi))
         return -offset.flatten(1).square().sum(dim=1) / 2 - constant, -offset / self.std
@@ -43,17 +43,17 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Estimate:
-    """One direction's estimate of log Z in nats."""
+    """Estimate of log Z in nats from one direction."""
 
     log_z: float
     standard_error: float
     effective_samples: float
-    """Of the importance weights, (sum w)^2 / sum w^2, at most the number of chains."""
+    """Effective sample size of the importance weights, (sum w)^2 / sum w^2, at most the number of chains."""
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """log Z between two estimates: in expectation the lower is at most, the upper at least log Z (Jensen)."""
+    """Lower and upper estimate of log Z: in expectation at most and at least log Z (Jensen)."""
 
     lower: Estimate
     upper: Estimate
@@ -67,17 +67,17 @@ def log_normalizer(
     temperatures: int,
     generator: torch.Generator,
 ) -> Bracket:
-    """log of the integral of exp(log_density) over all of space.
+    """Bracket log Z, the log of the integral of exp(log_density) over the whole space.
 
     The path is log pi_b = (1 - b) log N(start) + b log_density with b = (k / temperatures)^2, k = 0 … temperatures,
-    and one MALA transition at each b between. As many chains as there are samples go forward from draws of ``start``
-    and back from ``samples``. The step sizes are set by a pilot run beforehand, so that both directions use the same
-    fixed reversible kernels and the bounds are exact.
+    with one MALA transition at each intermediate b. As many chains as there are samples run forward from draws of
+    ``start`` and backward from ``samples``. A pilot run sets the step sizes beforehand, so that both directions use
+    the same fixed reversible kernels and the bounds are exact.
 
     Args:
         log_density: y [N, *shape] -> [N], differentiable.
-        samples: exact samples of exp(log_density) / Z, [N, *shape], not those that ``start`` was fitted to; as far
-            as they are not exact, the upper estimate is no bound.
+        samples: exact samples of exp(log_density) / Z, [N, *shape], other than those that ``start`` was fitted to;
+            if they are not exact, the upper estimate is not a bound.
     """
     target = with_gradient(log_density)
 
@@ -93,7 +93,7 @@ def log_normalizer(
 
 
 class _Place(NamedTuple):
-    """Where the chains are, and both ends' log densities [N] and gradients [N, *shape] there."""
+    """State of the chains, with log density [N] and gradient [N, *shape] of both ends of the path there."""
 
     y: Tensor
     start: Tensor
@@ -102,7 +102,7 @@ class _Place(NamedTuple):
     end_gradient: Tensor
 
     def at(self, beta: float) -> tuple[Tensor, Tensor]:
-        """Log density and gradient on the path."""
+        """Log density [N] and gradient [N, *shape] of the path at ``beta``."""
         value = (1 - beta) * self.start + beta * self.end
         return value, (1 - beta) * self.start_gradient + beta * self.end_gradient
 
@@ -114,7 +114,7 @@ def _log_weights(
     place: Callable[[Tensor], _Place],
     generator: torch.Generator,
 ) -> Tensor:
-    """Importance weights' logarithms, float64 [N], of chains led along ``betas`` with a transition at each between."""
+    """Log importance weights, float64 [N], of chains run along ``betas`` with a transition at each inner one."""
     total = torch.zeros(len(chains.y), dtype=torch.float64, device=chains.y.device)
     for k in range(1, len(betas)):
         total += (betas[k] - betas[k - 1]) * (chains.end - chains.start).double()
@@ -130,7 +130,7 @@ def _pilot(
     place: Callable[[Tensor], _Place],
     generator: torch.Generator,
 ) -> list[float]:
-    """A step size for each of ``betas`` under which about 0.6 of the proposals are accepted."""
+    """Choose a step size for each of ``betas`` at which about 0.6 of the proposals are accepted."""
     step_sizes = []
     for beta in betas:
         step_sizes.append(step_size)
@@ -146,7 +146,7 @@ def _transition(
     place: Callable[[Tensor], _Place],
     generator: torch.Generator,
 ) -> tuple[_Place, Tensor]:
-    """A MALA step that leaves the path's density at ``beta`` invariant; the chains, and which moved (bool [N])."""
+    """Make one MALA step at ``beta``; returns the chains and which of them moved (bool [N])."""
     value, gradient = chains.at(beta)
     noise = _normal(chains.y.shape, chains.y.device, generator)
     proposed = place(chains.y + step_size**2 / 2 * gradient + step_size * noise)
@@ -164,7 +164,7 @@ def _estimate(log_weights: Tensor) -> Estimate:
     effective = float((2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp())
     return Estimate(
         log_z=float(log_weights.logsumexp(0)) - math.log(count),
-        # Of a logarithm of a mean, to first order: the weights' relative standard error.
+        # The standard error of the log of a mean is, to first order, the relative standard error of the weights.
         standard_error=math.sqrt(max(0.0, 1 / effective - 1 / count)),
         effective_samples=effective,
     )

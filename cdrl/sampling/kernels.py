@@ -1,4 +1,4 @@
-"""Transition kernels: one step in, one step out. A target gives log densities and their gradients."""
+"""MCMC transition kernels (Langevin, MALA, HMC) and the target densities that they sample."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cdrl.schedule import per_image
 LogDensity = Callable[[Tensor], Tensor]
 """y [N, *shape] -> log density up to a constant, [N]."""
 Target = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""y [N, *shape] -> its log density [N] and the gradient of it [N, *shape]."""
+"""y [N, *shape] -> its log density [N] and the gradient of that in y, [N, *shape]."""
 
 
 def with_gradient(log_density: LogDensity) -> Target:
-    """The target of a differentiable log density."""
+    """Add the gradient, by automatic differentiation, to a log density."""
 
     def target(y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -35,7 +35,7 @@ def recovery(target: Target, x_next: Tensor, precision: Tensor) -> Target:
     """Condition a target on x_{t+1}: add -|y - x_next|^2 precision / 2 (eq. 3).
 
     Args:
-        precision: 1 / sigma_{t+1}^2, [] or one an image [N]; 0 leaves the marginal target of the highest level.
+        precision: 1 / sigma_{t+1}^2, [] or one per image [N]; 0 gives the marginal target of the highest level.
     """
 
     def conditional(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,10 @@ def recovery(target: Target, x_next: Tensor, precision: Tensor) -> Target:
 
 
 def tempered(target: Target, temperature: float) -> Target:
-    """log p / temperature: with steps sqrt(temperature) times as long, Langevin moves with that much less noise."""
+    """Divide the log density and its gradient by ``temperature``: the target becomes p^(1 / temperature).
+
+    With step sizes multiplied by sqrt(temperature), Langevin dynamics keeps its drift and has less noise.
+    """
 
     def colder(y: Tensor) -> tuple[Tensor, Tensor]:
         value, gradient = target(y)
@@ -58,13 +61,13 @@ def tempered(target: Target, temperature: float) -> Target:
 
 
 def restricted_to(target: Target, projection: Callable[[Tensor], Tensor]) -> Target:
-    """A target on the image of a projection: its density is asked for there, its gradient has no slope across.
+    """Restrict a target to the range of a projection: evaluate it there, with the gradient along the range only.
 
-    A kernel that accepts or rejects then judges a move by its unknown part alone. The known part is put back anyhow;
-    to count it would refuse good moves, and the chain would not keep the conditional density.
+    A kernel that accepts or rejects then judges a move by its unknown part alone. The known part is put back after
+    every move anyway; if it counted, good moves would be rejected and the chain would not sample the conditional.
 
     Args:
-        projection: y [N, *shape] -> y with its known part put back, [N, *shape]; affine.
+        projection: affine; y [N, *shape] -> y with its known part put back, [N, *shape].
     """
 
     def restricted(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,10 +79,10 @@ def restricted_to(target: Target, projection: Callable[[Tensor], Tensor]) -> Tar
 
 
 class Position:
-    """Where the chains stand, y [N, *shape], with what the target says of it: asked for at most once, when needed.
+    """State of the chains, y [N, *shape], with log density and gradient evaluated at most once, when needed.
 
-    A kernel that accepts or rejects leaves the chain with the answer of its last place in hand, so that MALA costs
-    one gradient a step, as Langevin does.
+    A kernel that accepts or rejects passes them on with the state, so that MALA costs one gradient per step, as
+    Langevin does.
     """
 
     def __init__(self, y: Tensor, target: Target) -> None:
@@ -100,11 +103,11 @@ class Position:
         return self._answer[1]
 
     def moved(self, y: Tensor) -> Position:
-        """The same chains at another place; these very chains where ``y`` is the tensor that they have."""
+        """The chains moved to ``y``; this same object if ``y`` is its own tensor."""
         return self if y is self.y else Position(y, self.target)
 
     def where(self, chosen: Tensor, other: Position) -> Position:
-        """This place for the images that are ``chosen`` (bool [N]), ``other`` for the rest."""
+        """Take this position for the images that are ``chosen`` (bool [N]), and ``other`` for the rest."""
         pick = per_image(chosen, self.y)
         position = self.moved(torch.where(pick, self.y, other.y))
         position._answer = (
@@ -115,7 +118,7 @@ class Position:
 
 
 Kernel = Callable[[Position, Tensor, ImageNoise], Position]
-"""(position, step size s, [] or one an image [N], noise) -> the position one step later."""
+"""(position, step size s ([] or one per image [N]), noise) -> the position one step later."""
 
 
 def langevin(position: Position, step_size: Tensor, noise: ImageNoise) -> Position:
@@ -126,13 +129,13 @@ def langevin(position: Position, step_size: Tensor, noise: ImageNoise) -> Positi
 
 
 def mala(position: Position, step_size: Tensor, noise: ImageNoise) -> Position:
-    """One Langevin step that each image takes or leaves, so that p stays exactly as it is (Roberts & Tweedie, 1996)."""
+    """One Metropolis-adjusted Langevin step, accepted image by image; leaves p invariant (Roberts & Tweedie, 1996)."""
     proposed = langevin(position, step_size, noise)
     return metropolis(position, proposed, langevin_log_ratio(position, proposed, step_size), noise)
 
 
 def hmc(leapfrog_steps: int) -> Kernel:
-    """Hamiltonian Monte Carlo with unit masses, its momentum drawn anew each step (Neal, 2011).
+    """Hamiltonian Monte Carlo with unit masses and fresh momentum at each step (Neal, 2011).
 
     A step costs ``leapfrog_steps`` gradients; with one it is `mala`, draw for draw.
     """
@@ -155,7 +158,7 @@ def langevin_log_ratio(start: Position, end: Position, step_size: Tensor) -> Ten
     """Metropolis-Hastings log acceptance ratio, [N], of Langevin moves from ``start`` to ``end``.
 
     log p(y') q(y | y') / (p(y) q(y' | y)) with q(y' | y) = N(y + s^2 / 2 grad log p(y), s^2 I). The squares of both
-    proposals are multiplied out, since their difference would be lost in their size.
+    proposals are expanded, since subtracting the large squares themselves would lose the small difference.
     """
     moved, difference = end.y - start.y, end.gradient - start.gradient
     along = (moved * (start.gradient + end.gradient)).flatten(1).sum(dim=1) / 2
@@ -164,9 +167,9 @@ def langevin_log_ratio(start: Position, end: Position, step_size: Tensor) -> Ten
 
 
 def metropolis(current: Position, proposed: Position, log_ratio: Tensor, noise: ImageNoise) -> Position:
-    """Each image by itself takes the proposed place with probability min(1, exp(log_ratio)), or stays.
+    """Accept the proposed position with probability min(1, exp(log_ratio [N])), image by image.
 
-    A place where anything is not finite is never taken.
+    A position with a non-finite value, log density or gradient is never accepted.
     """
     finite = torch.isfinite(proposed.log_density)
     for grid in (proposed.y, proposed.gradient):

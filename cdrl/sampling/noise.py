@@ -1,7 +1,7 @@
-"""Randomness that belongs to images: a stream of draws for each, from a seed of its own.
+"""Random numbers per image: each image of a batch has its own stream, from its own seed.
 
-What an image is given depends on its seed alone, not on the images beside it, the batch size or the process.
-Draws are made on the CPU, so that every device gets the same ones.
+The draws of an image depend on its seed alone, not on the other images, the batch size or the process. They are made
+on the CPU, so that every device gets the same ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2^63) from a tuple of numbers and words; different tuples give unrelated seeds."""
+    """Derive a seed in [0, 2^63) from numbers and strings; different arguments give unrelated seeds."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -32,7 +32,7 @@ class ImageNoise:
         return len(self._generators)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        """The next standard normal draw of every image: [N, *shape]."""
+        """Draw standard normal numbers for every image: [N, *shape]."""
         stream = self._normals.setdefault(tuple(shape), self._stream(tuple(shape)))
         return next(stream)
 
@@ -59,26 +59,26 @@ class ImageNoise:
         return (numbers >= round(rate * 2**16) - 2**15).reshape(len(self), *shape).to(self.device)
 
     def uniform(self) -> Tensor:
-        """The next number in [0, 1) of every image: [N]."""
+        """Draw one uniform number in [0, 1) for every image: [N]."""
         return torch.cat([torch.rand(1, generator=generator) for generator in self._generators]).to(self.device)
 
     def integers(self, high: int) -> Tensor:
-        """The next integer in 0 … high - 1 of every image: int64 [N]."""
+        """Draw one integer in 0 … high - 1 for every image: int64 [N]."""
         draws = [torch.randint(high, (1,), generator=generator) for generator in self._generators]
         return torch.cat(draws).to(self.device)
 
 
 class InterpolatedNoise(ImageNoise):
-    """Streams on the way from those of some seeds to those of others.
+    """Streams of random numbers interpolated between those of two lists of seeds.
 
     Normal draws a and b become cos(u pi / 2) a + sin(u pi / 2) b: spherical interpolation at the right angle that
-    independent draws have on average. So each draw on the way is exactly standard normal, and exactly a or b at the
-    ends. Uniform draws go the same way as the normal ones whose distribution function they are, and stay uniform.
-    Integers have nothing between them: they are those of the first seeds.
+    independent draws have on average. Every interpolated draw is exactly standard normal, and exactly a or b at the
+    ends. Uniform draws are mapped to normal ones, interpolated and mapped back, and stay uniform. Integers cannot be
+    interpolated and are those of the first seeds.
 
     Args:
-        first, second: a seed each for every image.
-        share: u, how far each image is on its way, [N] in [0, 1].
+        first, second: one seed per image each.
+        share: u, the position of each image between first (0) and second (1), [N].
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""Scores by which a model's densities tell images apart (Section 4.4), and figures of how well they do.
+"""Out-of-distribution scores from a model's densities (Section 4.4), and the metrics that evaluate them.
 
-A score is a number an image, higher where the model finds the image likelier. The paper's is the log density of the
-lowest noise level. All others here come of the same readings: the log density of every level, and the norm of its
-gradient, at the image.
+A score is one number per image, higher for the likelier image. The paper's is the log density of the lowest noise
+level. All scores are computed from the same readings: the log density of every level at the image, and the norm of
+its gradient.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Readings:
-    """What the levels say of N images.
+    """Log densities and gradient norms of N images at every level.
 
     Attributes:
-        log_density: f(y_t) of each level, [N, T].
-        gradient_norm: of the gradient of f in y_t, [N, T].
+        log_density: f(y_t) at each level, [N, T].
+        gradient_norm: Euclidean norm of the gradient of f in y_t, [N, T].
     """
 
     log_density: Tensor
@@ -36,10 +36,13 @@ class Readings:
 
 
 def read_levels(schedule: NoiseSchedule, log_density: LevelLogDensity, grids: Tensor) -> Readings:
-    """Readings of clean grids [N, *shape] at y_t = alpha_y_t alpha_bar_t x_0, without noise: float64, on the CPU.
+    """Evaluate all levels at y_t = alpha_y_t alpha_bar_t x_0, without noise: float64, on the CPU.
 
-    At level 0, whose noise is below a step of 8 bits, means over draws of y_t give the same figures; at the others,
-    interpolations are told by them worse.
+    Averaging over noisy draws of y_t changes nothing at level 0, whose noise is below one step of 8 bits; at the other
+    levels it detects interpolations less well.
+
+    Args:
+        grids: clean grids x_0, [N, *shape].
     """
     schedule = schedule.to(grids.device)
     bar = progress_bar(len(grids), "score", unit="image")
@@ -60,20 +63,20 @@ def read_levels(schedule: NoiseSchedule, log_density: LevelLogDensity, grids: Te
 
 
 def all_scores(readings: Readings, reference: Readings) -> dict[str, Tensor]:
-    """Scores of N images, by name, each [N] and higher for the likelier image.
+    """Compute all scores of N images, by name: [N] each, higher for the likelier image.
 
     ``level_t``: the log density of level t; at t = 0 the paper's score.
-    ``gradient``: minus the norm of level 0's gradient, small where the density is at a mode (Grathwohl et al., 2020).
-    ``ratio``: level 0's log density less the highest level's, each in standard deviations over the training images:
-    without such units the lowest level's spread would drown the other. How likely the details are, given how
-    likely the whole is (the likelihood ratio of Ren et al., 2019, between levels).
-    ``typicality``: minus the distance of level 0's log density to its mean over training images (Nalisnick et al.,
+    ``gradient``: minus the norm of level 0's gradient, small near a mode of the density (Grathwohl et al., 2020).
+    ``ratio``: level 0's log density minus the highest level's, each in standard deviations over training images, as
+    level 0's spread would otherwise dominate: how likely the details are given the whole (the likelihood ratio of Ren
+    et al., 2019, between levels).
+    ``typicality``: minus the distance of level 0's log density from its mean over training images (Nalisnick et al.,
     2019).
-    ``joint``: minus the squared Mahalanobis distance of all readings, log densities and norms of every level, to those
-    of training images (after Mahmood et al., 2021).
+    ``joint``: minus the squared Mahalanobis distance of all readings, log densities and norms of every level, from
+    those of training images (after Mahmood et al., 2021).
 
     Args:
-        reference: of training images.
+        reference: readings of training images.
     """
     values, known = readings.log_density, reference.log_density
     mean, std = known.mean(dim=0), known.std(dim=0)
@@ -90,21 +93,21 @@ def all_scores(readings: Readings, reference: Readings) -> dict[str, Tensor]:
 
 
 def _mahalanobis(features: Tensor, reference: Tensor) -> Tensor:
-    """Squared distance of features [N, D] to the mean of a reference [M, D], in units of its covariance: [N]."""
+    """Squared Mahalanobis distance, [N], of features [N, D] from the mean of a reference [M, D]."""
     mean, std = reference.mean(dim=0), reference.std(dim=0)
     offset = (features - mean) / std
-    # In standard deviations first: the readings' sizes differ by more than a pseudo-inverse would bear.
+    # Standardized first: the readings' scales differ too much for the pseudo-inverse's cutoff.
     precision = torch.linalg.pinv(torch.cov(((reference - mean) / std).T), hermitian=True)
     return ((offset @ precision) * offset).sum(dim=1)
 
 
 def detection_figures(inside: Tensor, outside: Tensor) -> dict[str, float]:
-    """How well scores tell in-distribution images [N] from others [M].
+    """AUROC, AUPR and FPR95 of scores of in-distribution images [N] against others [M].
 
-    ``auroc`` is the chance that an in-distribution image scores higher than another, ties counting half.
-    ``aupr_in`` and ``aupr_out`` are average precisions with either set for the one to be found; both depend on how
-    many images each set has. ``fpr95`` is the share of the others that pass where 95 % of the in-distribution
-    images do.
+    ``auroc`` is the probability that an in-distribution image scores higher than another, ties counting half.
+    ``aupr_in`` and ``aupr_out`` are average precisions with the in-distribution images or the others as positives;
+    both depend on the sizes of the two sets. ``fpr95`` is the share of the others accepted at the threshold that
+    accepts 95 % of the in-distribution images.
     """
     # Imported here: this alone takes a second.
     from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve

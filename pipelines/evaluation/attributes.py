@@ -1,4 +1,4 @@
-"""How often composed attributes (eq. 13, 14) are what was asked for, as a classifier of real images reads them."""
+"""Accuracy of composed attributes (eq. 13, 14), by a classifier trained on real images."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ class AttributeReferee:
     """A judge of the attributes of a data set, with its accuracy on real images.
 
     Attributes:
-        names: of the attributes, in the judge's order.
-        real: its readings of the held-out images against the truth.
-        reconstructed: the same after the first stage and back, for runs of latents: what samples can be at best.
+        names: names of the attributes, in the judge's order.
+        real: its accuracy on held-out images.
+        reconstructed: the same on their reconstructions by the first stage, for latent runs: the best that samples
+            can reach.
     """
 
     judge: AttributeJudge
@@ -61,33 +62,33 @@ class AttributeReferee:
 
 
 def known_attributes(images: ImageSet, names: Sequence[str]) -> Tensor:
-    """What is true of images that have attributes: bool [N, A], in the order of ``names``."""
+    """True attributes of images that have attributes: bool [N, A], in the order of ``names``."""
     assert images.attributes is not None
     return images.attributes[:, [images.attribute_names.index(name) for name in names]]
 
 
 @torch.no_grad()
 def reconstructions(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] through the first stage and back, on the CPU."""
+    """Encode and decode images [N, C, H, W] in [-1, 1] by the first stage; returns them on the CPU."""
     device = next(autoencoder.parameters()).device
     parts = [autoencoder.decode(autoencoder.encode(part.to(device)).mean) for part in images.split(64)]
     return torch.cat(parts).float().clamp(-1, 1).cpu()
 
 
 def readings(read: Tensor, asked: Tensor, names: Sequence[str]) -> Readings:
-    """Share of rows in which what was read, bool [N, A], is what was asked for, bool [N, A]."""
+    """Share of rows in which the predicted attributes, bool [N, A], equal the requested ones, bool [N, A]."""
     right = read == asked
     shares = dict(zip(names, right.float().mean(dim=0).tolist(), strict=True))
     return {**shares, "all": right.all(dim=1).float().mean().item()}
 
 
 def values_in_turn(num_images: int, num_attributes: int) -> Tensor:
-    """Every combination of values in turn: bool [N, M]; bit i of the image's number is the i-th attribute's value."""
+    """All combinations of values in turn, bool [N, M]: attribute i of image n is bit i of n."""
     return (torch.arange(num_images)[:, None] >> torch.arange(num_attributes)) % 2 == 1
 
 
 def asked_attributes(num_attributes: int) -> list[tuple[int, ...]]:
-    """Which attributes are composed: every two of them, and all."""
+    """Sets of attributes to compose: every pair, and all of them."""
     everything = tuple(range(num_attributes))
     return sorted({*combinations(everything, 2), everything}, key=len)
 
@@ -100,7 +101,7 @@ def judged_composition(
     seeds: Sequence[int],
     **options: Any,
 ) -> Readings:
-    """Draw images that are to show values of some attributes, all combinations in turn, and have them read.
+    """Draw images of some attributes, all combinations of values in turn, and evaluate them by the judge.
 
     Args:
         guidance: w; None for the plain sum of log densities, see `composed`.
@@ -113,14 +114,14 @@ def judged_composition(
 
 
 def shown_values(num_attributes: int) -> list[dict[int, bool]]:
-    """The rows of the picture: attributes true, one more a row; then all but one true; then all false."""
+    """Rows of the picture: one more attribute true per row; then all but one true; then all false."""
     growing = [dict.fromkeys(range(count), True) for count in range(1, num_attributes + 1)]
     all_but_one = [{a: a != other for a in range(num_attributes)} for other in range(num_attributes)]
     return [*growing, *all_but_one, dict.fromkeys(range(num_attributes), False)]
 
 
 def composition_picture(pipeline: CDRLPipeline, guidance: float, seeds: Sequence[int], **options: Any) -> Tensor:
-    """The same seeds under growing and changing sets of concepts, named under each row (Figure 4): uint8 [3, H, W]."""
+    """Picture of the same seeds under different sets of concepts, named below each row (Figure 4): uint8 [3, H, W]."""
     names, rows = pipeline.config.data.attributes, []
     for values in shown_values(len(names)):
         concepts = [concept_class(a, value) for a, value in values.items()]
@@ -138,15 +139,15 @@ def run_composition(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """Judge compositions under every weight and the plain sum; figures.json and a picture a weight in RUN/composition.
+    """Evaluate compositions under every weight and the plain sum; write figures and pictures to RUN/composition.
 
-    Every two attributes are composed, and all of them. All ways see the same seeds.
+    Every pair of attributes is composed, and all of them together, each time from the same seeds.
 
     Args:
-        num_images: a set of attributes and a weight.
+        num_images: images for each set of attributes and each weight.
 
     Raises:
-        RunError: the run's classes are no attributes, or fewer than two.
+        RunError: the run was not trained on attributes, or on fewer than two.
         ValueError: there is no such kernel.
     """
     pipeline = CDRLPipeline.from_pretrained(run, default_device())

@@ -1,4 +1,4 @@
-"""Distances between sets of images, by torch-fidelity, under names that say what was compared.
+"""Metrics between sets of images, by torch-fidelity, with names that say what was compared.
 
 ``fid`` and ``kid`` are said of Inception's published weights alone. On other features the same formulas are ``fd_X``
 and ``kd_X``, with the features' name for X.
@@ -31,12 +31,12 @@ _MOST_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with.
+    """Reference that samples are compared with.
 
     Attributes:
-        name: ``train``, ``test`` or the name of a file of statistics; a number behind it where not all images count.
-        images: how many images the statistics are of; None where that is not known.
-        features: of those images, or of some of them, [N, D]; None for statistics alone.
+        name: ``train``, ``test`` or the name of a statistics file; followed by a number if only some images are used.
+        images: number of images behind the statistics; None if unknown.
+        features: features of those images, or of some of them, [N, D]; None for statistics alone.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Reference:
 
 
 def frechet_distance(features1: Tensor, features2: Tensor) -> float:
-    """Fréchet distance of two sets of features, [N1, D] and [N2, D].
+    """Fréchet distance between two sets of features, [N1, D] and [N2, D].
 
     Gaussians are fitted to both: |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Heusel et al., 2017).
     """
@@ -59,13 +59,13 @@ def statistics_of(features: Tensor) -> Statistics:
 
 
 def statistics_distance(first: Statistics, second: Statistics) -> float:
-    """Fréchet distance of two Gaussians."""
+    """Fréchet distance between two Gaussians."""
     (distance,) = fid_statistics_to_metric(first, second, verbose=False).values()
     return float(distance)
 
 
 def read_statistics(path: Path) -> Reference:
-    """Published statistics: an .npz file with ``mu`` [D] and ``sigma`` [D, D].
+    """Read published statistics, an .npz file with ``mu`` [D] and ``sigma`` [D, D].
 
     Raises:
         RunError: the file is missing, damaged, or without them.
@@ -92,7 +92,7 @@ def read_statistics(path: Path) -> Reference:
 
 
 def compared(samples: Features, reference: Reference, *, kernel: bool = True) -> dict[str, float]:
-    """All metrics that the features allow, each under the short name by which `metric_name` knows it.
+    """Compute all metrics that the features allow, by the short names that `metric_name` takes.
 
     ``fid`` is the Fréchet distance. With a reference's features, not its statistics alone, there are ``kid``, the
     mean over 100 subsets of 1,000 images or as many as there are (Bińkowski et al., 2018), and ``precision`` and
@@ -103,7 +103,7 @@ def compared(samples: Features, reference: Reference, *, kernel: bool = True) ->
         kernel: compute ``kid``. It tells nothing on features as large as Lite0's, whose cubes drown it.
 
     Raises:
-        RunError: the reference is of features of another size.
+        RunError: the features of the reference have another size.
     """
     width, expected = samples.pooled.shape[1], len(reference.statistics["mu"])
     if width != expected:
@@ -123,10 +123,10 @@ def compared(samples: Features, reference: Reference, *, kernel: bool = True) ->
 
 
 def metric_name(metric: str, label: str | None, samples: int, against: str) -> str:
-    """What a metric of `compared` is called in full, such as ``fid_50k_train`` or ``fd_lite0_3k_test``.
+    """Full name of a metric of `compared`, such as ``fid_50k_train`` or ``fd_lite0_3k_test``.
 
     Args:
-        label: of the features, see `Extractor`.
+        label: label of the features, see `Extractor`.
     """
     of = label or "inception"
     short = {
@@ -140,11 +140,11 @@ def metric_name(metric: str, label: str | None, samples: int, against: str) -> s
 
 
 def in_thousands(count: int) -> str:
-    """50000 as 50k, 300 as 300."""
+    """Abbreviate a number of images: 50000 as 50k, 300 as 300."""
     return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
 
 
 def some_of(rows: Tensor, count: int) -> Tensor:
-    """``count`` of the rows at random, the same ones each time, in their order: sets may be sorted by class."""
+    """Choose ``count`` rows at random, always the same, in their order: data sets may be sorted by class."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
     return rows[chosen.sort().values]

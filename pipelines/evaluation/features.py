@@ -1,4 +1,4 @@
-"""Networks on whose features images are compared, in torch-fidelity's form: Inception of a file, packaged Lite0."""
+"""Feature networks for evaluation, in torch-fidelity's form: Inception from a file, and packaged Lite0."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCH = 64  # torch-fidelity's own
 
 
 class Lite0Extractor(FeatureExtractorBase):
-    """EfficientNet-Lite0's pooled features for torch-fidelity, which knows them as ``lite0``."""
+    """EfficientNet-Lite0's pooled features as a torch-fidelity extractor, registered as ``lite0``."""
 
     def __init__(self, name: str, features_list: list[str], **options: Any) -> None:
         super().__init__(name, features_list)
@@ -64,13 +64,13 @@ def lite0_features_of_bytes(images: Tensor, network: Lite0) -> Tensor:
 
 @torch.no_grad()
 def lite0_features(images: Tensor, network: Lite0) -> Tensor:
-    """The same of images in [-1, 1], rounded to 8 bits. Distances on them are called ``fd_lite0``; they are not FID."""
+    """The same features of images in [-1, 1], rounded to 8 bits; their distance is ``fd_lite0``, which is not FID."""
     return torch.cat([lite0_features_of_bytes(part, network) for part in to_bytes(images).split(_BATCH)])
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a network says of N images, on the CPU.
+    """Features of N images, on the CPU.
 
     Attributes:
         pooled: [N, D].
@@ -86,12 +86,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that makes features, and how metrics on them are called.
+    """A feature network, with the label that metrics on its features carry.
 
     Attributes:
-        label: None for Inception with its published weights, whose Fréchet distance alone is FID; otherwise what its
-            distances have in their names.
-        weights: which weights these are, for caches and for the record.
+        label: part of the metrics' names; None for Inception with its published weights, whose Fréchet distance
+            alone is FID.
+        weights: identifies the weights, in caches and records.
     """
 
     network: FeatureExtractorBase
@@ -101,10 +101,10 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, progress: str | None = None) -> Features:
-        """Features of uint8 images [N, 1 or 3, H, W]; grey ones are read as three equal channels.
+        """Features of uint8 images [N, 1 or 3, H, W]; grey ones are repeated to three channels.
 
         Args:
-            progress: what the progress bar shall say; without it there is none.
+            progress: title of the progress bar; None for no bar.
         """
         parts = []
         bar = progress_bar(len(images), progress or "", unit="image", shown=progress is not None)
@@ -117,10 +117,10 @@ class Extractor:
 
 
 def load_extractor(name: FeaturesName, weights: Path, device: torch.device) -> Extractor:
-    """The network of this name.
+    """Load the feature network of this name.
 
     Args:
-        weights: the file of Inception's weights; the others come inside a package.
+        weights: the file of Inception's weights; Lite0's weights come with its package.
 
     Raises:
         RunError: the file is missing, or holds something else.

@@ -1,7 +1,7 @@
-"""A small classifier trained on real images, which reads classes or attributes off generated ones.
+"""The judge: a small classifier trained on real images that predicts classes or attributes of generated ones.
 
-For classes it knows one more class, junk: corrupted real images (noise, mixtures of two, shuffled blocks, blur). An
-image is accepted when it is not read as junk. A softmax's confidence alone would accept noise.
+The class judge has one more class, junk: corrupted real images (noise, mixtures of two, shuffled blocks, blur). An
+image is accepted if it is not classified as junk. The softmax's confidence alone would accept noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 64
 
 
 class JudgeNetwork(nn.Module):
-    """Four convolutions, then global mean: images [N, C, H, W] in [-1, 1] -> logits; `features` are [N, 128]."""
+    """Four convolutions and global mean pooling: images [N, C, H, W] in [-1, 1] -> logits [N, outputs]."""
 
     def __init__(self, channels: int, size: int, outputs: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class JudgeNetwork(nn.Module):
         self.head = nn.Linear(inputs, outputs)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the last layer reads, [N, 128]."""
+        """Pooled features, the input of the last layer: [N, 128]."""
         return self.trunk(images).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -49,13 +49,13 @@ class JudgeNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class ClassJudge:
-    """Reads one of C classes, or junk (the last output)."""
+    """Classifier of C classes and junk (the last output)."""
 
     network: JudgeNetwork
 
     @torch.no_grad()
     def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Most likely true class [N], and whether the image is accepted (not read as junk) [N]."""
+        """Most likely class other than junk, int64 [N], and whether each image is accepted (not junk), bool [N]."""
         logits = torch.cat([self.network(part) for part in images.split(256)])
         return logits[:, :-1].argmax(dim=1), logits.argmax(dim=1) != logits.shape[1] - 1
 
@@ -70,10 +70,10 @@ class ClassJudge:
 
     @classmethod
     def load(cls, path: Path, channels: int, size: int, num_classes: int) -> ClassJudge:
-        """The judge that `save` has written, of images [channels, size, size].
+        """Load a judge of images [channels, size, size] that `save` has written.
 
         Raises:
-            RunError: the file is damaged, or of a judge of other images or classes.
+            RunError: the file is damaged, or belongs to a judge of other images or classes.
         """
         network = JudgeNetwork(channels, size, num_classes + 1)
         load_weights(network, path)
@@ -82,18 +82,18 @@ class ClassJudge:
 
 @dataclass(frozen=True)
 class AttributeJudge:
-    """Reads attributes that are true or false."""
+    """Classifier of A binary attributes."""
 
     network: JudgeNetwork
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """Bool [N, A]."""
+        """Predict the attributes of images [N, C, H, W]: bool [N, A]."""
         return torch.cat([self.network(part) for part in images.split(256)]) > 0
 
 
 def train_class_judge(images: Tensor, labels: Tensor, num_classes: int, *, steps: int, seed: int) -> ClassJudge:
-    """Train on real images [N, C, H, W] in [-1, 1] with class ids [N], and on junk made of them."""
+    """Train a class judge on real images [N, C, H, W] in [-1, 1] with class ids [N], and on junk made from them."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
@@ -106,7 +106,11 @@ def train_class_judge(images: Tensor, labels: Tensor, num_classes: int, *, steps
 
 
 def train_attribute_judge(images: Tensor, attributes: Tensor, *, steps: int, seed: int) -> AttributeJudge:
-    """Train on real images [N, C, H, W] in [-1, 1] with true attributes, bool [N, A], and on their mirrors."""
+    """Train an attribute judge on real images [N, C, H, W] in [-1, 1] and their mirror images.
+
+    Args:
+        attributes: the true attributes, bool [N, A].
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ def train_attribute_judge(images: Tensor, attributes: Tensor, *, steps: int, see
 
 
 def corrupted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image [N, C, H, W] made junk in one of four ways, by turns."""
+    """Corrupt each of the images [N, C, H, W] in one of four ways, in turn."""
     noise = torch.randn(images.shape, generator=generator)
     strength = 0.3 + 0.9 * torch.rand(len(images), 1, 1, 1, generator=generator)
     other = images[torch.randperm(len(images), generator=generator)]
@@ -139,7 +143,7 @@ def _shuffled_blocks(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images shifted by one pixel or none, so that the judge does not hang on a pixel's place."""
+    """Shift images by at most one pixel, so that the judge does not depend on exact positions."""
     dx, dy = torch.randint(-1, 2, (2,), generator=generator).tolist()
     return torch.roll(images, (dx, dy), dims=(2, 3))
 

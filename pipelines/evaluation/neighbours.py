@@ -1,4 +1,4 @@
-"""Which training images are nearest to samples: copies would show."""
+"""Nearest training images of samples, to reveal copies."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _CHUNK_NUMBERS = 2**24
 
 
 def nearest(queries: Tensor, known: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
-    """The nearest of ``known`` [N, *shape] for each of ``queries`` [Q, *shape], nearest first.
+    """Find the nearest of ``known`` [N, *shape] for each of ``queries`` [Q, *shape], nearest first.
 
     Returns:
-        Distances (root mean square of the differences) and places in ``known``, [Q, count] each.
+        Distances (root mean square of the differences) and indices into ``known``, [Q, count] each.
     """
     asked = queries.float().flatten(1)
     size = max(count, _CHUNK_NUMBERS // asked.shape[1])
@@ -29,10 +29,10 @@ def nearest(queries: Tensor, known: Tensor, count: int = 1) -> tuple[Tensor, Ten
 
 
 def nearest_images(queries: Tensor, known: Tensor, count: int = 1, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
-    """As `nearest`, of images uint8 [N, C, H, W] with values taken as 0 … 1, and the images themselves.
+    """Like `nearest`, for uint8 images [N, C, H, W]; distances are on values scaled to 0 … 1.
 
     Args:
-        mirrored: known images count as they are and as their mirror images.
+        mirrored: compare with the mirror images of the known images too.
 
     Returns:
         Distances [Q, count] and images [Q, count, C, H, W].

@@ -1,4 +1,4 @@
-"""What a judge trained on real images says of samples, and the figures of runs that are set side by side."""
+"""Evaluation of samples by a judge trained on real images, and the figures by which runs are compared."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ JUDGE_STEPS = 800
 
 @dataclass(frozen=True)
 class Referee:
-    """A judge of a data set's classes, with its readings of the data set itself.
+    """A judge of a data set's classes, with its results on real images as the reference.
 
     Attributes:
         held_out: the judge's features of the held-out images, [N, 128].
-        real: ``accuracy_real_test``, ``accepted_real_test`` and ``fd_judge_train_test``: what samples can be at best.
+        real: ``accuracy_real_test``, ``accepted_real_test`` and ``fd_judge_train_test``, the best that samples can do.
     """
 
     judge: ClassJudge
@@ -40,9 +40,9 @@ class Referee:
 
     @classmethod
     def of(cls, data: DataConfig, kept: Path | None = None) -> Referee:
-        """Train the judge of a data set, or take it up from the folder ``kept``, where it then stays.
+        """Load the judge of a data set from the folder ``kept``, or train it and save it there.
 
-        Several processes may ask at a time: one of them trains it, the others wait.
+        Several processes may call this at once: one trains, the others wait.
         """
         train, test = load_images(data, "train"), load_images(data, "test")
         assert train.labels is not None
@@ -68,9 +68,9 @@ class Referee:
         return cls(judge, held_out, figures)
 
     def figures(self, name: str, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """What it says of images [N, C, H, W] in [-1, 1] that were to show the classes ``labels`` [N].
+        """Figures of images [N, C, H, W] in [-1, 1] that should show the classes ``labels`` [N].
 
-        ``accuracy_*`` is the share read as the class asked for, ``accepted_*`` the share not read as junk,
+        ``accuracy_*`` is the share classified correctly, ``accepted_*`` the share not classified as junk,
         ``fd_judge_*_test`` the Fréchet distance on the judge's features to the held-out images.
         """
         read, accepted = self.judge.read(images)
@@ -82,7 +82,7 @@ class Referee:
 
 
 def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
-    """What a judge trained on the run's real images reads off them and off samples; also written to RUN/judge.json.
+    """Evaluate real images and samples by a judge trained on the run's data; also written to RUN/judge.json.
 
     Raises:
         RunError: the run has no classes.
@@ -99,9 +99,9 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
 
 
 def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str, float]:
-    """The figures that there are for a run's kind, for samples and for the initializer alone where there is one.
+    """Evaluate samples, and those of the initializer alone if there is one, by the metrics for this kind of run.
 
-    Images with classes are read by a judge, see `Referee`, which is trained once and kept in the folder ``judges``.
+    Images with classes are classified by a judge, see `Referee`, trained once and kept in the folder ``judges``.
     Other images have ``fd_lite0_*_test``, the Fréchet distance on EfficientNet-Lite0 features to as many held-out
     images, and 2-D points ``inside_*``, the share of them inside the checkerboard's squares.
     """
@@ -121,7 +121,7 @@ def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str
 
 
 def has_classes(config: Config) -> bool:
-    """Whether a run's samples are images of classes that a `ClassJudge` can read."""
+    """Whether a run's samples are images with classes, which a `ClassJudge` can classify."""
     return config.data.labels == "class" and config.space != "point"
 
 
@@ -133,7 +133,7 @@ def _judged(pipeline: CDRLPipeline, referee: Referee, num_images: int, seed: int
 
 
 def _drawn(pipeline: CDRLPipeline, num_images: int, seed: int) -> Iterator[tuple[str, Generated, list[int] | None]]:
-    """Samples, and what the initializer alone makes of the same seeds; the classes come in turn."""
+    """Draw samples, and those of the initializer alone from the same seeds, with the classes in turn."""
     seeds = range(seed, seed + num_images)
     labels = labels_in_turn(pipeline, seeds)
     alone = {} if pipeline.model.initializer is None else {"initializer": 0}

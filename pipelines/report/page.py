@@ -1,4 +1,4 @@
-"""Runs side by side on one page that needs no other file: figures, curves, samples, nearest neighbours, settings."""
+"""Self-contained HTML page on one or several runs: figures, curves, samples, nearest neighbours, settings."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ pre { font-size: .75rem; overflow-x: auto } summary { cursor: pointer }
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: int = 8) -> Path:
-    """Write one HTML page about some runs, side by side; returns its path.
+    """Write one HTML page that shows some runs side by side; returns its path.
 
     Args:
         out: RUN/report.html by default, for several runs report.html beside the first.
-        neighbours: samples that are drawn to be shown with their nearest training images; 0 for none.
+        neighbours: number of samples to draw and show with their nearest training images; 0 for none.
 
     Raises:
         RunError: a folder holds no run.
@@ -107,7 +107,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: i
 
 
 def thinned(points: Points) -> Points:
-    """At most 300 points: means over equal numbers of neighbours, NaN aside."""
+    """Thin a curve to at most 300 points: means over equal numbers of consecutive values, ignoring NaN."""
     finite = np.array([point for point in points if math.isfinite(point[1])]).reshape(-1, 2)
     groups = np.array_split(finite, min(MOST_POINTS, max(1, len(finite))))
     return [(float(group[-1, 0]), float(group[:, 1].mean())) for group in groups if len(group)]
@@ -126,7 +126,7 @@ def _curve_row(name: str, facts: Sequence[Facts]) -> str:
 
 
 def _axis(values: Sequence[float]) -> tuple[dict[str, Any], tuple[float, float]]:
-    """A scale on which most of the values can be told apart, and limits that all runs share."""
+    """Choose a scale that resolves most values, and limits shared by all runs."""
     low, high = min(values), max(values)
     typical = float(np.median(np.abs(values))) or 1.0
     if low > 0 and high > 30 * low:
@@ -137,7 +137,7 @@ def _axis(values: Sequence[float]) -> tuple[dict[str, Any], tuple[float, float]]
 
 
 def curve_picture(curve: Curve, scale: dict[str, Any], limits: tuple[float, float]) -> str:
-    """An <img> of lines over the steps; levels go from dark (0, the cleanest) to light."""
+    """Plot curves over the steps as an <img>; levels go from dark (0, the cleanest) to light."""
     with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 8, "svg.hashsalt": "report"}):
         figure = Figure(figsize=(5, 2.6), layout="constrained")
         axes = figure.subplots()
@@ -176,7 +176,7 @@ def _neighbours_cell(run: Path, count: int) -> str:
 
 
 def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
-    """Samples with their nearest training images, a row each: uint8 [3, H, W], and the distances in words.
+    """Picture of samples beside their nearest training images, one row each, and a sentence on the distances.
 
     Raises:
         RunError: the run has no model or no images.
@@ -289,6 +289,6 @@ def _union(names: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _short_names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names, with their parents' where they are not all different."""
+    """Names of the folders, with their parents' names where needed to tell them apart."""
     names = [run.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run) for run in runs]

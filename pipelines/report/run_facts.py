@@ -1,4 +1,4 @@
-"""What a run's folder tells, whatever of it is there: settings, curves, figures, pictures."""
+"""Contents of a run folder for the report, as far as present: settings, curves, figures, pictures."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SETTINGS = ("num_images", "num_samples", "seed", "fresh", "level", "sampling")
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run's folder tells.
+    """Contents of a run folder; what is missing is empty.
 
     Attributes:
         name: the folder's name, longer where two runs share it.
         model: config.json of the model; empty without one.
         stage_one: autoencoder.json of the run's own first stage; empty without one.
-        config: the run's resolved configuration; empty where nothing tells it.
+        config: the run's resolved configuration; empty if not recorded.
         curves: by name, in the order of the log.
-        figures: by name, in words.
-        grids: pictures of samples by step.
-        best: the best of training, in words; empty where nothing was measured.
+        figures: by name, formatted as text.
+        grids: sample grids by step.
+        best: step and figure of the best model during training, as text; empty if none was measured.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Facts:
 
 
 def read_facts(run: Path, name: str) -> Facts:
-    """All that a run's files tell.
+    """Read the files of a run.
 
     Raises:
         RunError: there is no run, or a file of it is damaged.
@@ -72,7 +72,7 @@ def read_facts(run: Path, name: str) -> Facts:
 
 
 def read_curves(log: Path) -> dict[str, Curve]:
-    """The lines of metrics.jsonl by name, with one curve for each level where there are levels."""
+    """Read the curves of metrics.jsonl by name, one per level where a value has levels."""
     curves: dict[str, Curve] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
         try:
@@ -91,7 +91,7 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def read_figures(run: Path) -> dict[str, str]:
-    """The figures of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
+    """Read the figures of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
     figures: dict[str, str] = {}
     for path in sorted(run.glob("*.json")):
         if path.name == DATA_FACTS:
