@@ -74,7 +74,7 @@ def kinds() -> dict[str, Kind]:
     from autoencoder.importing import load_published_autoencoder
     from autoencoder.latents import encode_images, fingerprint, read_latents
     from autoencoder.model import load_autoencoder
-    from cdrl.config import load_config
+    from cdrl.config import DataConfig, load_config
     from cdrl.data import GridSet, Sample, read_shards, stream_shards, write_shards
     from cdrl.data.images.files import read_bytes
     from cdrl.data.readers.celeba import open_celeba, open_celebahq
@@ -91,6 +91,12 @@ def kinds() -> dict[str, Kind]:
     from tests import layouts
     from tests.helpers import FIXTURES, save_tiny_run, tiny_autoencoder, tiny_config, tiny_values, write_config
     from tests.published import Sizes, diffusers_weights, published_model, write_diffusers
+
+    def of(name: str) -> DataConfig:
+        """The settings under which a reader opens its files; the readers are given the path itself."""
+        return DataConfig(name=name, path=Path("unused"), image_size=28, check_sums=False)
+
+    of_cifar, of_imagenet, of_fashion, of_dtd = map(of, ("cifar10", "imagenet32", "fashion_mnist", "dtd"))
 
     def all_parts(source: Any) -> None:
         for _ in source.parts(0):
@@ -170,42 +176,50 @@ def kinds() -> dict[str, Kind]:
     pretrained = CDRLPipeline.from_pretrained
     cifar = "cifar-10-batches-py"
     return {
-        "cifar batch": Kind(layouts.cifar10, f"{cifar}/test_batch", lambda at: open_cifar10(at, "test", False)),
-        "cifar names": Kind(layouts.cifar10, f"{cifar}/batches.meta", lambda at: open_cifar10(at, "test", False)),
+        "cifar batch": Kind(layouts.cifar10, f"{cifar}/test_batch", lambda at: open_cifar10(at, "test", of_cifar)),
+        "cifar names": Kind(layouts.cifar10, f"{cifar}/batches.meta", lambda at: open_cifar10(at, "test", of_cifar)),
         "cifar archive": Kind(
-            layouts.cifar10_archive, "cifar-10-python.tar.gz", lambda at: open_cifar10(at, "test", False)
+            layouts.cifar10_archive, "cifar-10-python.tar.gz", lambda at: open_cifar10(at, "test", of_cifar)
         ),
-        "imagenet32 pickle": Kind(imagenet, "val_data", lambda at: all_parts(open_imagenet32(at, "test"))),
-        "imagenet32 npz": Kind(layouts.imagenet32, "val_data.npz", lambda at: all_parts(open_imagenet32(at, "test"))),
+        "imagenet32 pickle": Kind(imagenet, "val_data", lambda at: all_parts(open_imagenet32(at, "test", of_imagenet))),
+        "imagenet32 npz": Kind(
+            layouts.imagenet32, "val_data.npz", lambda at: all_parts(open_imagenet32(at, "test", of_imagenet))
+        ),
         "idx images": Kind(
-            layouts.fashion_mnist, "t10k-images-idx3-ubyte", lambda at: open_fashion_mnist(at, "test", 28, False)
+            layouts.fashion_mnist,
+            "t10k-images-idx3-ubyte",
+            lambda at: open_fashion_mnist(at, "test", of_fashion),
         ),
         "idx labels": Kind(
-            layouts.fashion_mnist, "t10k-labels-idx1-ubyte.gz", lambda at: open_fashion_mnist(at, "test", 28, False)
+            layouts.fashion_mnist,
+            "t10k-labels-idx1-ubyte.gz",
+            lambda at: open_fashion_mnist(at, "test", of_fashion),
         ),
-        "matlab": Kind(layouts.svhn, "test_32x32.mat", lambda at: open_svhn(at, "test", False)),
-        "matlab packed": Kind(svhn_packed, "test_32x32.mat", lambda at: open_svhn(at, "test", False)),
+        "matlab": Kind(layouts.svhn, "test_32x32.mat", lambda at: open_svhn(at, "test", of("svhn"))),
+        "matlab packed": Kind(svhn_packed, "test_32x32.mat", lambda at: open_svhn(at, "test", of("svhn"))),
         "npy": Kind(
             layouts.celebahq_arrays,
             "imgHQ00000.npy",
-            lambda at: all_parts(open_celebahq(at, "train", False)),
+            lambda at: all_parts(open_celebahq(at, "train", of("celebahq"))),
         ),
         "attributes": Kind(
-            layouts.celeba, "list_attr_celeba.txt", lambda at: all_parts(open_celeba(at, "train", 140, False))
+            layouts.celeba, "list_attr_celeba.txt", lambda at: all_parts(open_celeba(at, "train", of("celeba")))
         ),
         "partition": Kind(
-            layouts.celeba, "list_eval_partition.txt", lambda at: all_parts(open_celeba(at, "train", 140, False))
+            layouts.celeba, "list_eval_partition.txt", lambda at: all_parts(open_celeba(at, "train", of("celeba")))
         ),
         "mapping": Kind(
             layouts.mask_hq,
             "CelebA-HQ-to-CelebA-mapping.txt",
-            lambda at: all_parts(open_celebahq(at, "train", False)),
+            lambda at: all_parts(open_celebahq(at, "train", of("celebahq"))),
         ),
-        "list of pictures": Kind(layouts.dtd, "dtd/labels/train1.txt", lambda at: all_parts(open_dtd(at, "train"))),
-        "jpeg": Kind(jpeg, "train/0.jpg", lambda at: all_parts(open_folder(at / "train", "train"))),
-        "png": Kind(png, "train/0.png", lambda at: all_parts(open_folder(at / "train", "train"))),
+        "list of pictures": Kind(
+            layouts.dtd, "dtd/labels/train1.txt", lambda at: all_parts(open_dtd(at, "train", of_dtd))
+        ),
+        "jpeg": Kind(jpeg, "train/0.jpg", lambda at: all_parts(open_folder(at / "train", "train", of("folder")))),
+        "png": Kind(png, "train/0.png", lambda at: all_parts(open_folder(at / "train", "train", of("folder")))),
         "foreign shard": Kind(
-            layouts.foreign_shards, "train/0.tar", lambda at: all_parts(open_shard_folder(at, "train"))
+            layouts.foreign_shards, "train/0.tar", lambda at: all_parts(open_shard_folder(at, "train", of("shards")))
         ),
         "index of shards": Kind(shards, "s/index.json", lambda at: read_shards(at / "s")),
         "shard": Kind(shards, "s/shard-000000.tar", lambda at: read_shards(at / "s")),
