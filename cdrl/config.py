@@ -30,9 +30,9 @@ class DataConfig(Section):
     """Training data: the data set, the preparation of its images, and the classes.
 
     ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
-    ``prepared`` is a folder of shards that ``run.py prepare`` writes and all other verbs read in place of ``path``;
-    with ``stream`` training reads each batch from them, and the data set need not fit into memory. ``crop`` is the
-    side of the central square cut from CelebA's pictures.
+    ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
+    ``stream`` training reads each batch from them, and the set need not fit into memory. ``crop`` is the side of the
+    central square of CelebA's pictures.
     ``labels`` chooses the condition: ``none``; ``class``, the data set's own classes; or ``attributes``, where
     every value of every attribute in ``attributes`` is a class of its own (class 2i: the i-th attribute is
     false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.

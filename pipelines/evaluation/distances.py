@@ -81,7 +81,7 @@ def read_statistics(path: Path) -> Reference:
 
 
 def compared(samples: Features, reference: Reference) -> dict[str, float]:
-    """All metrics that the features allow, each under the short name by which `metric_name` knows it.
+    """Compute all metrics that the features allow, by the short names that `metric_name` takes.
 
     ``fid`` is the Fréchet distance. With a reference's features, not its statistics alone, there are ``kid``, the
     mean over 100 subsets of 1,000 images or as many as there are (Bińkowski et al., 2018), and ``precision`` and
