@@ -104,7 +104,7 @@ def _named(path: Path, value: Any) -> dict[str, Any]:
 
 
 def _first_stage(path: Path, state: Mapping[str, Any], average: bool) -> dict[str, Any]:
-    """Select the entries of encoder, bottleneck and decoder from a state dict, or their averages."""
+    """The encoder's, bottleneck's and decoder's entries of a state dict, whatever they are, by their own names."""
     state = _below(state, _FIRST_STAGE) or state
     averages = _below(state, _AVERAGES)
     weights = {name: value for name, value in state.items() if not name.startswith((_LOSS, _AVERAGES))}
@@ -123,7 +123,7 @@ def _below(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _read_diffusers(folder: Path) -> tuple[State, int | None]:
-    """Read the weights of a diffusers folder under our names, and its image size if recorded."""
+    """Weights of a diffusers folder by our names, and the size of its images where it tells."""
     path = folder / "config.json"
     if not path.exists():
         raise RunError(
