@@ -1,4 +1,4 @@
-"""First stages published elsewhere, turned into autoencoders of ours.
+"""Import of published first stages: latent diffusion, taming, diffusers.
 
 Two layouts are read. Latent diffusion's and taming's checkpoints name their weights as `Autoencoder` does; around them
 lie losses and discriminators (``loss.``), in some a moving average of the weights (``model_ema.``, names without their
@@ -62,12 +62,12 @@ _DIFFUSERS_NAMES = {
 
 
 def load_published_autoencoder(path: Path, *, average: bool = True, image_size: int | None = None) -> Autoencoder:
-    """The first stage in ``path``, in evaluation mode; nothing in it is executed.
+    """Load the first stage in ``path``, in evaluation mode; no code in the file is executed.
 
     Args:
         path: a checkpoint of latent diffusion or taming (.ckpt, .pt or .safetensors), or a diffusers folder, which
             may be named by its file of weights.
-        average: take the moving average of the weights where the checkpoint has one, or the raw weights.
+        average: use the moving average of the weights if the checkpoint has one, instead of the raw weights.
         image_size: side of the images. By default what the checkpoint says in plain form, or else 256.
 
     Raises:
@@ -95,7 +95,7 @@ def load_published_autoencoder(path: Path, *, average: bool = True, image_size: 
 
 
 def _read_checkpoint(path: Path, average: bool) -> tuple[State, int | None]:
-    """Weights of a checkpoint of latent diffusion or taming, and the size of its images where it tells."""
+    """Read the weights of a latent diffusion or taming checkpoint, and its image size if recorded."""
     if path.suffix == ".safetensors":
         return _floats(path, _first_stage(path, _load_safetensors(path), average)), None
     entries = _named(path, read_description(path))
@@ -268,7 +268,7 @@ def _renamed(name: str, levels: int) -> str:
 
 
 def _fitted(weights: State, size: int) -> Autoencoder:
-    """An autoencoder of the sizes found in ``weights``, with them in it.
+    """Build an autoencoder of the sizes found in ``weights``, and load them.
 
     Raises:
         ValueError: they are not those of a first stage, or the image size does not fit them.
@@ -293,7 +293,7 @@ def _fitted(weights: State, size: int) -> Autoencoder:
 
 
 def _sizes(weights: State, size: int) -> tuple[BottleneckConfig, int]:
-    """Architecture, and channels of the images."""
+    """Infer the architecture and the number of image channels from the weights."""
 
     def shape(name: str) -> tuple[int, int]:
         if name not in weights:
@@ -327,12 +327,12 @@ def _sizes(weights: State, size: int) -> tuple[BottleneckConfig, int]:
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """How many different values the group in ``pattern`` takes."""
+    """Count the different values that the group in ``pattern`` takes."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
 def _lacks_and_holds(missing: Set[str], unexpected: Set[str]) -> str:
-    """What is wrong with a set of names, the first of them named."""
+    """Describe missing and unexpected names, giving the first of each."""
 
     def some(names: Set[str]) -> str:
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""

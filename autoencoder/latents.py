@@ -1,4 +1,4 @@
-"""Data set to latent shards, with the per-channel mean and standard deviation over the whole set."""
+"""Encoding of a data set into shards of latents, with their mean and standard deviation per channel."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class _Metadata(Record):
 
 @torch.no_grad()
 def latents_of(autoencoder: Autoencoder, images: Tensor, noise: ImageNoise | None) -> Tensor:
-    """What the second stage learns of ``images`` [N, C, H, W] in [-1, 1]: [N, c, h, w].
+    """Encode images [N, C, H, W] in [-1, 1] into the latents that the second stage models: [N, c, h, w].
 
-    A draw from the posterior of a KL bottleneck, which the decoder was trained on, or without ``noise`` its mean; of a
-    VQ one the latent before quantization, which decoding repeats (Rombach et al. 2022, sec. 4.1).
+    With a KL bottleneck, a draw from the posterior, as the decoder was trained on, or its mean if ``noise`` is None;
+    with a VQ bottleneck, the latent before quantization, which decoding does again (Rombach et al. 2022, sec. 4.1).
     """
     latent = autoencoder.encode(images)
     if isinstance(latent, QuantizedLatent):

@@ -1,7 +1,7 @@
 """The typed configuration of a run: read from YAML, merged, overridden, checked.
 
 A config file may name a ``base`` file, whose values it overrides section by section. Overrides from the
-command line are ``section.key=value`` with the value in YAML. Every mistake becomes one clear line.
+command line are ``section.key=value`` with the value in YAML. Every mistake is reported in one line.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ UserPath = Annotated[Path, BeforeValidator(expanded_path)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and wrong types are errors, values do not change later."""
+    """Section of the configuration: rejects unknown keys and wrong types, and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
-    """Which images (or points) are learned, and how they are prepared.
+    """Training data: the data set, the preparation of its images, and the classes.
 
     ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
     ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
@@ -155,9 +155,9 @@ class DataConfig(Section):
 class BottleneckConfig(Section):
     """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
 
-    The image is folded by ``pixel_unshuffle`` first; each multiplier after the first halves the resolution. Encoder
-    and decoder speak in ``z_channels`` where published models have more or fewer of them than ``latent_channels``:
-    1x1 convolutions turn the ones into the others.
+    ``pixel_unshuffle`` first folds blocks of pixels into channels; each multiplier after the first halves the
+    resolution. ``z_channels`` is the number of channels of the encoder's output and the decoder's input where it
+    differs from ``latent_channels``, as in some published models; 1x1 convolutions convert between the two.
     """
 
     bottleneck: Literal["kl", "vq"] = "kl"
@@ -180,8 +180,8 @@ class ReconstructionConfig(Section):
     """Terms of the first stage's objective. A weight of 0 switches a term off.
 
     ``reconstruction`` is the mean absolute (``l1``) or squared (``l2``) error or their ``sum``. ``perceptual`` is
-    ``lpips``, whose VGG weights ``lpips_weights`` names (a folder holding vgg16-397923af.pth and vgg.pth), or
-    ``lite0``, a distance of the packaged EfficientNet-Lite0's features. The patch discriminator starts after
+    ``lpips``, with weights from the folder ``lpips_weights`` (vgg16-397923af.pth and vgg.pth), or ``lite0``, a
+    distance on the features of the packaged EfficientNet-Lite0. The patch discriminator starts after
     ``adversarial_start`` steps.
     """
 
@@ -224,10 +224,10 @@ class StageOneTrainingConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """The first stage. ``run`` names an existing first-stage run to use instead of this run's own.
+    """The first stage of a latent run. ``run`` is an existing first-stage run to use instead of training one.
 
-    ``latents`` is what the second stage learns of a KL bottleneck's posteriors: a ``sample`` of each, as in latent
-    diffusion, or each ``mean``, without the posterior's noise, which no decoder shows.
+    ``latents`` says what the second stage is trained on with a KL bottleneck: a ``sample`` of each posterior, as in
+    latent diffusion, or each posterior's ``mean``, without its noise, which the decoder does not show.
     """
 
     run: UserPath | None = None
@@ -241,13 +241,13 @@ class ScheduleConfig(Section):
     """Noise levels and Langevin step sizes: s_t^2 = step_coefficient * r_t * sigma_{t+1}^2 (eq. 16, 19, 20).
 
     ``kind`` is CDRL's ``cosine`` schedule between ``logsnr_max`` and ``logsnr_min``, or ``drl``, that of its
-    predecessor: a linear beta from 1e-4 to 0.02 over 1000 steps, cut at 0, 100, …, 500 and 999 for six levels. Fewer
-    levels divide its first half, more divide its second (the CDRL paper's DRL-T8 has eight). ``step_coefficient``
-    begins at each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for ``step_scaling: sigma_bar``
-    (images), 1 for ``constant`` (2-D points).
-    A log density is the network's answer over ``temperature``: ``step_size``, which is s_t^2 (Appendix A.2), or
-    ``one``. Where s_t is small beside the edges that are to be learned, s_t^2 turns every update of the network into
-    a leap of the log density.
+    predecessor: a linear beta from 1e-4 to 0.02 over 1000 steps, of which six levels take steps 0, 100, …, 500 and
+    999. Fewer levels divide the first half, more divide the second (the CDRL paper's DRL-T8 has eight).
+    ``step_coefficient`` is by default each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for
+    ``step_scaling: sigma_bar`` (images), 1 for ``constant`` (2-D points).
+    The log density is the network's output divided by a temperature: s_t^2 for ``temperature: step_size`` (Appendix
+    A.2), or 1 for ``one``. If s_t is small compared with the edges to be learned, dividing by s_t^2 makes every
+    update of the network change the log density too much.
     """
 
     kind: Literal["cosine", "drl"] = "cosine"
@@ -279,11 +279,11 @@ class ScheduleConfig(Section):
 class EnergyConfig(Section):
     """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output.
 
-    ``fourier_features`` is how many random waves of the coordinates join the input; for 2-D points only.
+    ``fourier_features`` is the number of random Fourier features added to the input; for 2-D points only.
 
-    ``reference`` is the density that the network's exponential multiplies: ``flat``, as in the paper, or
-    ``gaussian``, N(0, alpha_y^2 I), which standardized data would have at each level if they had no structure. A
-    chain then cannot drift away from the data's scale, however little the network has learned.
+    ``reference`` is the density that is multiplied by the exponential of the network: ``flat``, as in the paper, or
+    ``gaussian``, N(0, alpha_y^2 I), the density of standardized data without structure. With the latter, chains
+    cannot drift away from the data's scale even while the network has learned little.
     """
 
     channels: int = Field(default=128, ge=4, le=4096, multiple_of=2)
@@ -298,11 +298,11 @@ class EnergyConfig(Section):
 class InitializerConfig(Section):
     """The initializer (Appendix A.1): a U-Net on grids, an MLP on 2-D points.
 
-    ``conditional: false`` keeps it unconditional while the energy is conditional, as for composition (sec. 4.5).
-    ``predicts`` is what the network's output stands for: ``y``, the mean of the proposal; or the clean image ``x0`` or
-    the whole noise ``epsilon`` of x_{t+1}, turned into that mean (Appendix G.1). ``target`` is what the proposal is
-    regressed on: ``refined``, where its own chain ends (eq. 8), or ``data``, the true y_t (Appendix G.2).
-    ``fourier_features`` are the energy's, for 2-D points only.
+    ``conditional: false`` makes it unconditional beside a conditional energy, as for composition (sec. 4.5).
+    ``predicts`` is the meaning of the network's output: ``y``, the mean of the proposal; or the clean image ``x0`` or
+    the whole noise ``epsilon`` in x_{t+1}, from which that mean is computed (Appendix G.1). ``target`` is the
+    regression target of the proposal: ``refined``, the end of its own chain (eq. 8), or ``data``, the true y_t
+    (Appendix G.2). ``fourier_features`` is as in the energy, for 2-D points only.
     """
 
     channels: int = Field(default=64, ge=8, le=4096, multiple_of=2)
@@ -319,9 +319,9 @@ class InitializerConfig(Section):
 class TrainingConfig(Section):
     """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes.
 
-    ``pairs`` says how x_{t+1} is made: of the noise in x_t (``shared_noise``, eq. 9), or of x_t by one more step of
-    noise (``independent_noise``, the true joint, as in DRL). ``on_divergence``: ``stop``, or ``rollback`` to the last
-    checkpoint with both learning rates halved, three times at most.
+    ``pairs`` says how x_{t+1} is made: with the same noise as x_t (``shared_noise``, eq. 9), or from x_t by one more
+    noising step (``independent_noise``, the true joint distribution, as in DRL). ``on_divergence``: ``stop``, or
+    ``rollback`` to the last checkpoint with both learning rates halved, three times at most.
     """
 
     num_steps: int = Field(default=400_000, ge=1)
@@ -387,7 +387,7 @@ class SamplerSettings(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured every so many steps of training; the best model by it is kept in RUN/best.
+    """Evaluation during training, every ``every`` steps; the best model so far is kept in RUN/best.
 
     ``metric`` is ``fd_lite0``, the Fréchet distance on features that need no download, or ``fid``, for which
     ``weights`` names the file of Inception's weights (by default it is looked for in ``data.cache``). Compared are
@@ -404,16 +404,16 @@ class EvaluationConfig(Section):
 
 
 class DeepSpeedConfig(Section):
-    """What is handed to DeepSpeed."""
+    """Options passed to DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
 
 
 class Config(Section):
-    """A whole run. ``space`` alone decides whether CDRL learns pixels, latents or 2-D points.
+    """Configuration of a whole run. ``space`` alone decides whether CDRL models pixels, latents or 2-D points.
 
-    ``initializer: null`` leaves the initializer out, as in DRL: chains start at x_{t+1} itself. Without an
-    ``evaluation`` section nothing is measured during training.
+    ``initializer: null`` means no initializer, as in DRL: chains start at x_{t+1}. Without a section
+    ``evaluation``, samples are not evaluated during training.
     """
 
     space: Literal["pixel", "latent", "point"]
@@ -511,7 +511,7 @@ def _check_batch(key: str, batch_size: int, image: int) -> None:
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """Read ``path`` with its bases, apply ``section.key=value`` overrides, check.
+    """Read a configuration file and its bases, apply ``section.key=value`` overrides, and check the result.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or cannot be combined

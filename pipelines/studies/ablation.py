@@ -1,4 +1,4 @@
-"""Several configurations trained at an equal budget over several seeds, judged alike, and set side by side."""
+"""Comparison of configurations trained with the same budget over several seeds and evaluated alike."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _JUDGES = "judges"
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a comparison: a configuration with its seed and its number of steps, and where it is trained."""
+    """One run of a comparison: its configuration with seed and number of steps, and its folder."""
 
     name: str
     seed: int
@@ -57,7 +57,7 @@ def compare(
     num_samples: int = 300,
     processes: int = 1,
 ) -> str:
-    """Train, judge and tabulate; returns the table, which is also ``runs``/comparison.md, and JSON beside it.
+    """Train and evaluate configurations; returns the table, also written to ``runs`` as comparison.md and JSON.
 
     Each run lies in ``runs``/NAME/seed_S. One that is finished and judged is left alone, one that was interrupted goes
     on from its last checkpoint. One that fails becomes a line of the table, and is tried again by the next call.
@@ -98,7 +98,7 @@ def _compare(entries: Sequence[Entry], runs: Path, num_samples: int, processes: 
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds from ``0,1,2``.
+    """Parse seeds such as ``0,1,2``.
 
     Raises:
         ConfigError: they are no whole numbers, or one comes twice.
@@ -110,7 +110,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def planned(configs: Sequence[Path], runs: Path, seeds: Sequence[int], images: int | None) -> list[Entry]:
-    """The runs of a comparison, seed by seed, each configuration cut to the same number of training images."""
+    """Runs of a comparison, seed by seed, each with the same number of training images."""
     names = [path.stem for path in configs]
     for name in names:
         if names.count(name) > 1:
@@ -135,7 +135,7 @@ def planned(configs: Sequence[Path], runs: Path, seeds: Sequence[int], images: i
 
 
 def train_and_judge(entry: Entry, num_samples: int, judges: Path) -> None:
-    """Finish one run and write its figures.json: what was compared, what it cost, how good it is."""
+    """Train one run to its end, evaluate it, and write its settings, cost and figures to figures.json."""
     model = Run(entry.folder).model
     if trained_steps(model) != entry.config.training.num_steps:
         run_stage_two(entry.config, entry.folder)
@@ -146,7 +146,7 @@ def train_and_judge(entry: Entry, num_samples: int, judges: Path) -> None:
 
 
 def write_comparison(runs: Path, entries: Sequence[Entry], num_samples: int, failures: Mapping[Path, str]) -> str:
-    """Write comparison.json and comparison.md of what is finished so far; returns the latter."""
+    """Write comparison.json and comparison.md of the runs finished so far; returns the latter."""
     rows = comparison(entries, num_samples, failures)
     seeds = sorted({entry.seed for entry in entries})
     images = entries[0].config.training.num_steps * entries[0].config.training.batch_size
@@ -159,9 +159,9 @@ def write_comparison(runs: Path, entries: Sequence[Entry], num_samples: int, fai
 
 
 def comparison(entries: Sequence[Entry], num_samples: int, failures: Mapping[Path, str]) -> list[dict[str, Any]]:
-    """One row a configuration: its figures ``by_seed``, their ``mean`` and ``spread``, and ``remarks`` on what lacks.
+    """One row per configuration: figures ``by_seed``, their ``mean`` and ``spread``, ``remarks`` on what is missing.
 
-    A figure that a run has not got, such as one of an initializer that it is without, is None.
+    A figure that a run does not have, such as that of an initializer, is None.
     """
     figures = {entry.folder: _figures(entry, num_samples) for entry in entries}
     columns = [name for name in COLUMNS if any(name in (found or ()) for found in figures.values())]
@@ -191,7 +191,7 @@ def comparison(entries: Sequence[Entry], num_samples: int, failures: Mapping[Pat
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], *, images: int, num_samples: int, seeds: Sequence[int]) -> str:
-    """The comparison as a table that people read."""
+    """Format the comparison as a Markdown table."""
     columns = list(rows[0]["mean"])
     heading = ["config", *(COLUMNS[column][0] for column in columns)]
     body = [[row["name"], *(_cell(row, column) for column in columns)] for row in rows]

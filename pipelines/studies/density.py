@@ -1,4 +1,4 @@
-"""How well a run of 2-D points has learned the checkerboard, whose density is known exactly at every noise level.
+"""Comparison of a run of 2-D points with the checkerboard's exact density at every noise level.
 
 Levels are compared in the space of their energies, y_t = alpha_y_t x_t (the highest level has alpha_y = 1).
 """
@@ -35,7 +35,7 @@ _MARGIN, _LEFT, _TOP, _GAP = 12, 96, 48, 8
 
 
 def density_report(run: Path, num_samples: int, seed: int) -> dict[str, Any]:
-    """Compare a run with the truth, see `compare`; leaves RUN/density.json and RUN/density.png.
+    """Compare a run with the exact density, see `compare`; writes RUN/density.json and RUN/density.png.
 
     Raises:
         RunError: the run is not one of 2-D points.
@@ -103,7 +103,7 @@ def compare(pipeline: CDRLPipeline, num_samples: int, seed: int) -> tuple[dict[s
 
 
 def density_table(report: dict[str, Any]) -> str:
-    """A report of `compare` for a terminal."""
+    """Format the figures of `compare` for a terminal."""
     log_z = report["log_z"]
     ends = [f"{log_z[end]['log_z']:.3f} ± {log_z[end]['standard_error']:.3f}" for end in ("lower", "upper")]
     lines = {"inside the squares": f"{report['inside']:.3f} (before denoising {report['inside_not_denoised']:.3f})"}
@@ -120,24 +120,24 @@ def density_table(report: dict[str, Any]) -> str:
 
 
 def level_grid(schedule: NoiseSchedule, level: int) -> Grid:
-    """The grid of y_t, as wide as a chain may reach: x_{t+1}'s board and 4.5 of its noise beyond."""
+    """Grid for y_t that covers all chains: the board at the scale of x_{t+1} and 4.5 standard deviations of noise."""
     return Grid(float(schedule.alpha_bar[level + 1] + 4.5 * schedule.sigma_bar[level + 1]), CELLS)
 
 
 def true_density(schedule: NoiseSchedule, level: int, y: Tensor) -> Tensor:
-    """Exact density of y_t at each of [N, 2]: float64 [N]."""
+    """Exact density of y_t at points [N, 2]: float64 [N]."""
     scale, noise = (schedule.alpha_y[level] * table[level] for table in (schedule.alpha_bar, schedule.sigma_bar))
     return checkerboard_density(y, float(scale), float(noise))
 
 
 def true_points(schedule: NoiseSchedule, level: int, points: Tensor, epsilon: Tensor) -> Tensor:
-    """y_t made of points of the checkerboard and normal draws, [N, 2] each."""
+    """Noise points of the checkerboard by normal draws, [N, 2] each: y_t [N, 2]."""
     return schedule.alpha_y[level] * (schedule.alpha_bar[level] * points + schedule.sigma_bar[level] * epsilon)
 
 
 @torch.no_grad()
 def level_values(pipeline: CDRLPipeline, level: int, grid: Grid) -> Tensor:
-    """The energy's log density of y_t at the grid's points, not normalized: float64 [cells^2]."""
+    """Unnormalized log density of y_t at the grid's points: float64 [cells^2]."""
     log_density = pipeline.model.conditioned().log_density
     parts = grid.points().float().to(pipeline.device).split(_BATCH)
     return torch.cat([log_density(part, level).double().cpu() for part in parts])
@@ -152,7 +152,7 @@ def true_histogram(noise: float) -> Tensor:
 
 
 def share_inside(points: Tensor) -> float:
-    """Share of [N, 2] points that lie in a dark square."""
+    """Share of points [N, 2] that lie in a dark square."""
     return inside_squares(points).double().mean().item()
 
 
@@ -164,14 +164,14 @@ def inside_initializer(pipeline: CDRLPipeline, seeds: range, denoise: float) -> 
 
 
 def square_shares(points: Tensor) -> Tensor:
-    """Share of each dark square among [N, 2] points, over its true share: float64 [8]."""
+    """Share of points [N, 2] in each dark square, divided by its true share: float64 [8]."""
     square = square_index(points)
     counts = torch.bincount(square[square >= 0], minlength=NUM_SQUARES)
     return counts.double() / len(points) * NUM_SQUARES
 
 
 def sample_levels(pipeline: CDRLPipeline, seeds: range) -> tuple[list[Tensor], Tensor]:
-    """Where each level's chains end, y_t [N, 2] for t = 0 … T-1, and the samples that come of them [N, 2]."""
+    """End points of each level's chains, y_t [N, 2] for t = 0 … T-1, and the resulting samples [N, 2]."""
     ends: list[list[Tensor]] = [[] for _ in range(pipeline.model.schedule.num_levels)]
 
     def keep(*, level: int, step: int, y: Tensor) -> None:
@@ -183,7 +183,7 @@ def sample_levels(pipeline: CDRLPipeline, seeds: range) -> tuple[list[Tensor], T
 
 
 def bracket_log_z(pipeline: CDRLPipeline, grid: Grid, values: Tensor, generator: torch.Generator) -> Bracket:
-    """log Z of level 0 by annealed importance sampling; the chains back begin at samples drawn on the grid."""
+    """Bracket log Z of level 0 by annealed importance sampling; backward chains start at samples drawn on the grid."""
     log_density = pipeline.model.conditioned().log_density
     for_start, samples = grid.draw(values, 2 * CHAINS, generator).to(pipeline.device).chunk(2)
     return log_normalizer(
@@ -196,9 +196,9 @@ def bracket_log_z(pipeline: CDRLPipeline, grid: Grid, values: Tensor, generator:
 
 
 def density_picture(pipeline: CDRLPipeline, log_z: list[float], data: list[Tensor], samples: list[Tensor]) -> Tensor:
-    """Rows: data, fitted density, samples; columns: the levels (Figure 1). uint8 [3, H, W].
+    """Picture with rows data, fitted density and samples, and the levels as columns (Figure 1): uint8 [3, H, W].
 
-    A column has one scale: white is none, the darkest 1.25 times the true density's peak or more.
+    Each column has one scale: white is 0, the darkest colour at least 1.25 times the peak of the true density.
 
     Args:
         log_z: of each level.

@@ -1,4 +1,4 @@
-"""What guidance does as its weight grows (Figure 3): accuracy, Fréchet distance, diversity, and a picture."""
+"""Effect of the guidance weight (Figure 3) on accuracy, Fréchet distance and diversity, with a picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CURVES = {
     "accuracy_samples": "accuracy",
     "diversity": "diversity (of real images: 1)",
 }
-"""What is plotted over w, and in which words."""
+"""Figures that are plotted over w, and their labels."""
 
 Point = dict[str, Any]
 """Figures at one weight: ``weight``, and name -> {``mean``, ``std``, ``blocks``}."""
@@ -36,18 +36,18 @@ Point = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What samples under growing guidance are, weight by weight.
+    """Figures of samples at each guidance weight.
 
     Attributes:
-        real: the judge's readings of real images, see `Referee`.
-        points: one a weight, see `Point`.
+        real: the judge's figures of real images, see `Referee`.
+        points: one per weight, see `Point`.
     """
 
     real: Mapping[str, float]
     points: Sequence[Point]
 
     def table(self) -> str:
-        """The curves, a line a weight."""
+        """Format the curves as a Markdown table, one line per weight."""
 
         def cell(figure: Mapping[str, float]) -> str:
             return f"{figure['mean']:.3f} +- {figure['std']:.3f}"
@@ -79,7 +79,7 @@ def guidance_sweep(
     seed: int,
     **options: Any,
 ) -> Sweep:
-    """Judge samples of the same seeds, in blocks of their own seeds, under every weight; classes come in turn."""
+    """Evaluate samples of the same seeds under every weight, in blocks of seeds, with the classes in turn."""
     test = load_images(pipeline.config.data, "test")
     assert test.labels is not None
     real_distance = mean_distance_within(test.images / 127.5 - 1, test.labels)
@@ -98,13 +98,16 @@ def guidance_sweep(
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation (0 of a single one) of the same figure in several blocks."""
+    """Mean and standard deviation (0 for one block) of a figure over blocks."""
     spread = stdev(values) if len(values) > 1 else 0.0
     return {"mean": fmean(values), "std": spread, "blocks": list(values)}
 
 
 def sweep_images(pipeline: CDRLPipeline, weights: Sequence[float], seed: int, **options: Any) -> Tensor:
-    """The same noise under growing guidance: a row a class, ten at most, and a column a weight. uint8 [3, H, W]."""
+    """Picture of the same noise under growing guidance, uint8 [3, H, W].
+
+    One row per class (at most ten), one column per weight.
+    """
     rows = min(pipeline.model.num_classes, MAX_ROWS)
     seeds = range(seed, seed + rows)
     labels = labels_in_turn(pipeline, seeds)
@@ -114,9 +117,9 @@ def sweep_images(pipeline: CDRLPipeline, weights: Sequence[float], seed: int, **
 
 
 def curves_picture(sweep: Sweep) -> Tensor:
-    """Fréchet distance, accuracy and diversity over w, mean and standard deviation over the blocks: uint8 [3, H, W].
+    """Plot Fréchet distance, accuracy and diversity over w, mean and deviation over the blocks: uint8 [3, H, W].
 
-    Dashed: real images of the training split or, of accuracy, the held-out images.
+    Dashed lines: real images, of the training split or, for accuracy, held-out.
     """
     real = {
         "fd_judge_samples_test": sweep.real["fd_judge_train_test"],
@@ -145,8 +148,8 @@ def run_guidance_sweep(
     """Write samples.png, curves.png and figures.json into RUN/guidance; returns the folder and the figures.
 
     Args:
-        num_images: samples a block.
-        blocks: each has seeds of its own, the same under every weight.
+        num_images: samples per block.
+        blocks: number of blocks; each has its own seeds, the same under every weight.
         options: as in calling the pipeline.
 
     Raises:
@@ -170,10 +173,10 @@ def run_guidance_sweep(
 
 
 def parse_weights(text: str) -> list[float]:
-    """Weights from ``0,0.5,1``, in growing order.
+    """Parse weights such as ``0,0.5,1``; returns them in growing order.
 
     Raises:
-        ValueError: they are no numbers of 0 or more, or one comes twice.
+        ValueError: a weight is not a number of at least 0, or one comes twice.
     """
     try:
         weights = sorted({float(part) for part in text.split(",")})

@@ -1,8 +1,8 @@
-"""Long-run chains: what becomes of images when chains go on far beyond the steps they were trained with.
+"""Long-run chains: images after many more steps than the model was trained with.
 
 Gao et al. (2021) run long chains on the conditional densities p(y_t | x_{t+1}), one level after the other, down from
-noise. So does this: Algorithm 2 with so many steps at every level. A chain that has an energy's own density for a
-steady state goes on showing realistic images; one that has learned to look right after K steps alone drifts away.
+noise; so does this module: Algorithm 2 with that many steps at every level. If the images are typical of the energy's
+own density, long chains stay realistic; if the energy only learned to look right after K steps, they drift away.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Chains:
     """States of long chains at every level.
 
     Attributes:
-        kept: the steps of the states, from 0, the proposal, to the last, S of them.
+        kept: the S steps whose states are kept, from 0, the proposal, to the last.
         states: y_t, [T, S, N, *shape].
-        accepted: share of a level's moves after which an image was another, [T]: 1 for unadjusted Langevin steps.
+        accepted: share of moves at each level that changed the image, [T]: 1 for unadjusted Langevin steps.
     """
 
     kept: tuple[int, ...]
@@ -42,7 +42,7 @@ class Chains:
 
 
 class _Recorder:
-    """A callback that keeps some states of each level, whichever images come together."""
+    """Callback that records some states of each level, over all batches."""
 
     def __init__(self, num_levels: int, kept: Sequence[int]) -> None:
         self._states: list[dict[int, list[Tensor]]] = [{step: [] for step in kept} for _ in range(num_levels)]
@@ -70,7 +70,7 @@ def long_chains(
     every: int,
     **options: Any,
 ) -> Chains:
-    """Run Algorithm 2 with steps of the sizes used in training, and keep every so many states of every level."""
+    """Run Algorithm 2 with the step sizes of training, and keep every ``every``-th state of every level."""
     steps = long_steps(options)
     recorder = _Recorder(pipeline.model.schedule.num_levels, sorted({*range(0, steps + 1, every), steps}))
     pipeline(len(seeds), seeds=seeds, label=label, **{**long_options(options), "callback": recorder})
@@ -90,7 +90,7 @@ def long_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def long_steps(options: Mapping[str, Any]) -> int:
-    """Steps of the chain at every level, 1,000 unless told otherwise. Raises ValueError for none."""
+    """Number of steps at every level, by default 1,000. Raises ValueError for 0."""
     steps = options.get("steps")
     if steps == 0 or steps == "auto":
         raise ValueError(f"steps: expected a number of at least 1 for long chains, found {steps}")
@@ -98,11 +98,11 @@ def long_steps(options: Mapping[str, Any]) -> int:
 
 
 def chain_figures(pipeline: CDRLPipeline, chains: Chains, label: Sequence[int] | int | None) -> list[dict[str, Any]]:
-    """A level's figures, from level 0 up: lists have one number for each kept state; what is not finite is None.
+    """Figures of each level, from level 0 up; lists have one number per kept state, None if not finite.
 
     ``energy`` is the mean of -f(y_t) over the images, up to the level's constant, ``mean_abs`` that of |y_t|, and
-    ``drift`` is the last ``mean_abs`` less the first. ``accepted`` is the share of moves that were not refused: 1
-    under Langevin steps, which refuse none.
+    ``drift`` is the last ``mean_abs`` minus the first. ``accepted`` is the share of accepted moves: 1 for Langevin
+    steps, which are always accepted.
     """
     conditioned = pipeline.model.conditioned(label)
     levels = []
@@ -123,10 +123,10 @@ def chain_figures(pipeline: CDRLPipeline, chains: Chains, label: Sequence[int] |
 
 
 def chain_images(pipeline: CDRLPipeline, states: Tensor, level: int, label: Sequence[int] | int | None) -> Tensor:
-    """What a level's states y_t [S, N, *shape] show, image by image, decoded: [N, S, C, H, W] in [-1, 1].
+    """Denoise and decode the states y_t [S, N, *shape] of a level: images [N, S, C, H, W] in [-1, 1].
 
-    Each is shown as the clean image that the level's density expects of it (eq. 18 with c = 1). At level 0 that is the
-    state itself but for noise which nobody sees.
+    Each is shown as the clean image expected at the level (eq. 18 with c = 1). At level 0 that is the state itself
+    except for invisible noise.
     """
     schedule = pipeline.model.schedule.to(pipeline.device)
     conditioned = pipeline.model.conditioned(label)
@@ -147,13 +147,13 @@ def run_chains(
     level: int = 0,
     **options: Any,
 ) -> tuple[Path, list[dict[str, Any]]]:
-    """Long chains of a run: a picture of one level's states, a row an image, and the figures of all levels in JSON.
+    """Run long chains; write a picture of one level's states, one row per image, and all levels' figures as JSON.
 
-    Both lie in RUN/chains, named by kernel, steps and level; returns the picture's path and the figures.
+    Both are in RUN/chains, named by kernel, steps and level; returns the picture's path and the figures.
 
     Args:
         label: class id or name for all images; -1 for no class; all classes in turn by default.
-        every: steps between two states that are kept; by default a tenth of all.
+        every: steps between two kept states; by default a tenth of all.
         options: as in calling the pipeline; 1,000 steps a level unless told otherwise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What initializer and energies contribute to an image (Appendix F)."""
+"""Contributions of the initializer and of the energies to an image (Appendix F)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pipelines.guidance import guided
 
 
 class TwoStreams(ImageNoise):
-    """Noise of proposals and noise of chains from streams of their own, one pair for each image.
+    """Separate streams for the noise of proposals and the noise of chains, one pair per image.
 
-    Algorithm 2 asks for a proposal's mean before it draws the proposal's noise, and for a gradient before it draws a
-    step's: whichever of the two callables of `watched` was asked last says whose turn it is. The noise at the top
+    Algorithm 2 computes a proposal's mean before it draws the proposal's noise, and a gradient before it draws a
+    step's noise: whichever of the two callables of `watched` was called last selects the stream. The initial noise
     belongs to the proposals.
     """
 
@@ -35,7 +35,7 @@ class TwoStreams(ImageNoise):
         self._in_chain = False
 
     def watched(self, propose: Propose, log_density: LevelLogDensity) -> ImageSource:
-        """What draws images from these streams."""
+        """Wrap the sampler's callables so that each call selects its stream."""
 
         def proposed(x_next: Tensor, level: int) -> Tensor:
             self._in_chain = False
@@ -61,10 +61,10 @@ def drawn_from_two_streams(
     label: LabelOrName = None,
     **options: Any,
 ) -> Generated:
-    """Draw images whose proposals' noise hangs on one seed, and whose chains' noise hangs on another.
+    """Draw images with the noise of proposals from one seed and the noise of chains from another.
 
     Args:
-        proposals, chains: a seed each for every image.
+        proposals, chains: one seed per image each.
         options: as in calling the pipeline.
 
     Raises:
@@ -84,7 +84,7 @@ def drawn_from_two_streams(
 
 
 def distance(first: Tensor, second: Tensor) -> float:
-    """Root mean square difference of two sets of images [N, C, H, W]."""
+    """Root mean square difference between two sets of images [N, C, H, W]."""
     return (first - second).square().mean().sqrt().item()
 
 
@@ -97,12 +97,12 @@ def run_roles(
     label: int | str | None = None,
     **options: Any,
 ) -> tuple[Path, dict[str, Any]]:
-    """One picture of both models' roles, RUN/roles.png, and how far apart its images are, RUN/roles.json.
+    """Write a picture of both models' roles, RUN/roles.png, and distances between its images, RUN/roles.json.
 
-    A row an image: what the initializer makes alone, the full model on the same proposals' noise, and the full model
-    with the noise of its chains drawn afresh, ``fresh`` times. Figures are root mean square differences of images:
-    ``initializer`` between initializer and full model, ``fresh_chains`` between two full ones that share the noise of
-    their proposals, ``all_fresh`` between two that share no more than the class.
+    One row per image: the initializer alone, the full model with the same noise in the proposals, and the full model
+    with fresh noise in the chains, ``fresh`` times. Figures are root mean square differences of images:
+    ``initializer`` between the initializer and the full model, ``fresh_chains`` between two images of the full model
+    that share the noise of their proposals, ``all_fresh`` between two that share only the class.
 
     Args:
         label: class id or name for all images; -1 for no class; all classes in turn by default.

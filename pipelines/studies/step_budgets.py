@@ -1,4 +1,4 @@
-"""What fewer steps cost: sampling under several budgets of energy gradients, side by side (Table 2)."""
+"""Comparison of sampling with different numbers of energy gradients (Table 2)."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _TOLD = ("steps", "step_scale", "temperature", "denoise")
 
 
 def budgets(pipeline: CDRLPipeline) -> dict[str, ChainPlan]:
-    """Plans of the sampler by name: Table 2's, ``auto``, and the run's own.
+    """Sampler plans to compare, by name: Table 2's, ``auto``, and the run's own.
 
-    Chains of 8, 5 and 3 steps go as far as 15 of the trained size: s' = s sqrt(15 / steps). ``auto`` is also taken
-    apart: its steps without its temperature, and its temperature with 15 steps.
+    Chains of 8, 5 and 3 steps travel as far as 15 of the trained size: s' = s sqrt(15 / steps). The two parts of
+    ``auto`` are also tested separately: its steps at temperature 1, and its temperature with 15 steps.
     """
     own, auto = pipeline.drawing().plan, pipeline.drawing(steps="auto").plan
     levels = pipeline.model.schedule.num_levels
@@ -54,9 +54,9 @@ def budgets(pipeline: CDRLPipeline) -> dict[str, ChainPlan]:
 
 
 def gradients(plan: ChainPlan, own: SamplerSettings) -> int:
-    """Energy gradients that an image costs under the kernel that ``own`` names, with that of the last denoising.
+    """Number of energy gradients per image with the kernel of ``own``, including the last denoising step.
 
-    A kernel that accepts or rejects asks for one more a level than its steps do: that of the place it comes to last.
+    A kernel that accepts or rejects needs one more per level than its steps: that at the last position.
     """
     a_step = own.leapfrog_steps if own.kernel == "hmc" else 1
     a_level = int(own.kernel != "langevin")
@@ -64,15 +64,15 @@ def gradients(plan: ChainPlan, own: SamplerSettings) -> int:
 
 
 Ruler = Callable[[Tensor, Tensor], float]
-"""(images [N, C, H, W] in [-1, 1], the classes that they were asked to show [N]) -> a distance."""
+"""(images [N, C, H, W] in [-1, 1], their requested classes [N]) -> distance to real images."""
 
 
 def ruler_of(pipeline: CDRLPipeline, run: Path, num_images: int) -> tuple[str, Ruler]:
-    """The distance that tells a run's samplers apart, and its name.
+    """Name of the distance by which a run's samplers are compared, and the function that computes it.
 
     With classes: the Fréchet distance on a judge's features to the held-out images. Otherwise that on
-    EfficientNet-Lite0's to as many held-out images; of a latent run to their reconstructions, or else the decoder's
-    blur would rule it.
+    EfficientNet-Lite0's features to as many held-out images; for a latent run to their reconstructions, as the
+    decoder's blur would otherwise dominate it.
 
     Raises:
         RunError: the run has no images.
@@ -93,7 +93,7 @@ def ruler_of(pipeline: CDRLPipeline, run: Path, num_images: int) -> tuple[str, R
 
 
 def compare_budgets(run: Path, num_images: int, seeds: Sequence[int], batch_size: int) -> list[dict[str, Any]]:
-    """A row for each of `budgets`; also written to RUN/steps.json.
+    """Evaluate each of `budgets`: one row each, also written to RUN/steps.json.
 
     A row holds the ``gradients`` an image, the distance as mean and half of the range over blocks of ``num_images``
     images, which begin at each of ``seeds`` times ``num_images``, the ``seconds`` of a block, and the ``settings`` of
@@ -132,7 +132,7 @@ def _rows(
 
 
 def budget_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `compare_budgets` as Markdown."""
+    """Format the rows of `compare_budgets` as a Markdown table."""
     name = next(key for key in rows[0] if key.startswith("fd_"))
     lines = [f"| steps a level | gradients an image | {name} | seconds |", "|---|---|---|---|"]
     for row in rows:
