@@ -23,8 +23,9 @@ from cdrl.data.readers.points import (
     sample_checkerboard,
     square_index,
 )
+from cdrl.data.shards.format import Sample
 from cdrl.data.shards.prepared import read_prepared, write_prepared
-from cdrl.data.shards.reading import Sample, read_shards
+from cdrl.data.shards.reading import read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import write_shards
 from cdrl.data.sources import load_images, open_source, training_images

@@ -1,4 +1,7 @@
-"""MCMC transition kernels (Langevin, MALA, HMC) and the target densities that they sample."""
+"""MCMC transition kernels (Langevin, MALA, HMC) and the target densities that they sample.
+
+The step sizes that they are given are those of `cdrl.schedule.NoiseSchedule.step_size`.
+"""
 
 from __future__ import annotations
 

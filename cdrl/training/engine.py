@@ -31,7 +31,7 @@ TensorList = tuple[Tensor, ...] | list[Tensor]
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """Rank and device of this process, and the number of processes that train together."""
 
     rank: int
     size: int

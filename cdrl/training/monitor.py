@@ -111,7 +111,7 @@ def load_sums(folder: Path, world: World) -> dict[str, dict[str, Tensor]]:
 
 
 class Sign(NamedTuple):
-    """A diagnostic whose absolute value has left what training ever needs, and what then helps."""
+    """A sign of divergence: the limit of a diagnostic, what exceeding it means, and what helps."""
 
     limit: float
     meaning: str

@@ -242,7 +242,7 @@ class Measurements:
 
     @classmethod
     def of(cls, losses: Sequence[Losses], diagnostics: Sequence[Diagnostics]) -> Measurements:
-        """Those of an update's micro-batches, put together."""
+        """Combine the measurements of all micro-batches of an update."""
         values = [batch.values() for batch in losses]
         fields = [field.name for field in dataclasses.fields(Diagnostics)]
         return cls(

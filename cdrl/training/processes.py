@@ -33,7 +33,7 @@ _ALONE: dict[str, str | None] = {
 def side_by_side(
     job: Callable[..., None], arguments: Sequence[tuple[Any, ...]], processes: int
 ) -> Iterator[tuple[int, str | None]]:
-    """Call ``job(*arguments[i])`` for every i in a process of its own with one thread, so many at a time.
+    """Run ``job(*arguments[i])`` for every i, each in a process with one thread, at most ``processes`` at a time.
 
     Yields i as each ends, and None or, in one line, why it failed; a failure stops none of the others.
 

@@ -122,28 +122,6 @@ def compared(samples: Features, reference: Reference, *, kernel: bool = True) ->
     return values
 
 
-def metric_name(metric: str, label: str | None, samples: int, against: str) -> str:
-    """Full name of a metric of `compared`, such as ``fid_50k_train`` or ``fd_lite0_3k_test``.
-
-    Args:
-        label: label of the features, see `Extractor`.
-    """
-    of = label or "inception"
-    short = {
-        "fid": f"fd_{label}" if label else "fid",
-        "kid": f"kd_{label}" if label else "kid",
-        "precision": f"precision_{of}",
-        "recall": f"recall_{of}",
-        "inception_score": f"score_{label}" if label else "inception_score",
-    }[metric]
-    return f"{short}_{in_thousands(samples)}" + ("" if metric == "inception_score" else f"_{against}")
-
-
-def in_thousands(count: int) -> str:
-    """Abbreviate a number of images: 50000 as 50k, 300 as 300."""
-    return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
-
-
 def some_of(rows: Tensor, count: int) -> Tensor:
     """Choose ``count`` rows at random, always the same, in their order: data sets may be sorted by class."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]

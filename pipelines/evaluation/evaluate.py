@@ -26,14 +26,13 @@ from pipelines.decoding import Decoder, to_bytes
 from pipelines.evaluation.distances import (
     Reference,
     compared,
-    in_thousands,
-    metric_name,
     read_statistics,
     some_of,
     statistics_distance,
     statistics_of,
 )
 from pipelines.evaluation.features import INCEPTION_FILE, Extractor, FeaturesName, load_extractor
+from pipelines.evaluation.figure_names import in_thousands, metric_name, sampling_suffix
 from pipelines.evaluation.sample_store import SampleStore
 from pipelines.generation import labels_in_turn
 
@@ -153,7 +152,7 @@ def evaluate_run(
             "images_per_second": round(rate, 3),
             "processes": world.size,
         }
-        suffix = differences_in_words(pipeline, facts)
+        suffix = sampling_suffix(pipeline, facts)
         figures = {
             metric_name(metric, extractor.label, num_images, reference.name) + suffix: {
                 "value": value,
@@ -166,32 +165,6 @@ def evaluate_run(
         known = read_json(path) if path.exists() else {}
         write_json(path, {**known, **figures})
         return figures
-
-
-def differences_in_words(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:
-    """Suffix of a figure's name: the sampler's settings that differ from the run's own, such as ``_steps30_w0.7``.
-
-    ``facts`` hold only the settings that change images.
-    """
-    own = pipeline.drawing().settings.model_dump()
-    words = {
-        "steps": "steps{}",
-        "step_adjustment": "adjusted{}",
-        "temperature": "temperature{}",
-        "denoise": "denoise{}",
-        "kernel": "{}",
-        "leapfrog_steps": "leapfrog{}",
-    }
-    parts = [word.format(facts[name]) for name, word in words.items() if facts.get(name, own[name]) != own[name]]
-    if facts["guidance"]:
-        parts.append(f"w{facts['guidance']:g}")
-    if isinstance(facts["label"], int):
-        parts.append(f"class{facts['label']}")
-    if facts["first_seed"]:
-        parts.append(f"seed{facts['first_seed']}")
-    if facts["model"] == "best":
-        parts.append("best")
-    return "".join(f"_{part}" for part in parts)
 
 
 def figure_lines(figures: Mapping[str, Mapping[str, Any]]) -> str:

@@ -23,8 +23,9 @@ from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder, grid_picture
 from pipelines.evaluation.attributes import known_attributes, reconstructions
-from pipelines.evaluation.distances import frechet_distance, in_thousands
+from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.figure_names import in_thousands
 from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
 from pipelines.evaluation.neighbours import nearest
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two

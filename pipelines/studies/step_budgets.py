@@ -27,6 +27,7 @@ from pipelines.jobs.quickstart import reconstructions
 
 BUDGETS = (15, 8, 5, 3)
 """Steps a level in the paper's Table 2."""
+_REJECTING = ("mala", "hmc")
 _TOLD = ("steps", "step_scale", "temperature", "denoise")
 
 
@@ -59,7 +60,7 @@ def gradients(plan: ChainPlan, own: SamplerSettings) -> int:
     A kernel that accepts or rejects needs one more per level than its steps: that at the last position.
     """
     a_step = own.leapfrog_steps if own.kernel == "hmc" else 1
-    a_level = int(own.kernel != "langevin")
+    a_level = int(own.kernel in _REJECTING)
     return sum(a_step * steps + a_level for steps in plan.steps if steps) + bool(plan.denoise)
 
 

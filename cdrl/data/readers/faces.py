@@ -27,7 +27,8 @@ from torch import Tensor
 from cdrl.config import DataConfig
 from cdrl.data.images.files import decode_image
 from cdrl.data.images.sets import DataError, Source, Split, source_in_memory
-from cdrl.data.shards.reading import Sample, has_index, read_shards
+from cdrl.data.shards.format import Sample
+from cdrl.data.shards.reading import has_index, read_shards
 from cdrl.data.shards.writing import write_shards
 from cdrl.runs.progress import progress_bar
 

@@ -12,7 +12,8 @@ from cdrl.config import DataConfig
 from cdrl.data.images.census import tell
 from cdrl.data.images.preparing import prepared_parts
 from cdrl.data.images.sets import DataError, GridSet, Source, Split
-from cdrl.data.shards.reading import Sample, has_index, read_index, read_shards
+from cdrl.data.shards.format import Sample
+from cdrl.data.shards.reading import has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
 from cdrl.runs.progress import progress_bar

@@ -1,78 +1,26 @@
-"""Shards in webdataset's layout: tar files of `key.png` or `key.npy` with `key.cls` and `key.json` beside them.
-
-Shards written here come with an `index.json` that says what they hold, and with `samples.safetensors`, where each
-grid lies. The index appears last, so a folder without it is either somebody else's or half-written.
-"""
+"""Shards read whole: those written here, and what tells them from shards of others."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from cdrl.data.images.files import load_array, read_bytes
 from cdrl.data.images.sets import DataError, GridSet
+from cdrl.data.shards.format import INDEX, PARTIAL, Index, Sample
 from cdrl.data.shards.tars import iterate_tar, parse_json, parse_label
 
-INDEX = "index.json"
-TABLE = "samples.safetensors"
-PARTIAL = ".partial"
-FORMAT = "cdrl-shards"
-VERSION = 1
-
-_MOST = 2**40
 # Bytes of grids that a byte of a shard can hold: what deflate, and so PNG, can make of zeros.
 _UNFOLDED = 1100
-
-
-class Sample(NamedTuple):
-    """One grid to be written: uint8 [1 or 3, H, W] (an image) or float32 of any shape (a latent).
-
-    ``label`` is a class id or None; ``attributes`` has one value for each attribute name of the set.
-    """
-
-    grid: Tensor
-    label: int | None = None
-    attributes: Sequence[bool] = ()
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Shard(_Record):
-    """One tar file of a set."""
-
-    name: str = Field(pattern=r"^[^/\\]+\.tar$")
-    count: int = Field(ge=1, le=_MOST)
-    sha256: str
-
-
-_Side = Annotated[int, Field(ge=1, le=2**20)]
-
-
-class Index(_Record):
-    """What `index.json` says of a set."""
-
-    format: str = Field(pattern=f"^{FORMAT}$")
-    version: int = Field(ge=VERSION, le=VERSION)
-    count: int = Field(ge=1, le=_MOST)
-    shape: tuple[_Side, ...] = Field(min_length=1, max_length=8)
-    dtype: str = Field(pattern="^(uint8|float32)$")
-    label_names: tuple[str, ...]
-    attribute_names: tuple[str, ...]
-    shards: tuple[Shard, ...]
-    table_sha256: str | None = None  # sets written before there were tables have none
-    metadata: dict[str, Any]
 
 
 def read_shards(folder: str | Path) -> GridSet:

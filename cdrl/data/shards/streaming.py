@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, GridSet
-from cdrl.data.shards.reading import TABLE, Index, parse_grid, read_index
+from cdrl.data.shards.format import TABLE, Index
+from cdrl.data.shards.reading import parse_grid, read_index
 from cdrl.data.shards.tars import MAX_MEMBER_BYTES
 
 

@@ -22,19 +22,8 @@ from torch import Tensor
 from cdrl.data.images.census import as_metadata
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, Source
-from cdrl.data.shards.reading import (
-    FORMAT,
-    INDEX,
-    PARTIAL,
-    TABLE,
-    VERSION,
-    Index,
-    Sample,
-    Shard,
-    has_foreign_shards,
-    has_index,
-    read_index,
-)
+from cdrl.data.shards.format import FORMAT, INDEX, PARTIAL, TABLE, VERSION, Index, Sample, Shard
+from cdrl.data.shards.reading import has_foreign_shards, has_index, read_index
 from cdrl.data.shards.tars import parse_json, parse_label
 from cdrl.runs.whole import sync, sync_folder
 

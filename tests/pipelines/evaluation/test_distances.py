@@ -20,12 +20,12 @@ from pipelines.evaluation.distances import (
     Reference,
     compared,
     frechet_distance,
-    metric_name,
     read_statistics,
     some_of,
     statistics_of,
 )
 from pipelines.evaluation.features import Extractor, Features, load_extractor
+from pipelines.evaluation.figure_names import metric_name
 
 
 @pytest.fixture(scope="module")
