@@ -53,7 +53,7 @@ class GaussianLatent:
         return self.under(torch.randn(self.mean.shape, generator=generator, device=self.mean.device))
 
     def under(self, noise: Tensor) -> Tensor:
-        """The latent that standard normal draws [N, c, h, w] lead to, differentiable in mean and logvar."""
+        """Latent for given standard normal noise [N, c, h, w], differentiable in mean and logvar."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:

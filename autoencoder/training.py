@@ -248,7 +248,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
 
 class StageOneWatch:
-    """Tells when a first stage has gone bad, from the means of its losses' terms between two log lines.
+    """Detect a failing first stage from the mean loss terms between two log lines.
 
     Args:
         mean_image: PSNR in dB of the mean of all images in each one's place, which any first stage that learns beats.
@@ -268,7 +268,7 @@ class StageOneWatch:
         self._patience = training.warmup_steps + max(self.UPDATES, math.ceil(self.TRAVEL / training.learning_rate))
 
     def verdict(self, step: int, means: Mapping[str, float], weights: list[Tensor], *, judged: bool) -> str | None:
-        """What is wrong after ``step`` updates; None where nothing is. The same in all processes.
+        """Problem found after ``step`` updates, or None; the same in all processes.
 
         Args:
             means: of the losses' terms, over all processes; ``psnr`` in dB among them.

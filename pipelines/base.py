@@ -33,7 +33,7 @@ LabelOrName = Label | str | Sequence[int | str]
 
 
 class ImageSource(NamedTuple):
-    """What Algorithm 2 draws a batch of images from."""
+    """Noise, proposal and log density from which Algorithm 2 draws a batch."""
 
     noise: ImageNoise
     propose: Propose
@@ -46,7 +46,7 @@ SourceOfRows = Callable[[slice], ImageSource]
 
 @dataclass(frozen=True)
 class Drawing:
-    """How images are drawn: the sampler's settings, and what changes no image.
+    """Sampler settings, and options that do not change images.
 
     Attributes:
         settings: of the sampler, none left open.
@@ -200,7 +200,7 @@ class CDRLPipeline:
         return dataclasses.replace(drawn, labels=tuple(labels.tolist()), seeds=tuple(chosen), guidance=guidance)
 
     def drawing(self, **options: Any) -> Drawing:
-        """How images are drawn under some options; what they leave open is the run's own.
+        """Sampler settings under some options, with the run's own settings for the rest.
 
         Raises:
             TypeError: there is no such option; the message names the nearest one.
@@ -235,7 +235,7 @@ class CDRLPipeline:
         return self.model.labels(label, count, self.device)
 
     def source(self, seeds: Sequence[int], labels: Tensor, guidance: float | Guidance) -> SourceOfRows:
-        """What `draw` draws the images of ``seeds`` from; ``labels`` are class ids [N].
+        """Source of the images of ``seeds`` with class ids ``labels`` [N], for `draw`.
 
         Raises:
             ValueError: there is guidance, but an image without a class.
@@ -276,7 +276,7 @@ class CDRLPipeline:
 
     @torch.no_grad()
     def encoded(self, images: Tensor, noise: ImageNoise) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1] as grids [N, *shape], in the way that those of training were made.
+        """Encode images [N, C, H, W] in [-1, 1] as grids [N, *shape], as for training.
 
         Pixels are themselves. In a latent run the first stage encodes them; ``noise`` is for draws from its posteriors,
         unless the run has learned their means (``autoencoder.latents``).
@@ -307,7 +307,7 @@ class CDRLPipeline:
         return tensor.to(self.device)
 
     def grids_of(self, data: Generated | Images) -> Tensor:
-        """Samples, images or grids as grids [N, *shape], of which the model has densities.
+        """Convert samples, images or grids to grids [N, *shape], on which the model's densities are defined.
 
         A tensor that has the shape of the model's grids is taken for such. Images are encoded as for training; draws
         from a first stage's posteriors are those of seeds 0, 1, ….
@@ -384,7 +384,7 @@ def stream_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def check_options(options: Iterable[str], *functions: Callable[..., Any]) -> None:
-    """Refuse keywords that are neither among `DRAWING_OPTIONS` nor arguments of the functions that take them.
+    """Refuse unknown keywords: those that are neither sampler options nor arguments of the called functions.
 
     Raises:
         TypeError: there is no such option; the message names the nearest one.

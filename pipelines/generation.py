@@ -74,7 +74,7 @@ def run_sample(
 
 
 def model_facts(run: Path, generated: Generated) -> dict[str, Any]:
-    """What a record of images says of their sampler and of their model, whose step may be unknown."""
+    """Sampler settings and training step for the record of drawn images; the step may be unknown."""
     step = read_record(find_model(run) / "config.json", ModelRecord).step
     return {"sampling": effective(generated.settings), "model_step": step}
 
@@ -104,7 +104,7 @@ def default_device() -> torch.device:
 
 
 def label_asked(pipeline: CDRLPipeline, label: int | str | None) -> int | str | None:
-    """What records say of the class of all images: its id; ``in turn`` for None, where there are classes."""
+    """Class of the images for the record: its id, or ``in turn`` where all classes alternate."""
     if label is None:
         return "in turn" if pipeline.model.num_classes else None
     return int(pipeline.class_ids(label, 1)[0])

@@ -15,7 +15,7 @@ _BYTES_AT_A_TIME = 2**26
 
 
 def data_facts(data: GridSet) -> dict[str, Any]:
-    """What data are, as plain values that differ as soon as an image, its place or its labels do.
+    """Fingerprint of training data as plain values, which change with any image, its position or its label.
 
     ``count``, ``shape`` of a grid, names of ``classes`` and ``attributes``, and hashes of the ``labels``, of the
     ``contents`` and of what the writer of shards has noted. Of grids that stay on disk the checksums in the index of

@@ -83,7 +83,7 @@ class TrainingSet:
         return tuple(self._grids.shape[2:] if self._mirrors else self._grids.shape[1:])
 
     def check_labels(self, num_classes: int) -> None:
-        """Make sure that every class id that may be served is one of ``num_classes``.
+        """Check that every class id in the data is below ``num_classes``.
 
         Raises:
             DataError: one is not; the message names the sample.
@@ -107,7 +107,7 @@ class TrainingSet:
         return self._serve(elements, step, chosen), self._choose_labels(elements, step, chosen)
 
     def elements(self, step: int, rows: range) -> Tensor:
-        """Which sample each row of a step is: int64 [n]."""
+        """Index of the sample behind each row of a step: int64 [n]."""
         positions = torch.tensor([step * self.batch_size + row for row in rows], dtype=torch.int64)
         epochs, places = positions // len(self), positions % len(self)
         elements = torch.empty_like(positions)
@@ -176,7 +176,7 @@ class StreamedTrainingSet(TrainingSet):
 
 
 def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor) -> None:
-    """Make sure that a batch is fit to be learned from.
+    """Check a training batch: finite values and valid class ids.
 
     Args:
         grids: [N, *shape].
@@ -285,5 +285,5 @@ def class_names(data: DataConfig, annotated: ImageSet | GridSet) -> tuple[str, .
 
 
 def num_classes(data: DataConfig, annotated: ImageSet | GridSet) -> int:
-    """How many classes ``data.labels`` makes; 0 for ``none``. Raises DataError as `possible_labels`."""
+    """Number of classes under ``data.labels``; 0 for ``none``. Raises DataError as `possible_labels`."""
     return len(class_names(data, annotated))

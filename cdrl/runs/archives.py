@@ -84,7 +84,7 @@ def read_tensors(path: Path, entries: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def check_is_there(path: Path) -> None:
-    """Make sure that a file of weights can be opened, and is not a pipe, a web page or the like in its place.
+    """Check that a weights file can be opened and is not a pipe, a web page or a Git LFS pointer instead.
 
     Raises:
         RunError: it cannot, or is.
@@ -100,7 +100,7 @@ def check_is_there(path: Path) -> None:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Make sure that weights are numbers.
+    """Check that weights are finite.
 
     Raises:
         RunError: some are NaN or infinite; the message names the file and the first such tensor.

@@ -15,7 +15,7 @@ CHECKSUMS = "checksums.json"
 
 @contextmanager
 def folder_with_checksums(path: Path) -> Iterator[Path]:
-    """`written_whole` for a folder, whose files get their checksums when all of them are there."""
+    """Write a folder as a whole, with checksums of all its files."""
     with written_whole(path) as folder:
         yield folder
         write_checksums(folder)

@@ -19,7 +19,7 @@ _held: dict[str, int] = {}
 
 @contextmanager
 def locked(folder: Path, name: str = "") -> Iterator[None]:
-    """Be the only process that writes into ``folder``, which is made if it is not there.
+    """Hold the lock of ``folder``, which is created if needed: only one process may write into it.
 
     The lock is the system's (flock) on a file .lock, so it ends with the process, however that ends. The file tells
     who holds it, and is removed afterwards. A process that holds the lock may lock again.

@@ -14,7 +14,7 @@ from cdrl.runs.whole import clear_leftovers, discard, file_named, partial_name, 
 
 
 class Output:
-    """Where a call writes its files, and what its record says beside their names."""
+    """Folder that a call writes into, and the record of that call."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,7 +23,7 @@ class Output:
 
 @contextmanager
 def one_calls_output(folder: Path, record: str, *, alone: bool = True) -> Iterator[Output]:
-    """Write files that take the place of those that an earlier call with the same record wrote in ``folder``.
+    """Write the files of one call, replacing those that an earlier call recorded in ``folder``.
 
     They are written aside and appear when all of them are complete; ``folder``/``record`` then lists them under
     ``files``. A call that fails leaves those of the call before; of one that is killed while its files take their

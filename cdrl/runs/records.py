@@ -19,7 +19,7 @@ Deviations = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1, 
 
 
 class Record(BaseModel):
-    """A JSON file of ours: kinds are taken as they are written, numbers are finite; what else it says is let be."""
+    """Base of our JSON files: strict types, finite numbers; unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False, extra="ignore")
 
@@ -87,7 +87,7 @@ def read_checkpoint_record(path: Path, num_steps: int) -> dict[str, Any]:
 
 
 def first_fault(error: ValidationError) -> str:
-    """What is wrong, in one line without the value itself, which may be of any length."""
+    """First validation error in one line, without the value itself, which may be long."""
     item = error.errors(include_url=False, include_input=False)[0]
     if item["type"] == "json_invalid":
         return f"not valid JSON ({item['msg'][:200]})"

@@ -47,7 +47,7 @@ class ImageNoise:
             yield from draws.to(self.device).unbind(dim=1)
 
     def kept(self, rate: float, shape: Sequence[int]) -> Tensor:
-        """Which values of every image dropout leaves, each with probability 1 - ``rate`` by itself: bool [N, *shape].
+        """Dropout mask of every image: each value is kept with probability 1 - ``rate``, bool [N, *shape].
 
         The rate is rounded to a multiple of 2^-16: four values share one draw of 64 bits.
         """

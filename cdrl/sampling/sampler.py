@@ -101,7 +101,7 @@ def at_level(function: Callable[[Tensor, int], Tensor], level: int) -> LogDensit
 
 
 def refine(position: Position, step_size: Tensor, noise: ImageNoise, steps: int, kernel: Kernel = langevin) -> Position:
-    """Where a chain stands after ``steps`` moves (eq. 5)."""
+    """Run a chain for ``steps`` moves (eq. 5)."""
     for _ in range(steps):
         position = kernel(position, step_size, noise)
     return position

@@ -24,7 +24,7 @@ AUTO_TEMPERATURE = 0.72
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """What `cdrl.sampling.sampler.sample` does at each level.
+    """Plan of the sampler: steps, step sizes and kernel at each level.
 
     Attributes:
         steps: of the chain at each level, from level 0 up; 0 leaves the initializer alone.
@@ -46,7 +46,7 @@ class ChainPlan:
 
 
 def with_defaults(settings: SamplerSettings, trained_steps: int) -> SamplerSettings:
-    """The settings with no value left None.
+    """Fill in the defaults of settings that are None.
 
     Args:
         trained_steps: K, the steps a level that the model was trained with.
@@ -58,7 +58,7 @@ def with_defaults(settings: SamplerSettings, trained_steps: int) -> SamplerSetti
 
 
 def changed(settings: SamplerSettings, changes: Mapping[str, Any]) -> SamplerSettings:
-    """The settings with some of them changed; a change to None is none.
+    """Change some settings; None leaves a setting as it is.
 
     Raises:
         ValueError: a value is not allowed, or a change would make no difference beside the others.
@@ -78,7 +78,7 @@ def changed(settings: SamplerSettings, changes: Mapping[str, Any]) -> SamplerSet
 
 
 def idle_settings(settings: SamplerSettings) -> dict[str, str]:
-    """The settings that the others leave without effect, each with the reason."""
+    """Settings that have no effect given the others, each with the reason."""
     idle = {}
     if settings.kernel != "hmc":
         idle["leapfrog_steps"] = f"with the kernel {settings.kernel}: it is for hmc"
@@ -91,13 +91,13 @@ def idle_settings(settings: SamplerSettings) -> dict[str, str]:
 
 
 def effective(settings: SamplerSettings) -> dict[str, Any]:
-    """Name and value of each setting that has an effect beside the others: what records of images tell."""
+    """Settings that have an effect, by name; these are stored in the records of images."""
     idle = idle_settings(settings)
     return {name: value for name, value in settings.model_dump().items() if name not in idle}
 
 
 def settings_that_change_images(settings: SamplerSettings, trained_steps: int) -> dict[str, Any]:
-    """Name and value of each setting that images drawn under these settings depend on."""
+    """Settings, by name, that change the images drawn under them."""
     told = effective(with_defaults(settings, trained_steps))
     if told["steps"] == trained_steps:
         told.pop("step_adjustment", None)
@@ -107,7 +107,7 @@ def settings_that_change_images(settings: SamplerSettings, trained_steps: int) -
 def plan_chains(
     settings: SamplerSettings, trained_steps: int, num_levels: int, auto_reach: int = AUTO_REACH
 ) -> ChainPlan:
-    """What the sampler does at each of ``num_levels`` levels under these settings.
+    """Turn settings into a plan for each of ``num_levels`` levels.
 
     Args:
         trained_steps: K, the steps a level that the model was trained with.

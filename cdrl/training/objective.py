@@ -103,7 +103,7 @@ class Losses:
     chain: Chain
 
     def values(self) -> dict[str, Tensor]:
-        """The losses that there are under the names of their metrics, detached."""
+        """Losses by the name of their metric, detached."""
         losses = {"energy_loss": self.energy, "initializer_loss": self.initializer}
         return {name: loss.detach() for name, loss in losses.items() if loss is not None}
 
@@ -177,7 +177,7 @@ def noised_pair(
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What the monitors read, one value an image ([N], detached); NaN where something was not measured."""
+    """Diagnostics for the monitors, one value an image ([N], detached); NaN where not measured."""
 
     level: Tensor
     energy_gap: Tensor
@@ -233,7 +233,7 @@ def diagnose(chain: Chain, schedule: NoiseSchedule, *, measure_acceptance: bool 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What an update has measured in this process."""
+    """Losses and diagnostics that an update measured in this process."""
 
     losses: dict[str, Tensor]
     """Each loss by the name of its metric, one value a micro-batch: [M]."""

@@ -120,7 +120,7 @@ def _stop_with_parent() -> None:
 
 
 def stop_with_launcher(launcher: int) -> None:
-    """Stop in order when torchrun, which started this process, is gone: otherwise it would go on, and hold its run.
+    """Stop in order when the launcher (torchrun) has gone: the process would otherwise go on and hold its run.
 
     Args:
         launcher: what os.getppid() said when this process began. Where no torchrun has started it, nothing happens.
@@ -137,7 +137,7 @@ def stop_with_launcher(launcher: int) -> None:
 
 
 def first_to_fail(message: str) -> str | None:
-    """What a process that is about to end should print; None where another that torchrun started has told already.
+    """Message that a failing process should print; None if another process of the same launch has printed its own.
 
     torchrun gets the message too: it ends its own lines with it.
     """

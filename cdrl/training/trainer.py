@@ -112,7 +112,7 @@ class CooperativeTrainer:
 
     @torch.no_grad()
     def measure(self, step: int) -> Measurements:
-        """What update ``step`` would measure in its first micro-batch under the weights as they are now."""
+        """Losses and diagnostics that update ``step`` would measure first under the current weights; learns nothing."""
         with contextlib.ExitStack() as stack:
             bare = {name: stack.enter_context(trainee.whole()) for name, trainee in self.trainees.items()}
             chain_energy = bare["energy"].fold().detach(self.chain_dtype)

@@ -41,7 +41,7 @@ def import_cdrl(checkpoint: Path, run: Path, *, average: bool, image_size: int |
 
 
 class ImportedFirstStage(Section):
-    """What the folder of an imported first stage says of itself; a run that trains one says something else."""
+    """Settings stored for an imported first stage, in place of those of a trained one."""
 
     source: str
     image_channels: int

@@ -106,7 +106,7 @@ def run_encoding(config: Config, run: Path) -> None:
 
 @dataclass(frozen=True)
 class StageTwoData:
-    """What stage two learns from, and what makes its samples visible.
+    """Training data of stage two, and the decoder that turns its samples into images.
 
     Attributes:
         read: the data as they were read; None for points, which are drawn.
@@ -171,7 +171,7 @@ def run_stage_two(config: Config, run: Path) -> None:
 
 
 def training_evaluation(config: Config, decoder: Decoder, world: World) -> TrainingEvaluation | None:
-    """What measures the model while it trains; None where nothing is asked for, or what it needs may be missing and is.
+    """Evaluation during training; None without an ``evaluation`` section, or where optional weights are missing.
 
     Raises:
         RunError: Inception's weights are missing where they are not optional, or cannot be used.

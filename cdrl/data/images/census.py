@@ -21,7 +21,7 @@ LEFT_OUT = "left_out"
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Files or folders that were not read, all for one reason.
+    """Files or folders that a reader left out for the same reason.
 
     Attributes:
         first: the name of the first of them, as `printable` gives it.
@@ -40,7 +40,7 @@ class Tally:
         self._found: dict[str, tuple[int, str]] = {}
 
     def add(self, reason: str, path: Path | str) -> None:
-        """Note one thing that is left out; it is named by its path below the root."""
+        """Count one file or folder as left out, named by its path below the root."""
         if isinstance(path, Path) and path.is_relative_to(self._root):
             path = path.relative_to(self._root)
         count, first = self._found.get(reason, (0, printable(path)))
@@ -48,22 +48,22 @@ class Tally:
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """All of it, in the order in which the reasons were met."""
+        """Everything left out, in the order in which the reasons were first met."""
         return tuple(LeftOut(reason, count, first) for reason, (count, first) in self._found.items())
 
 
 def printable(name: Path | str) -> str:
-    r"""A name as text in UTF-8: itself, unless the file system's bytes are none; these become ``\xe9``."""
+    r"""A file name as printable text; bytes that are not UTF-8 are shown as ``\xe9``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def as_metadata(left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """What was left out, as metadata in JSON hold it."""
+    """What was left out, as plain values for JSON metadata."""
     return {LEFT_OUT: [asdict(each) for each in left_out]}
 
 
 def data_in_words(name: str, split: str, count: int, metadata: Mapping[str, Any]) -> str:
-    """One line about a split: how much was read of it, and what was left out, if its metadata tell."""
+    """One line about a split: the number of images read, and what its metadata say was left out."""
     read = f"{name}, {split} split: {count:,} images read"
     if LEFT_OUT not in metadata:
         return read
@@ -75,7 +75,7 @@ def data_in_words(name: str, split: str, count: int, metadata: Mapping[str, Any]
 
 
 def left_out_in_words(left_out: Sequence[LeftOut]) -> str:
-    """Counts and reasons, and the first name of each."""
+    """Counts, reasons and the first name for each reason."""
     return ", ".join(f"{each.count:,} {each.reason} (first: {each.first})" for each in left_out)
 
 

@@ -64,13 +64,13 @@ class Decoding:
 
     @classmethod
     def of(cls, data: DataConfig, *, reduced: bool = True) -> Decoding:
-        """As a configuration asks for; with ``reduced`` large JPEGs are decoded smaller instead of refused."""
+        """Decoding as configured; with ``reduced``, large JPEGs are decoded at a smaller size instead of refused."""
         background = ImageColor.getrgb(data.background)
         return cls(background, data.max_pixels, data.image_size if reduced else None)
 
     @property
     def max_bytes(self) -> int:
-        """Of a picture's file: more than the largest picture takes without compression, with 16 bits a channel."""
+        """Largest file size: above that of the largest allowed picture without compression at 16 bits a channel."""
         return 2**24 + 8 * self.max_pixels
 
 
@@ -118,7 +118,7 @@ def load_array(content: bytes, source: str) -> np.ndarray:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """A file that is read from. Raises DataError for what is none: a folder, or a pipe, which is not waited for."""
+    """Open a regular file for reading. Raises DataError for a folder or a pipe, without waiting for the pipe."""
     name = printable(path)
     try:
         with open_file(path) as file:
@@ -128,7 +128,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: Path, most: int | None = None) -> bytes:
-    """The file's content. Raises DataError naming a file that cannot be read, is none, or has over ``most`` bytes."""
+    """Read a file. Raises DataError naming a file that cannot be read, is not regular, or exceeds ``most`` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
@@ -184,7 +184,7 @@ def picture_files(
 def read_in_groups(
     items: Sequence[_Item], pixels_of: Callable[[_Item], int], read: Callable[[_Item], Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Pictures uint8 [C, H, W] of some items, read by threads, in order, some at a time.
+    """Read pictures uint8 [C, H, W] with several threads, in order and in groups of bounded size.
 
     As many are decoded together as have 2^25 pixels, for decoded ones may be far larger than the prepared ones.
     ``pixels_of`` tells how many an item has, without decoding it; 0 where nothing can be told.
@@ -202,7 +202,7 @@ def read_in_groups(
 
 
 def pixels_of_picture(content: bytes) -> int:
-    """How many pixels a picture in some format has by its head; 0 where that does not tell."""
+    """Number of pixels that a picture's header claims; 0 where the header does not say."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             return picture.width * picture.height

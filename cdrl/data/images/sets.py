@@ -66,7 +66,7 @@ class ImageSet:
 
 
 class Grids(Protocol):
-    """Grids [N, *shape] that are asked for by their numbers: a tensor, or what `open_shards` finds on disk."""
+    """Grids [N, *shape] read by index: a tensor, or shards on disk."""
 
     @property
     def shape(self) -> tuple[int, ...]:

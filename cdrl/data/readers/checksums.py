@@ -33,7 +33,7 @@ PUBLISHED_MD5 = {
 
 
 def check_published(content: bytes, name: str, where: str) -> None:
-    """Make sure that a file's content is what was published under ``name``.
+    """Check that a file's MD5 is the one published for ``name``.
 
     Raises:
         DataError: it is not; the message starts with ``where``.

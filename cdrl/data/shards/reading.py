@@ -102,7 +102,7 @@ def read_index(folder: Path, name: str = INDEX) -> Index:
 
 
 def extension_of(dtype: str) -> str:
-    """How the files of grids end, by the type of their numbers."""
+    """File ending for grids of a data type."""
     return "png" if dtype == "uint8" else "npy"
 
 

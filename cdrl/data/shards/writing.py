@@ -102,7 +102,7 @@ class _Plan(NamedTuple):
     fingerprint: Callable[[slice], str]
 
     def write(self, folder: Path, origins: Sequence[str]) -> None:
-        """Leave it in ``folder``, with the fingerprints of its full shards."""
+        """Write the plan into ``folder``, with the fingerprints of the shards completed so far."""
         _put(folder / (_PLAN + PARTIAL), json.dumps({"words": self.words, "origins": origins}).encode())
 
     def origins_of(self, folder: Path) -> list[str] | None:
