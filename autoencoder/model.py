@@ -152,7 +152,7 @@ class Autoencoder(nn.Module):
         Raises:
             RunError: there is no first stage, or a file of it is missing or damaged.
         """
-        return load_autoencoder(find_autoencoder(Path(folder))).to(device)
+        return load_autoencoder(find_autoencoder(Path(folder).expanduser())).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights in safetensors, and autoencoder.json, into a folder that `from_pretrained` opens.
@@ -162,7 +162,7 @@ class Autoencoder(nn.Module):
         Raises:
             RunError: the folder holds something else.
         """
-        with replaced_model(Path(folder), WEIGHTS) as partial:
+        with replaced_model(Path(folder).expanduser(), WEIGHTS) as partial:
             save_autoencoder(partial, self)
 
     @property

@@ -120,7 +120,7 @@ class DataConfig(Section):
     @field_validator("name")
     @classmethod
     def _known_name(cls, name: str) -> str:
-        check_name("data.name", name, [*DATA_SETS, "checkerboard"])
+        check_name("", name, [*DATA_SETS, "checkerboard"])
         return name
 
     @field_validator("background")

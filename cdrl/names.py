@@ -22,7 +22,8 @@ def one_of(what: str, name: str, table: Mapping[str, Value]) -> Value:
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Raise ValueError for an unknown name; the message has the nearest known one, or all."""
     if name not in (names := list(known)):
-        raise ValueError(f"{what}: unknown '{name}'; {suggestion(name, names)}")
+        where = f"{what}: " if what else ""
+        raise ValueError(f"{where}unknown '{name}'; {suggestion(name, names)}")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -121,7 +121,7 @@ class CDRLPipeline:
         Raises:
             RunError: there is no trained model, or a file of it is missing or damaged.
         """
-        model_folder = find_model(Path(folder))
+        model_folder = find_model(Path(folder).expanduser())
         model, record = load_model(model_folder)
         path = model_folder / "config.json"
         config = parse_config(record.config, source=str(path))
@@ -141,7 +141,7 @@ class CDRLPipeline:
             RunError: the folder holds something else.
         """
         description = {"config": self.config.model_dump(mode="json"), "class_names": list(self.class_names)}
-        with replaced_model(Path(folder), "energy.safetensors") as partial:
+        with replaced_model(Path(folder).expanduser(), "energy.safetensors") as partial:
             save_model(partial, self.model, {**description, **self.decoder.description()})
             self.decoder.save(partial)
 
@@ -207,6 +207,8 @@ class CDRLPipeline:
             ValueError: a value is not allowed, or an option would change nothing beside the others.
         """
         check_options(options)
+        if not isinstance(size := options.get("batch_size", 1), int) or size < 1:
+            raise ValueError(f"batch_size: expected a whole number of at least 1, found {size!r}")
         others = {name: options.pop(name) for name in ("batch_size", "callback", "progress") if name in options}
         settings = changed(self.config.sampling, options)
         if settings.steps == 0 and self.model.initializer is None:
@@ -318,6 +320,8 @@ class CDRLPipeline:
         if isinstance(data, Generated):
             return data.grids.to(self.device)
         if isinstance(data, Tensor) and data.is_floating_point() and tuple(data.shape[1:]) == self.model.shape:
+            if not torch.isfinite(data).all():
+                raise ValueError("grids: expected finite numbers, found NaN or infinity")
             return data.to(self.device)
         parts = []
         for rows in torch.arange(len(images := self.images_of(data))).split(_BATCH):
@@ -363,6 +367,8 @@ def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int 
     """
     if seeds is not None and seed is not None:
         raise ValueError("seeds and seed: expected one of them, found both")
+    if num_images is not None and (not isinstance(num_images, int) or num_images < 1):
+        raise ValueError(f"num_images: expected a whole number of at least 1, found {num_images!r}")
     if seeds is None:
         first, count = 0 if seed is None else seed, 1 if num_images is None else num_images
         seeds = range(first, first + count)

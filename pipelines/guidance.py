@@ -35,6 +35,10 @@ class ClassifierFree:
 
     weight: float
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"guidance: expected a weight of 0 or more, found {self.weight}")
+
     def __call__(self, model: CDRL, labels: Tensor) -> tuple[Propose, LevelLogDensity]:
         if not self.weight:
             plain = model.conditioned(labels)

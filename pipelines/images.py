@@ -14,7 +14,7 @@ Images = Tensor | Image.Image | Sequence[Image.Image]
 
 
 def as_tensor(images: Images, channels: int) -> Tensor:
-    """Images as float [N, channels, H, W] in [-1, 1]; PIL images are made grey or RGB.
+    """Images as float [N, channels, H, W] in [-1, 1]; PIL images are made grey or RGB, over white where transparent.
 
     Raises:
         ValueError: a tensor has values out of range or another number of dimensions, or PIL images differ in size.
@@ -22,10 +22,21 @@ def as_tensor(images: Images, channels: int) -> Tensor:
     if isinstance(images, Tensor):
         return _in_range(images[None] if images.ndim == 3 else images)
     listed = [images] if isinstance(images, Image.Image) else list(images)
-    arrays = [np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB"))) for image in listed]
+    arrays = [np.atleast_3d(np.asarray(_opaque(image).convert("L" if channels == 1 else "RGB"))) for image in listed]
     if len({array.shape for array in arrays}) != 1:
         raise ValueError(f"images: expected some of one size, found {sorted({image.size for image in listed})}")
     return _in_range(torch.from_numpy(np.stack(arrays)).movedim(-1, 1))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image over white, where it is transparent. Raises ValueError for what is no image of 8 bits a channel."""
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"images: expected PIL images or a tensor, found {type(image).__name__}")
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        raise ValueError(f"images: expected 8 bits a channel, found mode {image.mode}")
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
 def _in_range(tensor: Tensor) -> Tensor:
@@ -35,6 +46,8 @@ def _in_range(tensor: Tensor) -> Tensor:
     tensor = tensor.clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.uint8:
         return tensor / 127.5 - 1
+    if not tensor.is_floating_point():
+        raise ValueError(f"images: expected float in [-1, 1] or uint8, found {tensor.dtype}")
     low, high = float(tensor.min()), float(tensor.max())
     if not -1 <= low <= high <= 1:
         raise ValueError(f"images: expected values in [-1, 1], or uint8, found {low:.3g} … {high:.3g}")

@@ -210,7 +210,9 @@ def detect(
     if pipeline.config.space == "point":
         raise RunError("detection reads images, but this is a run of 2-D points")
     given = {name: pipeline.images_of(found).cpu() for name, found in (images or {}).items()}
-    if len({*out, *given}) < len(out) + len(given) or not (out or given):
+    if num_images < 2:
+        raise ValueError(f"num_images: expected at least 2, found {num_images}")
+    if len({in_distribution, *out, *given}) < 1 + len(out) + len(given) or not (out or given):
         raise DataError("the sets to be told from the in-distribution one: expected at least one, and none twice")
     if in_distribution in SYNTHETIC:
         raise DataError(f"{in_distribution}: is made of in-distribution images, and cannot be these itself")

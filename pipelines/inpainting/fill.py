@@ -121,6 +121,10 @@ class Averaged:
 
     factor: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.factor, int) or self.factor < 2:
+            raise ValueError(f"factor: expected a whole number of at least 2, found {self.factor!r}")
+
     @property
     def seen(self) -> Seen:
         return block_means(self.factor)

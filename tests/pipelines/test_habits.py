@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -352,3 +353,40 @@ def test_images_that_do_not_fit_are_refused(pixels: CDRLPipeline, images: Tensor
         fill(pixels, images, Hidden(RIGHT))
     with pytest.raises(ValueError, match=message):
         detect(pixels, images={"mine": images}, num_images=10)
+
+
+def test_images_that_mean_something_else_are_refused_or_shown_as_people_see_them(pipeline: CDRLPipeline) -> None:
+    channels = pipeline.config.data.channels
+    size = (pipeline.config.data.image_size,) * 2
+    clear, white = Image.new("RGBA", size, (0, 0, 0, 0)), Image.new("RGB", size, "white")
+    assert torch.equal(pipeline.log_density(clear), pipeline.log_density(white))
+    for image in (Image.new("I;16", size), Image.new("F", size)):
+        with pytest.raises(ValueError, match="8 bits a channel"):
+            pipeline.log_density(image)
+    with pytest.raises(ValueError, match=r"float in \[-1, 1\] or uint8"):
+        pipeline.images_of(torch.zeros(1, channels, *size, dtype=torch.int64))
+    with pytest.raises(ValueError, match="NaN"):
+        pipeline.log_density(torch.full((1, *pipeline.model.shape), float("nan")))
+
+
+def test_numbers_that_cannot_be_are_named(pipeline: CDRLPipeline) -> None:
+    for options, message in (
+        ({"num_images": 2.5}, "num_images"),
+        ({"num_images": -1}, "num_images"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"label": 1, "guidance": float("nan")}, "guidance"),
+        ({"label": 1, "guidance": -1.0}, "guidance"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(**options)
+    with pytest.raises(ValueError, match="num_images"):
+        detect(pipeline, ["noise"], num_images=1)
+
+
+def test_a_home_folder_is_meant_by_a_tilde(
+    pipeline: CDRLPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipeline.save_pretrained("~/mine")
+    assert (tmp_path / "mine" / "config.json").exists()
+    assert CDRLPipeline.from_pretrained("~/mine").config == pipeline.config

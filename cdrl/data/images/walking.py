@@ -42,14 +42,17 @@ def list_folder(folder: Path, tally: Tally) -> tuple[list[Path], list[Path]]:
     return folders, pictures
 
 
-def pictures_below(folder: Path, tally: Tally) -> list[Path]:
-    """All pictures in ``folder`` and its sub-folders, sorted; links are followed, but not round in circles.
+def pictures_below(folder: Path, tally: Tally, root: Path | None = None) -> list[Path]:
+    """All pictures in ``folder`` and its sub-folders, sorted; links are followed, but not back to ``root`` or above it.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    above = frozenset(_identity(each) for each in folder.resolve().parents)
-    return sorted(_walk(folder, above, tally))
+    above = frozenset(_identity(each) for each in ((root, *root.resolve().parents) if root is not None else ()))
+    if root is not None and _identity(folder) in above:
+        tally.add("links back to a folder above them", folder)
+        return []
+    return sorted(_walk(folder, above | {_identity(each) for each in folder.resolve().parents}, tally))
 
 
 def files_beside(folder: Path, names: set[str], tally: Tally, reason: str) -> None:

@@ -102,8 +102,9 @@ def class_folders(root: Path, tally: Tally) -> tuple[dict[str, list[Path]], list
                 "name the folder of its attribute list, with data.name=celebahq"
             )
     for folder in folders:
-        _refuse_data_set(folder)
-        pictures = pictures_below(folder, tally)
+        if not folder.is_symlink() or not root.resolve().is_relative_to(folder.resolve()):
+            _refuse_data_set(folder)
+        pictures = pictures_below(folder, tally, root)
         if pictures:
             classes[folder.name] = pictures
         else:

@@ -371,3 +371,14 @@ def test_folders_that_hold_no_image_shards_are_named(tmp_path: Path) -> None:
     write_shards(tmp_path, [Sample(torch.zeros(1, 4, 4))], {})
     with pytest.raises(DataError, match="found float32 grids"):
         load(tmp_path, "train", "shards")
+
+
+def test_a_link_back_to_the_root_is_no_class(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            save_picture(tmp_path / split / name / "0.png", 1)
+        (tmp_path / split / "loop").symlink_to(tmp_path / split)
+        (tmp_path / split / "up").symlink_to(tmp_path)
+    images = load(tmp_path)
+    assert (len(images), images.label_names) == (2, ("a", "b"))
