@@ -212,7 +212,8 @@ def detect(
     given = {name: pipeline.images_of(found).cpu() for name, found in (images or {}).items()}
     if num_images < 2:
         raise ValueError(f"num_images: expected at least 2, found {num_images}")
-    if len({in_distribution, *out, *given}) < 1 + len(out) + len(given) or not (out or given):
+    named_twice = len({*out, *given}) < len(out) + len(given) or in_distribution in given
+    if named_twice or not (out or given):
         raise DataError("the sets to be told from the in-distribution one: expected at least one, and none twice")
     if in_distribution in SYNTHETIC:
         raise DataError(f"{in_distribution}: is made of in-distribution images, and cannot be these itself")
