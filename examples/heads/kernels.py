@@ -228,7 +228,7 @@ def beard_density(x, y, z, beard):  # noqa: ANN001, ANN201
     side = ax + wobble
     up = y + wobble
     # From the base of the nose down to the upper lip, sinking towards the corners of the mouth.
-    sink = 0.55 * smoothstep(0.12, 0.36, ax) * ax
+    sink = 0.30 * smoothstep(0.12, 0.36, ax) * ax
     moustache = smoothstep(6.665 - sink, 6.70 - sink, y) * (1 - smoothstep(6.80 - sink, 6.845 - sink, up))
     moustache *= (1 - smoothstep(0.30, 0.40, side)) * smoothstep(1.15, 1.25, z)
     chin = (1 - smoothstep(0.24, 0.36, side)) * (1 - smoothstep(6.43, 6.49, up + 0.10 * smoothstep(0.08, 0.2, ax)))
@@ -301,22 +301,23 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
         comb: float64 [N, 3], where it is combed to.
         lengths, layers: float64 [N], its length, and how far from the skin it lies.
         grid, origin, cell: distance to the skin and its gradient, as `look_up` takes them.
-        style: float64 [8]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height
-            from where it is kept free, seed, disorder.
+        style: float64 [10]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height
+            from where it is kept free, seed, disorder, how closely it clings to the head, number of points K.
 
     Returns:
         float64 [N, K, 3] points of the strands.
     """
-    count, steps = roots.shape[0], 18
+    count, steps = roots.shape[0], int(style[9])
     result = np.zeros((count, steps, 3))
-    weight, stiffness, wave, waves, face, free_below, seed, disorder = style
+    weight, stiffness, wave, waves, face, free_below, seed, disorder, cling = style[:9]
     for i in range(count):
         x, y, z = roots[i, 0], roots[i, 1], roots[i, 2]
         dx, dy, dz = directions[i, 0], directions[i, 1], directions[i, 2]
         step = lengths[i] / (steps - 1)
         result[i, 0, 0], result[i, 0, 1], result[i, 0, 2] = x, y, z
         phase = 3.0 * noise(roots[i, 0] * 2.2 + seed, roots[i, 1] * 2.2, roots[i, 2] * 2.2) + _hash(i, 3, 5) * 0.5
-        side = 1.0 if roots[i, 0] + 0.02 * _hash(i, 1, 1) > 0 else -1.0
+        side = 1.0 if comb[i, 0] > 0 else -1.0
+        turned = 6.2831853 * _hash(i // 3, 8, 2)
         for k in range(1, steps):
             gone = k * step
             pull = math.exp(-gone / stiffness)
@@ -338,6 +339,10 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
                 into = dx * gx + dy * gy + dz * gz
                 if into < 0:
                     dx, dy, dz = dx - into * gx, dy - into * gy, dz - into * gz
+            elif cling > 0:
+                size = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-9
+                back = min(cling * (sdf - layer), 0.5 * step) / size
+                x, y, z = x - back * gx, y - back * gy, z - back * gz
             if face > 0 and y < free_below and z > 0.55:
                 want = face * smoothstep(-0.15, 0.35, free_below - y) * smoothstep(0.55, 0.95, z)
                 if side * x < want:
@@ -346,10 +351,12 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
                         dx = 0.0
             wx, wy, wz = 0.0, 0.0, 0.0
             if wave > 0:
-                turn = 6.2831853 * waves * gone + 3.0 * phase
+                turn = 6.2831853 * waves * gone + (turned if waves > 2 else 3.0 * phase)
                 swing = wave * min(1.0, gone / 0.35)
                 wx, wz = swing * math.cos(turn), swing * math.sin(turn)
                 wy = 0.4 * swing * math.sin(turn + 1.0)
+                if waves > 2:
+                    wy = swing * math.sin(turn + 2.0)
             result[i, k, 0], result[i, k, 1], result[i, k, 2] = x + wx, y + wy, z + wz
     return result
 
@@ -384,6 +391,9 @@ def draw_strands(screen, colors, width, depth, image, drawn):  # noqa: ANN001, A
                 cx, cy = x0 + t * dx, y0 + t * dy
                 across = cy if flat else cx
                 first, last = int(math.floor(across - half)), int(math.floor(across + half))
+                red = colors[i, k, 0] + t * (colors[i, k + 1, 0] - colors[i, k, 0])
+                green = colors[i, k, 1] + t * (colors[i, k + 1, 1] - colors[i, k, 1])
+                blue = colors[i, k, 2] + t * (colors[i, k + 1, 2] - colors[i, k, 2])
                 for q in range(first, last + 1):
                     cover = min(across + half, q + 1.0) - max(across - half, float(q))
                     row = q if flat else int(math.floor(cy))
@@ -391,9 +401,9 @@ def draw_strands(screen, colors, width, depth, image, drawn):  # noqa: ANN001, A
                     if row < 0 or column < 0 or row >= rows or column >= columns or cover <= 0:
                         continue
                     if z < depth[row, column]:
-                        for c in range(3):
-                            color = colors[i, k, c] + t * (colors[i, k + 1, c] - colors[i, k, c])
-                            image[row, column, c] += cover * (color - image[row, column, c])
-                        if cover > 0.5:
+                        image[row, column, 0] += cover * (red - image[row, column, 0])
+                        image[row, column, 1] += cover * (green - image[row, column, 1])
+                        image[row, column, 2] += cover * (blue - image[row, column, 2])
+                        if cover > 0.3:
                             depth[row, column] = z
                         drawn[row, column] += cover * (1 - drawn[row, column])

@@ -71,7 +71,27 @@ _SIDED_PAIRS = {
     "eyes/-eye-scale": (("decr", "incr"), 0.2),
     "eyes/-eye-trans": (("in", "out"), 0.2),
 }
-_FACE_SHAPES = ("oval", "round", "square", "rectangular", "diamond", "triangular", "invertedtriangular")
+# How women's and all eyes' means differ from the mesh's.
+_FEMALE_MEANS = {
+    "chin/chin-width": -0.35,
+    "chin/chin-bones": -0.35,
+    "chin/chin-height": -0.2,
+    "chin/chin-prominent": -0.1,
+    "head/head-scale-horiz": -0.45,
+    "mouth/mouth-lowerlip-volume": 0.3,
+    "mouth/mouth-upperlip-volume": 0.3,
+    "neck/neck-scale-horiz": -0.45,
+    "nose/nose-point-width": -0.3,
+    "nose/nose-scale-vert": -0.2,
+    "nose/nose-width1": -0.25,
+    "nose/nose-width2": -0.25,
+    "cheek/-cheek-bones": 0.2,
+    "eyes/-eye-scale": 0.45,
+    "eyes/-eye-height2": 0.35,
+    "eyes/-eye-corner2": 0.15,
+}
+_MALE_MEANS = {"head/head-scale-horiz": -0.3, "eyes/-eye-scale": 0.2, "eyes/-eye-height2": 0.2, "chin/chin-width": 0.1}
+_FACE_SHAPES = ("oval", "round", "diamond", "invertedtriangular", "rectangular", "square", "triangular")
 
 # sRGB, from the palest to the darkest.
 _SKINS = np.array(
@@ -157,7 +177,7 @@ def describe(number: int, seed: int = 0) -> Person:
     color_name, color = _hair_color(rng, young, origins)
     style, receding = _hair_style(rng, male, young)
     lipstick = bool(not male and rng.random() < 0.5)
-    lips = skin * np.array([0.92, 0.62, 0.60]) + np.array([0.02, 0.0, 0.002])
+    lips = skin * np.array([0.84, 0.50, 0.50]) + np.array([0.02, 0.0, 0.002])
     if lipstick:
         lips = linear(_LIPSTICKS[rng.integers(len(_LIPSTICKS))]) * rng.uniform(0.85, 1.15)
     else:
@@ -188,7 +208,7 @@ def describe(number: int, seed: int = 0) -> Person:
         hair_color_name=color_name,
         hair_color=color,
         hair_length=float(rng.random()),
-        part=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.38)),
+        part=float(rng.choice([-1, 1]) * rng.uniform(0.0, 0.2)),
         receding=receding,
         beard=beard,
         beard_length=float(rng.uniform(0.06, 0.22)),
@@ -283,17 +303,18 @@ def _shape(rng: np.random.Generator, male: bool, age: float, origins: np.ndarray
             for strength, c in muscles.items():
                 for mass, d in masses.items():
                     weights[f"macrodetails/universal-{sex}-{years}-{strength}-{mass}"] = float(a * b * c * d)
+    means = _MALE_MEANS if male else _FEMALE_MEANS
     for name, (ends, spread) in _PAIRS.items():
-        weight = float(np.clip(rng.normal(0, spread), -0.8, 0.8))
+        weight = float(np.clip(rng.normal(means.get(name, 0.0), spread), -0.8, 0.8))
         weights[f"{name}-{ends[weight > 0]}"] = abs(weight)
     for name, (ends, spread) in _SIDED_PAIRS.items():
-        weight = float(np.clip(rng.normal(0, spread), -0.8, 0.8))
+        weight = float(np.clip(rng.normal(means.get(name, 0.0), spread), -0.8, 0.8))
         folder, rest = name.split("/")
         for side in "lr":
             own = float(np.clip(weight + rng.normal(0, 0.03), -0.85, 0.85))
             weights[f"{folder}/{side}{rest}-{ends[own > 0]}"] = abs(own)
-    shape = str(rng.choice(_FACE_SHAPES))
-    weights[f"head/head-{shape}"] = float(rng.uniform(0.1, 0.6))
+    shape = str(rng.choice(_FACE_SHAPES if male else _FACE_SHAPES[:4]))
+    weights[f"head/head-{shape}"] = float(rng.uniform(0.1, 0.5))
     if rng.random() < 0.25:
         weights["nose/nose-volume-incr"] = float(rng.uniform(0.3, 0.7))
     bags = float(rng.uniform(0.4, 0.9) if rng.random() < 0.15 + 0.5 * age else rng.uniform(0, 0.2))

@@ -582,59 +582,61 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, rng: np.rando
     face, free = 0.0, 7.9
     weight, stiff, wave, waves, disorder, clump = 1.0, 0.35, 0.0, 0.0, 0.8, 0.5
     start = _unit(outward + 0.6 * aside)
+    cling, steps = 0.0, 18.0
     style = person.hair_style
     if style in ("long", "wavy", "medium", "bob"):
-        base_length = {"long": 3.6 + 1.4 * more, "wavy": 3.4 + 1.4 * more, "medium": 1.5 + 0.5 * more, "bob": 1.9 + 0.5 * more}[style]
-        lengths = base_length * (1 - 0.18 * (1 - random**2)) - (8.2 - y) * (0.9 if style in ("bob", "medium") else 0.55)
-        lengths = np.maximum(lengths, 0.35)
+        base_length = {"long": 3.6 + 1.4 * more, "wavy": 3.4 + 1.4 * more, "medium": 1.5 + 0.4 * more, "bob": 1.9 + 0.5 * more}
+        shorter = 0.9 if style in ("bob", "medium") else 0.55
+        lengths = np.maximum(base_length[style] * (1 - 0.18 * (1 - random**2)) - (8.2 - y) * shorter, 0.35)
         comb = top[:, None] * aside + (1 - top[:, None]) * down
-        layers = 0.03 + (0.13 + 0.05 * (style == "wavy")) * random
-        face, weight, stiff = 0.72, 1.0, 0.45
+        layers = 0.03 + (0.12 + 0.05 * (style == "wavy")) * random
+        face, free, stiff, cling = 0.72, 8.0, 0.4, 0.05
         if style == "wavy":
-            wave, waves, clump, disorder = 0.07, 0.75, 0.75, 1.6
+            wave, waves, clump, disorder, steps = 0.06, 0.75, 0.7, 1.2, 26.0
     elif style == "bangs":
-        lengths = np.where(fringe > 0.3, 0.62 + 0.1 * random, 3.0 + 1.5 * more - (8.2 - y) * 0.6)
+        fringed = fringe > 0.3
+        lengths = np.where(fringed, 0.60 + 0.08 * random, 3.0 + 1.5 * more - (8.2 - y) * 0.6)
         forward = np.stack([0.25 * x, -0.35 + 0 * x, 1.0 + 0 * x], axis=1)
-        comb = np.where((fringe > 0.3)[:, None], forward, top[:, None] * aside + (1 - top[:, None]) * down)
+        comb = np.where(fringed[:, None], forward, top[:, None] * aside + (1 - top[:, None]) * down)
         layers = 0.03 + 0.11 * random
         face, free, weight = 0.72, 7.35, 1.1
         start = _unit(outward + 0.6 * comb)
     elif style == "back":
-        knot = np.array([0.0, 7.75, -0.75])
-        way = knot - base
+        way = np.array([0.0, 7.75, -0.75]) - base
         lengths = np.linalg.norm(way, axis=1) * 1.12 + 0.1
         comb = _unit(way + 0.8 * outward)
         layers, weight, stiff, disorder, clump = 0.015 + 0.05 * random, 0.0, 3.0, 0.25, 0.3
-        start = _unit(0.25 * outward + comb)
+        start, cling = _unit(0.25 * outward + comb), 0.3
     elif style in ("curls", "coils"):
-        lengths = (0.55 + 0.35 * more if style == "curls" else 0.9 + 0.9 * more) * (0.7 + 0.3 * random)
-        lengths *= np.where(style == "curls", 0.45 + 0.55 * top, 1.0)
-        comb = outward
-        layers = 0.05 + 0.25 * random
-        weight, stiff = 0.35, 0.6
-        wave, waves, clump, disorder = 0.045, 4.0, 0.8, 3.0
-        start = outward
+        lengths = (0.50 + 0.30 * more if style == "curls" else 0.75 + 0.75 * more) * (0.7 + 0.3 * random)
+        lengths *= 0.4 + 0.6 * top if style == "curls" else 1.0
+        comb, start = 0.6 * outward + 0.4 * _unit(rng.normal(0, 1, (n, 3))), outward
+        layers = 0.03 + 0.08 * random
+        weight, stiff, wave, waves, clump, disorder, steps = 0.45, 0.5, 0.05, 3.2, 0.35, 4.0, 26.0
     elif style == "buzz":
-        lengths = np.full(n, 0.07 + 0.05 * more)
-        comb, start = outward + 0.3 * down, outward
-        weight, disorder, clump = 0.0, 1.0, 0.0
+        lengths = np.full(n, 0.05 + 0.05 * more)
+        comb, start, layers = outward + 0.5 * down, _unit(outward + 0.4 * down), np.full(n, 0.0)
+        weight, disorder, clump, steps = 0.0, 1.0, 0.0, 5.0
     else:
-        longest = {"side": 0.62, "forward": 0.5, "quiff": 0.55, "pixie": 0.75}[style] * (0.75 + 0.5 * more)
+        longest = {"side": 0.60, "forward": 0.45, "quiff": 0.5, "pixie": 0.7}[style] * (0.7 + 0.5 * more)
         shortest = {"side": 0.16, "forward": 0.14, "quiff": 0.10, "pixie": 0.45}[style]
-        lengths = (shortest + (longest - shortest) * _smooth(7.7, 8.15, y + 0.25 * fringe)) * (0.75 + 0.35 * random)
+        on_top = _smooth(7.75, 8.2, y + 0.25 * fringe) * _smooth(0.75, 0.45, np.abs(x))
+        lengths = (shortest + (longest - shortest) * on_top) * (0.75 + 0.35 * random)
         sweep = 1.0 if part < 0 else -1.0
         if style in ("side", "pixie"):
-            toward = np.stack([np.where(x * sweep > -0.35, sweep, -sweep) * 1.0, 0.12 + 0 * x, 0.15 + 0.3 * fringe], axis=1)
+            toward = np.stack([np.where(x * sweep > -0.4, sweep, -sweep), 0.1 + 0 * x, -0.1 + 0.35 * fringe], axis=1)
         elif style == "forward":
             toward = np.stack([0.3 * sweep + 0 * x, -0.2 + 0 * x, 1.0 + 0 * x], axis=1)
         else:
             toward = np.stack([0.25 * sweep + 0 * x, 0.75 + 0 * x, -0.55 - 0.2 * fringe], axis=1)
-        comb = top[:, None] * toward + (1 - top[:, None]) * (down + [0, 0, -0.3])
-        layers = 0.015 + (0.05 + 0.13 * top) * random
-        lift = (0.9 if style == "quiff" else 0.55) * top + 0.15
+        comb = on_top[:, None] * toward + (1 - on_top[:, None]) * (down + [0, 0, -0.4])
+        comb -= 0.8 * np.minimum(0, (comb * outward).sum(axis=1, keepdims=True)) * outward
+        layers = 0.01 + (0.03 + 0.13 * on_top) * random
+        lift = (0.9 if style == "quiff" else 0.6) * on_top + 0.12
         start = _unit(lift[:, None] * outward + 0.9 * comb)
-        weight, stiff, disorder, clump = 0.35, 0.5, 1.6, 0.55
-    return _Cut(lengths, layers, comb, start, np.array([weight, stiff, wave, waves, face, free, seed, disorder]), clump)
+        weight, stiff, disorder, clump, cling = 0.35, 0.5, 1.6, 0.5, 0.1 if style == "quiff" else 0.35
+    shape = np.array([weight, stiff, wave, waves, face, free, seed, disorder, cling, steps])
+    return _Cut(lengths, layers, comb, start, shape, clump)
 
 
 def _head_hair(
@@ -668,7 +670,7 @@ def _head_hair(
     settings = np.array([0.35 if curly else 0.8, 0.45, 2.2 if curly else 3.2, 0.0])
     center = np.array([0.0, 7.4, 0.45])
     direction = pose.turn_head(_unit(0.5 * outward + 0.5 * _unit(places - center)))
-    return _Strands(posed, direction, colors, settings, np.full(len(chosen), 0.0115), True)
+    return _Strands(posed, direction, colors, settings, np.full(len(chosen), 0.0095), True)
 
 
 def _clumped(lines: np.ndarray, places: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -699,20 +701,19 @@ def _beard_hair(
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     x, y, z = base.T
     over_lip = (y > 6.66) & (np.abs(x) < 0.36)
-    lengths = np.where(over_lip, 0.09, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
+    lengths = np.where(over_lip, 0.075, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
     lengths = lengths * rng.uniform(0.6, 1.1, len(chosen)) * (0.35 + 0.65 * density[chosen])
     side = np.stack([np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)], axis=1)
     comb = _unit(side)
     layers = np.full(len(chosen), 0.006) + 0.03 * rng.random(len(chosen))
-    style = np.array([0.3, 0.4, 0.008, 5.0, 0.0, 0.0, person.number % 79, 6.0])
-    lines = kernels.grow(places, _unit(0.55 * outward + 0.9 * comb), comb, lengths, layers, *grid, style)[:, ::3]
-    posed = (lines.reshape(-1, 3)).reshape(lines.shape)
+    style = np.array([0.3, 0.4, 0.006, 5.0, 0.0, 0.0, person.number % 79, 4.0, 0.0, 6.0])
+    lines = kernels.grow(places, _unit(0.55 * outward + 0.9 * comb), comb, lengths, layers, *grid, style)
     flat = np.repeat(base, lines.shape[1], axis=0)
     posed = pose.move(lines.reshape(-1, 3), flat).reshape(lines.shape)
     shade = np.exp(rng.normal(0, 0.25, (len(chosen), 1)))
     colors = (0.85 * person.hair_color + 0.004) * shade
     settings = np.array([0.25, 0.3, 1.5, 0.0])
-    return _Strands(posed, pose.turn(outward, base), colors, settings, np.full(len(chosen), 0.0085), False)
+    return _Strands(posed, pose.turn(outward, base), colors, settings, np.full(len(chosen), 0.0062), False)
 
 
 def _off_lips(studio: Studio, roots: Roots) -> np.ndarray:
@@ -728,7 +729,7 @@ def _brow_hair(
 ) -> _Strands:
     roots = studio.brows
     density = kernels.densities(roots.base, 2, person.brow)
-    chosen = _pick(roots, density * (0.45 + 0.4 * person.brow_dark), 1600, rng)
+    chosen = _pick(roots, density, int(420 + 520 * person.brow_dark), rng)
     base = roots.base[chosen]
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     x, y, _ = base.T
@@ -744,39 +745,37 @@ def _brow_hair(
     posed = pose.move_head(lines.reshape(-1, 3)).reshape(lines.shape)
     colors = _brow_color(person) * np.exp(rng.normal(0, 0.2, (len(x), 1)))
     settings = np.array([0.1, 0.0, 0.3, 0.0])
-    return _Strands(posed, pose.turn_head(outward), colors, settings, np.full(len(x), 0.007), False)
+    return _Strands(posed, pose.turn_head(outward), colors, settings, np.full(len(x), 0.0058), False)
 
 
 def _lash_hair(studio: Studio, person: Person, points: np.ndarray, pose: _Pose, rng: np.random.Generator) -> _Strands:
     """Lashes along the strips of the mesh: from the edge at the lid to the outer edge."""
-    lashes = studio.assets.triangles["lashes"]
-    strip = np.unique(lashes)
-    b = studio.assets.vertices[strip]
-    upper = b[:, 1] > 7.2795
-    lines, strong = [], []
+    strip = np.unique(studio.assets.triangles["lashes"])
+    base = studio.assets.vertices[strip]
+    upper = base[:, 1] > 7.2795
+    lines, width = [], []
     for is_upper in (True, False):
         for side in (1, -1):
-            group = strip[(upper == is_upper) & (np.sign(b[:, 0]) == side)]
+            group = strip[(upper == is_upper) & (np.sign(base[:, 0]) == side)]
             u, v = studio.assets.uv[group].T
-            places = points[group]
-            count = 70 if is_upper else 34
-            at = np.linspace(u.min() + 0.002, u.max() - 0.001, count) + rng.normal(0, 0.0003, count)
-            root_v, tip_v = v.min(), v.max()
             tree = cKDTree(np.stack([u, v], axis=1))
-            band = np.linspace(root_v, tip_v, 5)
-            if not is_upper:
-                band = band[::-1]
-            d, near = tree.query(np.stack(np.meshgrid(at, band, indexing="ij"), axis=-1), k=3)
-            w = 1 / (d + 1e-4)
-            w /= w.sum(axis=-1, keepdims=True)
-            lines.append((w[..., None] * places[near]).sum(axis=2))
-            strong.append(np.full(count, 1.0 if is_upper else 0.6))
+
+            def at(places: np.ndarray, group: np.ndarray = group, tree: cKDTree = tree) -> np.ndarray:
+                distance, near = tree.query(places, k=3)
+                weight = 1 / (distance + 3e-4)
+                weight /= weight.sum(axis=-1, keepdims=True)
+                return (weight[..., None] * points[group][near]).sum(axis=-2)
+
+            count = 90 if is_upper else 40
+            along = np.linspace(u.min() + 0.003, u.max() - 0.001, count) + rng.normal(0, 0.0004, count)
+            band = np.linspace(v.min(), v.max(), 6) if is_upper else np.linspace(v.max(), v.min(), 6)
+            lines.append(at(np.stack(np.meshgrid(along, band, indexing="ij"), axis=-1)))
+            width.append(np.full(count, (0.004 if person.male else 0.006) if is_upper else 0.0018))
     merged = np.concatenate(lines)
     posed = pose.move_head(merged.reshape(-1, 3)).reshape(merged.shape)
-    colors = np.full((len(merged), 3), 0.012 if not person.makeup else 0.006)
-    width = np.concatenate(strong) * (0.007 if person.male else 0.0095)
+    colors = np.full((len(merged), 3), 0.006 if person.makeup else 0.012)
     front = pose.turn_head(np.tile([0.0, 0.0, 1.0], (len(merged), 1)))
-    return _Strands(posed, front, colors, np.array([0.0, 0.0, 0.0, 0.0]), width, False)
+    return _Strands(posed, front, colors, np.array([0.0, 0.0, 0.0, 0.0]), np.concatenate(width), False)
 
 
 # --- the picture

@@ -200,7 +200,7 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                     color[k] = (0.80, 0.74, 0.62)[k] * (0.72 + 0.28 * gap)
                 upper = smoothstep(6.62, 6.60, q[1])
                 deep = smoothstep(1.48, 1.15, q[2])
-                occluded *= (1 - 0.85 * deep) * (1 - 0.35 * upper)
+                occluded = max(occluded, 0.75) * (1 - 0.8 * deep) * (1 - 0.3 * upper)
                 rough = 0.28
                 wrap = 0.2
             elif kind == TONGUE:
@@ -225,8 +225,8 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                     within = 1.25 * colors[2, k] * ray * ring * lower
                     within *= smoothstep(0.145, 0.185, angle)
                     color[k] += iris * (within + 0.004 - color[k])
-                rough = 0.10
-                shine = 1.6
+                rough = 0.24
+                shine = 2.6
                 # The lids shade the ball from above and at both corners.
                 occluded *= 0.45 + 0.55 * smoothstep(0.62, 0.22, ny)
                 occluded *= 1 - 0.35 * smoothstep(0.45, 0.9, abs(nx - gx))
@@ -251,6 +251,8 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 shine = 0.4
             turn = 6.2831853 * (math.sin(row * 12.9898 + column * 78.233) * 43758.5453 % 1.0)
             seen = light_visible(shadow, hair_depth, hair_count, lp[0], lp[1], lp[2], softness, turn)
+            if kind == TEETH or kind == LEFT_EYE or kind == RIGHT_EYE:
+                seen = 0.35 + 0.65 * seen
             up = 0.5 + 0.5 * ny
             for k in range(3):
                 albedo[row, column, k] = min(1.0, max(0.002, color[k]))
