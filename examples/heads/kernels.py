@@ -301,8 +301,9 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
         comb: float64 [N, 3], where it is combed to.
         lengths, layers: float64 [N], its length, and how far from the skin it lies.
         grid, origin, cell: distance to the skin and its gradient, as `look_up` takes them.
-        style: float64 [10]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height
-            from where it is kept free, seed, disorder, how closely it clings to the head, number of points K.
+        style: float64 [11]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height
+            from where it is kept free, seed, disorder, how closely it clings to the head, number of points K, and by how much the head stands further
+            to the front than the base mesh's.
 
     Returns:
         float64 [N, K, 3] points of the strands.
@@ -343,8 +344,9 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
                 size = math.sqrt(gx * gx + gy * gy + gz * gz) + 1e-9
                 back = min(cling * (sdf - layer), 0.5 * step) / size
                 x, y, z = x - back * gx, y - back * gy, z - back * gz
-            if face > 0 and y < free_below and z > 0.55:
-                want = face * smoothstep(-0.15, 0.35, free_below - y) * smoothstep(0.55, 0.95, z)
+            front = z - style[10]
+            if face > 0 and y < free_below and front > 0.35:
+                want = face * smoothstep(-0.15, 0.35, free_below - y) * smoothstep(0.35, 0.75, front)
                 if side * x < want:
                     x += 0.6 * (want * side - x)
                     if side * dx < 0:

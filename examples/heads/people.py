@@ -23,7 +23,7 @@ _PAIRS = {
     "chin/chin-prominent": (("decr", "incr"), 0.3),
     "chin/chin-width": (("decr", "incr"), 0.3),
     "forehead/forehead-nubian": (("decr", "incr"), 0.2),
-    "forehead/forehead-scale-vert": (("decr", "incr"), 0.25),
+    "forehead/forehead-scale-vert": (("decr", "incr"), 0.2),
     "forehead/forehead-temple": (("decr", "incr"), 0.3),
     "forehead/forehead-trans": (("backward", "forward"), 0.2),
     "eyebrows/eyebrows-trans": (("backward", "forward"), 0.25),
@@ -31,7 +31,7 @@ _PAIRS = {
     "head/head-back-scale-depth": (("decr", "incr"), 0.2),
     "head/head-scale-depth": (("decr", "incr"), 0.2),
     "head/head-scale-horiz": (("decr", "incr"), 0.25),
-    "head/head-scale-vert": (("decr", "incr"), 0.2),
+    "head/head-scale-vert": (("decr", "incr"), 0.15),
     "mouth/mouth-angles": (("down", "up"), 0.2),
     "mouth/mouth-cupidsbow": (("decr", "incr"), 0.4),
     "mouth/mouth-laugh-lines": (("in", "out"), 0.3),
@@ -87,11 +87,11 @@ _FEMALE_MEANS = {
     "nose/nose-width2": -0.25,
     "cheek/-cheek-bones": 0.2,
     "eyes/-eye-scale": 0.45,
-    "eyes/-eye-height2": 0.35,
+    "eyes/-eye-height2": 0.2,
     "eyes/-eye-corner2": 0.15,
 }
 _MALE_MEANS = {"head/head-scale-horiz": -0.3, "eyes/-eye-scale": 0.2, "eyes/-eye-height2": 0.2, "chin/chin-width": 0.1}
-_FACE_SHAPES = ("oval", "round", "diamond", "invertedtriangular", "rectangular", "square", "triangular")
+_FACE_SHAPES = ("oval", "round", "diamond", "invertedtriangular", "square", "triangular")
 
 # sRGB, from the palest to the darkest.
 _SKINS = np.array(
@@ -105,7 +105,7 @@ _HAIR_COLORS = {
     "red": [(124, 56, 28), (146, 74, 38)],
 }
 _IRISES = [(74, 46, 26), (96, 62, 34), (56, 34, 20), (88, 110, 128), (110, 134, 150), (92, 108, 72), (122, 98, 56)]
-_LIPSTICKS = [(168, 28, 44), (190, 48, 70), (150, 34, 60), (196, 78, 88), (132, 24, 36), (184, 64, 52)]
+_LIPSTICKS = [(150, 36, 48), (164, 58, 74), (136, 40, 62), (178, 88, 94), (122, 34, 42), (166, 72, 64)]
 
 MALE_STYLES = ("buzz", "side", "forward", "quiff", "curls", "medium", "long")
 FEMALE_STYLES = ("long", "wavy", "bob", "bangs", "back", "pixie", "coils")
@@ -216,7 +216,7 @@ def describe(number: int, seed: int = 0) -> Person:
             [
                 7.475 + rng.normal(0, 0.012),
                 rng.uniform(0.02, 0.055) + (0 if male else 0.01),
-                rng.uniform(0.036, 0.052) if male else rng.uniform(0.022, 0.036),
+                rng.uniform(0.030, 0.047) if male else rng.uniform(0.020, 0.033),
                 rng.uniform(0.42, 0.47),
             ]
         ),
@@ -233,7 +233,7 @@ def describe(number: int, seed: int = 0) -> Person:
         body_yaw=yaw * float(rng.uniform(0.3, 0.8)) + float(rng.normal(0, 0.06)),
         gaze=(float(rng.normal(0, 0.05)), float(rng.normal(0, 0.03))),
         distance=float(rng.uniform(9, 22)),
-        frame=np.array([rng.normal(0, 0.006), rng.normal(0, 0.006), rng.normal(1.0, 0.015)]),
+        frame=np.array([rng.normal(0, 0.006), rng.normal(0, 0.006), rng.normal(0.94, 0.02)]),
         light=_light(rng),
         background=_background(rng),
     )
@@ -251,7 +251,7 @@ def attributes_of(person: Person) -> dict[str, bool]:
         "Bangs": style in ("bangs", "forward"),
         "Big_Lips": weights.get("mouth/mouth-lowerlip-volume-incr", 0) > 0.3,
         "Big_Nose": weights.get("nose/nose-volume-incr", 0) > 0.3,
-        "Bushy_Eyebrows": person.brow[2] > 0.046,
+        "Bushy_Eyebrows": person.brow[2] > 0.042,
         "Chubby": person.chubby,
         "Double_Chin": weights.get("neck/neck-double-incr", 0) > 0.5,
         "Eyeglasses": person.glasses != "none",
@@ -314,7 +314,7 @@ def _shape(rng: np.random.Generator, male: bool, age: float, origins: np.ndarray
             own = float(np.clip(weight + rng.normal(0, 0.03), -0.85, 0.85))
             weights[f"{folder}/{side}{rest}-{ends[own > 0]}"] = abs(own)
     shape = str(rng.choice(_FACE_SHAPES if male else _FACE_SHAPES[:4]))
-    weights[f"head/head-{shape}"] = float(rng.uniform(0.1, 0.5))
+    weights[f"head/head-{shape}"] = float(rng.uniform(0.1, 0.25 if shape in _FACE_SHAPES[4:] else 0.5))
     if rng.random() < 0.25:
         weights["nose/nose-volume-incr"] = float(rng.uniform(0.3, 0.7))
     bags = float(rng.uniform(0.4, 0.9) if rng.random() < 0.15 + 0.5 * age else rng.uniform(0, 0.2))
@@ -338,7 +338,7 @@ def _add_expression(rng: np.random.Generator, weights: dict[str, float], smiling
     units: dict[str, float] = {}
     lopsided = rng.normal(0, 0.06)
     if smiling:
-        strength = rng.uniform(0.6, 1.0)
+        strength = rng.uniform(0.75, 1.0)
         units |= {"mouthSmile": strength, "cheekSquint": strength * rng.uniform(0.3, 0.7)}
         units |= {"eyeSquint": rng.uniform(0.05, 0.25), "mouthDimple": rng.uniform(0, 0.4)}
         if mouth_open:
@@ -351,7 +351,7 @@ def _add_expression(rng: np.random.Generator, weights: dict[str, float], smiling
             units["mouthUpperUp"] = rng.uniform(0, 0.25)
         elif rng.random() < 0.2:
             weights["faceunits/mouthPucker"] = float(rng.uniform(0.1, 0.35))
-    units["eyeWide"] = rng.uniform(0.1, 0.4)
+    units["eyeWide"] = rng.uniform(0.0, 0.25)
     brows = rng.random()
     if brows < 0.25:
         units["browDown"] = rng.uniform(0.1, 0.5)
@@ -391,7 +391,7 @@ def _beards(male: bool) -> list[float]:
 
 
 def _garments(male: bool) -> list[float]:
-    return [0.26, 0.1, 0.02, 0.1, 0.26, 0.26] if male else [0.2, 0.2, 0.22, 0.12, 0.12, 0.14]
+    return [0.28, 0.1, 0.0, 0.1, 0.26, 0.26] if male else [0.2, 0.2, 0.22, 0.12, 0.12, 0.14]
 
 
 def _cloth_color(rng: np.random.Generator, pale: bool = False) -> np.ndarray:

@@ -330,12 +330,12 @@ def _clothes(studio: Studio, person: Person, points: np.ndarray, normals: np.nda
 
     first, second = shading.CLOTH, shading.SECOND_CLOTH
     return {
-        "crew": [shell(5.42, 5.72, 0, 0.05, first)],
-        "vee": [shell(4.55, 5.68, 1.9, 0.05, first)],
-        "scoop": [shell(4.75, 5.6, 0, 0.045, first)],
+        "crew": [shell(5.60, 5.86, 0, 0.05, first)],
+        "vee": [shell(4.75, 5.86, 2.2, 0.05, first)],
+        "scoop": [shell(5.15, 5.75, 0, 0.045, first)],
         "turtle": [shell(5.98, 6.02, 0, 0.09, first)],
-        "shirt": [shell(5.05, 5.86, 2.6, 0.075, first), shell(5.45, 5.75, 0, 0.03, second)],
-        "jacket": [shell(4.0, 5.8, 2.3, 0.12, first), shell(5.1, 5.9, 2.4, 0.06, second)],
+        "shirt": [shell(5.25, 5.98, 2.6, 0.075, first), shell(5.62, 5.86, 0, 0.03, second)],
+        "jacket": [shell(4.3, 5.86, 2.4, 0.12, first), shell(5.3, 5.97, 2.6, 0.06, second)],
     }[person.clothes]
 
 
@@ -432,6 +432,7 @@ class _Strands:
     casts: bool  # hair of the head, whose shadow matters
 
 
+_LONG = ("long", "wavy", "bob", "bangs", "medium")
 _HAIRLINE = np.array(
     [7.99, 7.99, 7.98, 7.95, 7.90, 7.80, 7.66, 7.48, 7.25, 7.20, 7.36, 7.30, 7.0, 6.85, 6.72, 6.6, 6.52, 6.48, 6.46]
 )
@@ -513,10 +514,11 @@ def _all_strands(
 
 def _distance_grid(studio: Studio, points: np.ndarray, normals: np.ndarray, style: str) -> tuple[np.ndarray, np.ndarray, float]:
     """Distance to the skin and its gradient [X, Y, Z, 4] on a grid, its origin and its cell."""
-    long = style in ("long", "wavy", "bob", "bangs", "medium")
+    long = style in _LONG
     cell = 0.16
-    origin = np.array([-1.9, 3.8 if long else 5.6, -1.3])
-    shape = np.ceil((np.array([1.9, 9.1, 2.1]) - origin) / cell).astype(int) + 1
+    shift = (points - studio.assets.vertices)[studio.scalp.corners[:, 0]].mean(axis=0)
+    origin = np.array([-1.9, 3.9 if long else 5.7, -1.2]) + shift
+    shape = np.ceil((np.array([1.9, 9.0, 2.1]) + shift - origin) / cell).astype(int) + 1
     axes = [origin[d] + cell * np.arange(shape[d]) for d in range(3)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     skin = np.unique(studio.assets.triangles["skin"])
@@ -566,7 +568,9 @@ class _Cut:
     clump: float
 
 
-def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, rng: np.random.Generator) -> _Cut:
+def _cut_of(
+    person: Person, base: np.ndarray, outward: np.ndarray, shift: np.ndarray, rng: np.random.Generator
+) -> _Cut:
     n = len(base)
     x, y, z = base.T
     more = person.hair_length
@@ -590,16 +594,16 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, rng: np.rando
         lengths = np.maximum(base_length[style] * (1 - 0.18 * (1 - random**2)) - (8.2 - y) * shorter, 0.35)
         comb = top[:, None] * aside + (1 - top[:, None]) * down
         layers = 0.03 + (0.12 + 0.05 * (style == "wavy")) * random
-        face, free, stiff, cling = 0.72, 8.0, 0.4, 0.05
+        face, free, stiff, cling = 0.76, 8.0, 0.4, 0.05
         if style == "wavy":
-            wave, waves, clump, disorder, steps = 0.06, 0.75, 0.7, 1.2, 26.0
+            wave, waves, clump, disorder, steps = 0.06, 0.75, 0.7, 1.2, 22.0
     elif style == "bangs":
         fringed = fringe > 0.3
         lengths = np.where(fringed, 0.60 + 0.08 * random, 3.0 + 1.5 * more - (8.2 - y) * 0.6)
         forward = np.stack([0.25 * x, -0.35 + 0 * x, 1.0 + 0 * x], axis=1)
         comb = np.where(fringed[:, None], forward, top[:, None] * aside + (1 - top[:, None]) * down)
         layers = 0.03 + 0.11 * random
-        face, free, weight = 0.72, 7.35, 1.1
+        face, free, weight, clump = 0.76, 7.35, 1.1, 0.3
         start = _unit(outward + 0.6 * comb)
     elif style == "back":
         way = np.array([0.0, 7.75, -0.75]) - base
@@ -608,7 +612,7 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, rng: np.rando
         layers, weight, stiff, disorder, clump = 0.015 + 0.05 * random, 0.0, 3.0, 0.25, 0.3
         start, cling = _unit(0.25 * outward + comb), 0.3
     elif style in ("curls", "coils"):
-        lengths = (0.50 + 0.30 * more if style == "curls" else 0.75 + 0.75 * more) * (0.7 + 0.3 * random)
+        lengths = (0.50 + 0.30 * more if style == "curls" else 0.6 + 0.6 * more) * (0.7 + 0.3 * random)
         lengths *= 0.4 + 0.6 * top if style == "curls" else 1.0
         comb, start = 0.6 * outward + 0.4 * _unit(rng.normal(0, 1, (n, 3))), outward
         layers = 0.03 + 0.08 * random
@@ -635,7 +639,7 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, rng: np.rando
         lift = (0.9 if style == "quiff" else 0.6) * on_top + 0.12
         start = _unit(lift[:, None] * outward + 0.9 * comb)
         weight, stiff, disorder, clump, cling = 0.35, 0.5, 1.6, 0.5, 0.1 if style == "quiff" else 0.35
-    shape = np.array([weight, stiff, wave, waves, face, free, seed, disorder, cling, steps])
+    shape = np.array([weight, stiff, wave, waves, face, free + shift[1], seed, disorder, cling, steps, shift[2]])
     return _Cut(lengths, layers, comb, start, shape, clump)
 
 
@@ -650,15 +654,16 @@ def _head_hair(
 ) -> _Strands:
     roots = studio.scalp
     density = kernels.densities(roots.base, 0, scalp_settings(person))
-    count = {"buzz": 26000, "coils": 16000, "curls": 15000}.get(person.hair_style, 14000)
+    count = {"buzz": 22000, "coils": 13000, "curls": 14000}.get(person.hair_style, 12500)
     chosen = _pick(roots, density, count, rng)
     base = roots.base[chosen]
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
-    cut = _cut_of(person, base, outward, rng)
+    shift = (places - base).mean(axis=0)
+    cut = _cut_of(person, base, outward, shift, rng)
     lines = kernels.grow(places, cut.start, cut.comb, cut.lengths, cut.layers, *grid, cut.style)
     lines = _clumped(lines, places, cut.clump, rng)
     shape = lines.shape
-    posed = pose.move(lines.reshape(-1, 3), lines.reshape(-1, 3) - (places - base).mean(axis=0)).reshape(shape)
+    posed = pose.move(lines.reshape(-1, 3), lines.reshape(-1, 3) - shift).reshape(shape)
     near = cKDTree(places[:: max(1, len(places) // 220)]).query(places)[1]
     lock = rng.normal(0, 0.10, near.max() + 1)[near]
     shade = np.exp(lock + rng.normal(0, 0.16, len(chosen)))[:, None]
@@ -667,10 +672,10 @@ def _head_hair(
         dark = rng.random((len(chosen), 1)) < 0.3
         colors = np.where(dark, colors * 0.45, colors)
     curly = person.hair_style in ("curls", "coils", "buzz")
-    settings = np.array([0.35 if curly else 0.8, 0.45, 2.2 if curly else 3.2, 0.0])
-    center = np.array([0.0, 7.4, 0.45])
+    settings = np.array([0.12 if curly else 0.8, 0.45, 2.2 if curly else 3.2, 0.0])
+    center = np.array([0.0, 7.4, 0.45]) + shift
     direction = pose.turn_head(_unit(0.5 * outward + 0.5 * _unit(places - center)))
-    return _Strands(posed, direction, colors, settings, np.full(len(chosen), 0.0095), True)
+    return _Strands(posed, direction, colors, settings, np.full(len(chosen), 0.0115 if person.hair_style in _LONG else 0.0088), True)
 
 
 def _clumped(lines: np.ndarray, places: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -706,7 +711,7 @@ def _beard_hair(
     side = np.stack([np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)], axis=1)
     comb = _unit(side)
     layers = np.full(len(chosen), 0.006) + 0.03 * rng.random(len(chosen))
-    style = np.array([0.3, 0.4, 0.006, 5.0, 0.0, 0.0, person.number % 79, 4.0, 0.0, 6.0])
+    style = np.array([0.3, 0.4, 0.006, 5.0, 0.0, 0.0, person.number % 79, 4.0, 0.0, 6.0, 0.0])
     lines = kernels.grow(places, _unit(0.55 * outward + 0.9 * comb), comb, lengths, layers, *grid, style)
     flat = np.repeat(base, lines.shape[1], axis=0)
     posed = pose.move(lines.reshape(-1, 3), flat).reshape(lines.shape)

@@ -178,7 +178,7 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 if bald < 0.5:
                     scalp = scalp_density(q[0], q[1], q[2], hair)
                     for k in range(3):
-                        color[k] += 0.92 * scalp * (0.55 * colors[3, k] + 0.02 * colors[0, k] - color[k])
+                        color[k] += 0.96 * scalp * (0.7 * colors[3, k] + 0.01 * colors[0, k] - color[k])
                 shine *= 1 - 0.9 * scalp
                 oily = math.exp(-(q[0] ** 2 / 0.06)) * smoothstep(6.8, 7.0, q[1])
                 rough -= 0.05 * oily + 0.03 * fine
@@ -197,7 +197,7 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
             elif kind == TEETH:
                 gap = abs(math.sin(q[0] * 40.0)) ** 0.35
                 for k in range(3):
-                    color[k] = (0.80, 0.74, 0.62)[k] * (0.72 + 0.28 * gap)
+                    color[k] = (0.95, 0.88, 0.76)[k] * (0.72 + 0.28 * gap)
                 upper = smoothstep(6.62, 6.60, q[1])
                 deep = smoothstep(1.48, 1.15, q[2])
                 occluded = max(occluded, 0.75) * (1 - 0.8 * deep) * (1 - 0.3 * upper)
@@ -217,13 +217,13 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 vein = noise(nx * 14 + seed, ny * 22, e * 9.0)
                 for k in range(3):
                     color[k] = (0.74, 0.68, 0.65)[k] * (1 - (0.0, 0.10, 0.10)[k] * smoothstep(0.5, 1.0, angle + 0.15 * vein))
-                iris = 1 - smoothstep(0.395, 0.435, angle)
+                iris = 1 - smoothstep(0.43, 0.47, angle)
                 ray = 0.75 + 0.5 * noise(around * 9 + seed, angle * 6, 3.0) + 0.25 * noise(around * 22, angle * 9, 5.0)
-                ring = 1 - 0.65 * smoothstep(0.30, 0.42, angle)
+                ring = 1 - 0.65 * smoothstep(0.33, 0.46, angle)
                 lower = 1 + 0.7 * smoothstep(0.1, -0.4, ny - gy)
                 for k in range(3):
                     within = 1.25 * colors[2, k] * ray * ring * lower
-                    within *= smoothstep(0.145, 0.185, angle)
+                    within *= smoothstep(0.155, 0.195, angle)
                     color[k] += iris * (within + 0.004 - color[k])
                 rough = 0.24
                 shine = 2.6
