@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numba import njit
 
+Array = np.ndarray
+
 FAR = 1e9
 
 
@@ -51,14 +53,13 @@ def smoothstep(low: float, high: float, x: float) -> float:
 
 
 @njit(cache=True)
-def rasterize(screen, triangles, cut, keep_back, depth, index, bary):  # noqa: ANN001, ANN201
+def rasterize(screen: Array, triangles: Array, cut: Array, depth: Array, index: Array, bary: Array) -> None:
     """Draw triangles into `depth`, `index` and `bary` where they are nearest.
 
     Args:
         screen: float64 [V, 3]: column, row, depth.
         triangles: int64 [T, 3].
         cut: float64 [V]; a pixel where the interpolated value is negative is left out.
-        keep_back: whether triangles seen from behind are drawn.
         depth, index, bary: float64 [H, W], int64 [H, W] and float64 [H, W, 2], changed in place.
     """
     height, width = depth.shape
@@ -68,12 +69,12 @@ def rasterize(screen, triangles, cut, keep_back, depth, index, bary):  # noqa: A
         bx, by, bz = screen[b, 0], screen[b, 1], screen[b, 2]
         cx, cy, cz = screen[c, 0], screen[c, 1], screen[c, 2]
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if area == 0.0 or (area > 0 and not keep_back):
+        if area == 0.0:
             continue
-        left = max(0, int(math.ceil(min(ax, bx, cx) - 0.5)))
-        right = min(width - 1, int(math.floor(max(ax, bx, cx) - 0.5)))
-        top = max(0, int(math.ceil(min(ay, by, cy) - 0.5)))
-        bottom = min(height - 1, int(math.floor(max(ay, by, cy) - 0.5)))
+        left = max(0, math.ceil(min(ax, bx, cx) - 0.5))
+        right = min(width - 1, math.floor(max(ax, bx, cx) - 0.5))
+        top = max(0, math.ceil(min(ay, by, cy) - 0.5))
+        bottom = min(height - 1, math.floor(max(ay, by, cy) - 0.5))
         for row in range(top, bottom + 1):
             py = row + 0.5
             for column in range(left, right + 1):
@@ -96,7 +97,7 @@ def rasterize(screen, triangles, cut, keep_back, depth, index, bary):  # noqa: A
 
 
 @njit(cache=True)
-def shadow_depth(points, triangles, cut, size):  # noqa: ANN001, ANN201
+def shadow_depth(points: Array, triangles: Array, cut: Array, size: int) -> Array:
     """Depth of the first surface along -z in a map of `size` squared; points [V, 3] are column, row, depth."""
     depth = np.full((size, size), FAR)
     for t in range(triangles.shape[0]):
@@ -119,7 +120,7 @@ def shadow_depth(points, triangles, cut, size):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def hair_shadow(points, size):  # noqa: ANN001, ANN201
+def hair_shadow(points: Array, size: int) -> tuple[Array, Array]:
     """First depth and number of hairs in a shadow map; points [N, 3] are column, row, depth."""
     depth = np.full((size, size), FAR)
     count = np.zeros((size, size))
@@ -132,7 +133,7 @@ def hair_shadow(points, size):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def blur(image, radius):  # noqa: ANN001, ANN201
+def blur(image: Array, radius: int) -> Array:
     """Two passes of a box of `radius` pixels in each direction over [H, W]."""
     height, width = image.shape
     result = image.copy()
@@ -159,8 +160,11 @@ def blur(image, radius):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def occlusion(depth, reach, strength):  # noqa: ANN001, ANN201
-    """Ambient occlusion in screen space from `depth` [H, W]: 1 where open, less in corners; `reach` in pixels, depth."""
+def occlusion(depth: Array, reach: tuple[float, float], strength: float) -> Array:
+    """Ambient occlusion in screen space from `depth` [H, W]: 1 where open, less in corners.
+
+    What is within `reach` counts: so many pixels, and so many decimetres of depth.
+    """
     height, width = depth.shape
     result = np.ones((height, width))
     pixels, limit = reach
@@ -188,7 +192,7 @@ def occlusion(depth, reach, strength):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def scalp_density(x, y, z, hair):  # noqa: ANN001, ANN201
+def scalp_density(x: float, y: float, z: float, hair: Array) -> float:
     """How much hair grows at a point of the base mesh, 0…1.
 
     Args:
@@ -215,7 +219,7 @@ def scalp_density(x, y, z, hair):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def beard_density(x, y, z, beard):  # noqa: ANN001, ANN201
+def beard_density(x: float, y: float, z: float, beard: Array) -> float:
     """How much beard grows at a point of the base mesh, 0…1.
 
     Args:
@@ -239,13 +243,13 @@ def beard_density(x, y, z, beard):  # noqa: ANN001, ANN201
     line = 6.52 + 0.62 * smoothstep(0.34, 0.86, ax) + 0.25 * smoothstep(0.66, 0.82, ax)
     jaw = (1 - smoothstep(line - 0.07, line + 0.05, up)) * smoothstep(0.26, 0.36, side)
     jaw *= smoothstep(6.0, 6.2, up + 0.25 * ax)
-    sideburn = smoothstep(0.70, 0.76, side) * smoothstep(6.85, 7.0, up) * (1 - smoothstep(0.86, 0.95, z + wobble))
+    sideburn = smoothstep(0.62, 0.69, side) * smoothstep(6.82, 6.92, up) * (1 - smoothstep(0.88, 0.98, z + wobble))
     density = max(max(moustache * beard[0], chin * beard[1]), max(jaw * beard[2], sideburn * beard[3]))
     return density * smoothstep(0.55, 0.68, z)
 
 
 @njit(cache=True)
-def brow_density(x, y, brow):  # noqa: ANN001, ANN201
+def brow_density(x: float, y: float, brow: Array) -> float:
     """How much eyebrow grows at a point of the base mesh's front, 0…1; brow [4]: height, arch, thickness, length."""
     ax = abs(x)
     along = (ax - 0.125) / brow[3]
@@ -257,7 +261,7 @@ def brow_density(x, y, brow):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def densities(points, kind, settings):  # noqa: ANN001, ANN201
+def densities(points: Array, kind: int, settings: Array) -> Array:
     """Density of hair (kind 0), beard (1) or brows (2) at points [N, 3] of the base mesh."""
     result = np.zeros(points.shape[0])
     for i in range(points.shape[0]):
@@ -272,7 +276,7 @@ def densities(points, kind, settings):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def look_up(grid, origin, cell, x, y, z):  # noqa: ANN001, ANN201
+def look_up(grid: Array, origin: Array, cell: float, x: float, y: float, z: float) -> tuple[float, float, float, float]:
     """Value of grid [X, Y, Z, C] at a point, linear between cells, the border's beyond it."""
     nx, ny, nz = grid.shape[0], grid.shape[1], grid.shape[2]
     gx = min(nx - 1.001, max(0.0, (x - origin[0]) / cell))
@@ -293,21 +297,22 @@ def look_up(grid, origin, cell, x, y, z):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  # noqa: ANN001, ANN201
+def grow(strands: tuple[Array, ...], field: tuple[Array, Array, float], style: Array) -> Array:
     """Grow strands from their roots: combed, then falling, never inside the head, never before the face.
 
     Args:
-        roots, directions: float64 [N, 3], where and whither each one starts.
-        comb: float64 [N, 3], where it is combed to.
-        lengths, layers: float64 [N], its length, and how far from the skin it lies.
-        grid, origin, cell: distance to the skin and its gradient, as `look_up` takes them.
-        style: float64 [11]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height
-            from where it is kept free, seed, disorder, how closely it clings to the head, number of points K, and by how much the head stands further
-            to the front than the base mesh's.
+        strands: where and whither each one starts, float64 [N, 3] both; where it is combed to, float64 [N, 3]; its
+            length, and how far from the skin it lies, float64 [N] both.
+        field: distance to the skin and its gradient: grid, origin and cell as `look_up` takes them.
+        style: float64 [11]: weight, stiffness, waviness, waves a decimetre, width of the face kept free, height from
+            where it is kept free, seed, disorder, how closely it clings to the head, number of points K, and by how
+            much the head stands further to the front than the base mesh's.
 
     Returns:
         float64 [N, K, 3] points of the strands.
     """
+    roots, directions, comb, lengths, layers = strands
+    grid, origin, cell = field
     count, steps = roots.shape[0], int(style[9])
     result = np.zeros((count, steps, 3))
     weight, stiffness, wave, waves, face, free_below, seed, disorder, cling = style[:9]
@@ -364,7 +369,7 @@ def grow(roots, directions, comb, lengths, layers, grid, origin, cell, style):  
 
 
 @njit(cache=True)
-def draw_strands(screen, colors, width, depth, image, drawn):  # noqa: ANN001, ANN201
+def draw_strands(screen: Array, colors: Array, width: Array, depth: Array, image: Array, drawn: Array) -> None:
     """Draw strands as lines where they are nearest, each pixel mixed by how much of it is covered.
 
     Args:
@@ -392,14 +397,14 @@ def draw_strands(screen, colors, width, depth, image, drawn):  # noqa: ANN001, A
                 half = 0.5 * width[i] * taper * slope
                 cx, cy = x0 + t * dx, y0 + t * dy
                 across = cy if flat else cx
-                first, last = int(math.floor(across - half)), int(math.floor(across + half))
+                first, last = math.floor(across - half), math.floor(across + half)
                 red = colors[i, k, 0] + t * (colors[i, k + 1, 0] - colors[i, k, 0])
                 green = colors[i, k, 1] + t * (colors[i, k + 1, 1] - colors[i, k, 1])
                 blue = colors[i, k, 2] + t * (colors[i, k + 1, 2] - colors[i, k, 2])
                 for q in range(first, last + 1):
                     cover = min(across + half, q + 1.0) - max(across - half, float(q))
-                    row = q if flat else int(math.floor(cy))
-                    column = int(math.floor(cx)) if flat else q
+                    row = q if flat else math.floor(cy)
+                    column = math.floor(cx) if flat else q
                     if row < 0 or column < 0 or row >= rows or column >= columns or cover <= 0:
                         continue
                     if z < depth[row, column]:

@@ -7,12 +7,47 @@ from dataclasses import dataclass, field
 import numpy as np
 
 ATTRIBUTES = (
-    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
-    "Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones "
-    "Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline "
-    "Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick "
-    "Wearing_Necklace Wearing_Necktie Young"
-).split()
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Attractive",
+    "Bags_Under_Eyes",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Blurry",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Double_Chin",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Heavy_Makeup",
+    "High_Cheekbones",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Pointy_Nose",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Sideburns",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necklace",
+    "Wearing_Necktie",
+    "Young",
+)
 
 # Targets that go both ways: the weight's sign picks the one, its size says how much; and the spread of the weight.
 _PAIRS = {
@@ -95,7 +130,7 @@ _FACE_SHAPES = ("oval", "round", "diamond", "invertedtriangular", "square", "tri
 
 # sRGB, from the palest to the darkest.
 _SKINS = np.array(
-    [[236, 198, 178], [226, 182, 156], [212, 163, 132], [190, 138, 104], [152, 106, 78], [112, 77, 58], [78, 55, 44]]
+    [[230, 190, 168], [222, 178, 151], [212, 163, 132], [190, 138, 104], [152, 106, 78], [112, 77, 58], [78, 55, 44]]
 )
 _HAIR_COLORS = {
     "black": [(24, 19, 17), (34, 26, 22), (16, 14, 16)],
@@ -177,7 +212,9 @@ def describe(number: int, seed: int = 0) -> Person:
     color_name, color = _hair_color(rng, young, origins)
     style, receding = _hair_style(rng, male, young)
     lipstick = bool(not male and rng.random() < 0.5)
-    lips = skin * np.array([0.84, 0.50, 0.50]) + np.array([0.02, 0.0, 0.002])
+    lips = skin * (np.array([0.80, 0.54, 0.54]) if male else np.array([0.82, 0.48, 0.49])) + np.array(
+        [0.02, 0.0, 0.002]
+    )
     if lipstick:
         lips = linear(_LIPSTICKS[rng.integers(len(_LIPSTICKS))]) * rng.uniform(0.85, 1.15)
     else:
@@ -247,7 +284,7 @@ def attributes_of(person: Person) -> dict[str, bool]:
         "5_o_Clock_Shadow": beard == "stubble",
         "Arched_Eyebrows": person.brow[1] > 0.052,
         "Bags_Under_Eyes": weights.get("eyes/l-eye-bag-incr", 0) > 0.4,
-        "Bald": style == "bald",
+        "Bald": style in ("bald", "rim"),
         "Bangs": style in ("bangs", "forward"),
         "Big_Lips": weights.get("mouth/mouth-lowerlip-volume-incr", 0) > 0.3,
         "Big_Nose": weights.get("nose/nose-volume-incr", 0) > 0.3,
@@ -265,7 +302,7 @@ def attributes_of(person: Person) -> dict[str, bool]:
         "No_Beard": beard in ("none", "mustache", "sideburns"),
         "Oval_Face": weights.get("head/head-oval", 0) > 0.3,
         "Pale_Skin": person.skin_tone < 0.08,
-        "Receding_Hairline": person.receding > 0.2 and style != "bald",
+        "Receding_Hairline": person.receding > 0.2,
         "Rosy_Cheeks": person.rosy > 0.9 and person.skin_tone < 0.3,
         "Sideburns": beard in ("full", "sideburns"),
         "Smiling": person.smiling,
@@ -377,10 +414,11 @@ def _hair_color(rng: np.random.Generator, young: bool, origins: np.ndarray) -> t
 
 def _hair_style(rng: np.random.Generator, male: bool, young: bool) -> tuple[str, float]:
     if male:
-        bald = 0.09 if young else 0.25
-        style = str(rng.choice(["bald", *MALE_STYLES], p=[bald, *(np.array([15, 24, 14, 18, 14, 9, 6]) / 100 * (1 - bald))]))
+        bald, rim = (0.08, 0.01) if young else (0.13, 0.12)
+        rest = np.array([15, 24, 14, 18, 14, 9, 6]) / 100 * (1 - bald - rim)
+        style = str(rng.choice(["bald", "rim", *MALE_STYLES], p=[bald, rim, *rest]))
         receding = float(rng.uniform(0.1, 0.4) if rng.random() < (0.15 if young else 0.55) else 0.0)
-        return style, 0.0 if style in ("long", "forward") else receding
+        return style, 0.0 if style in ("bald", "rim", "long", "forward") else receding
     style = str(rng.choice(FEMALE_STYLES, p=np.array([26, 22, 15, 12, 11, 6, 8]) / 100))
     rng.random(2)
     return style, 0.0
@@ -409,12 +447,12 @@ def _light(rng: np.random.Generator) -> dict[str, np.ndarray]:
     key = np.array([np.sin(azimuth) * np.cos(height), np.sin(height), np.cos(azimuth) * np.cos(height)])
     rim = np.array([-side * 0.8, 0.35, -0.55 + rng.normal(0, 0.1)])
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
-    strength = rng.uniform(1.5, 2.3)
+    strength = rng.uniform(1.6, 2.3)
     return {
         "key": key,
         "key_color": strength * tint,
         "fill": np.array([-side * 0.7, 0.15, 0.7]) / np.linalg.norm([0.7, 0.15, 0.7]),
-        "fill_color": rng.uniform(0.2, 0.55) * np.array([1 - warmth, 1.0, 1 + warmth]),
+        "fill_color": rng.uniform(0.35, 0.7) * np.array([1 - warmth, 1.0, 1 + warmth]),
         "rim": rim / np.linalg.norm(rim),
         "rim_color": rng.uniform(0.0, 1.2) * tint,
         "sky": rng.uniform(0.5, 0.8) * np.array([1 - warmth, 1.0, 1 + 1.5 * warmth]),

@@ -10,6 +10,7 @@ continued by the same command. See README.md beside this file for what it needs.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import multiprocessing
@@ -17,10 +18,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-# One thread a process: set before numpy is imported.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
 
 import numpy as np
 from assets import MissingDataError, load_assets
@@ -133,6 +130,8 @@ def _draw(numbers: list[int], processes: int, seed: int, wheel: Path | None) -> 
     if processes == 1 or len(rest) < 2:
         yield from map(_draw_one, rest)
         return
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"  # one thread a process
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes, _start, (seed, wheel)) as pool:
         results: Iterable[tuple[int, bytes]] = pool.imap_unordered(_draw_one, rest, chunksize=4)
@@ -141,7 +140,12 @@ def _draw(numbers: list[int], processes: int, seed: int, wheel: Path | None) -> 
 
 def _start(seed: int, wheel: Path | None) -> None:
     global _studio, _seed
-    _studio, _seed = open_studio(load_assets(wheel)), seed
+    _studio, _seed = _opened(wheel), seed
+
+
+@functools.cache
+def _opened(wheel: Path | None) -> Studio:
+    return open_studio(load_assets(wheel))
 
 
 def _draw_one(number: int) -> tuple[int, bytes]:

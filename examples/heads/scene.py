@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from scipy.spatial import cKDTree
 SIZE = 256
 _FINE = 2  # pixels are drawn so many times finer in each direction and averaged
 _SHADOW = 320
+_FELT = 0.8
 _NECK = np.array([0.0, 5.95, 0.15])
 _PARTS = ("skin", "teeth", "tongue", "left_eye", "right_eye")
 
@@ -71,6 +73,8 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
     size = SIZE * _FINE
     points = _morph(studio.assets, person.weights)
     base = studio.assets.vertices
+    # Teeth stand a little further in than the mesh has them, or strong jaws show them through the chin.
+    points[np.unique(studio.assets.triangles["teeth"])] -= [0.0, 0.0, 0.05]
     eyes = np.stack([points[np.unique(studio.assets.triangles[side])].mean(axis=0) for side in _PARTS[3:]])
     neck = _NECK + 0.5 * (points - base)[studio.scalp.corners[:, 0]].mean(axis=0)
     normals = _normals(points, studio.triangles, studio.assets.original)
@@ -99,7 +103,7 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
     depth = np.full((size, size), kernels.FAR)
     index = np.zeros((size, size), dtype=np.int64)
     bary = np.zeros((size, size, 2))
-    kernels.rasterize(screen, solid.triangles, solid.cut, True, depth, index, bary)
+    kernels.rasterize(screen, solid.triangles, solid.cut, depth, index, bary)
     open_sky = kernels.occlusion(depth[::_FINE, ::_FINE].copy(), (SIZE * 0.075, 0.45), 1.35)
     open_sky = kernels.blur(open_sky, 2).repeat(_FINE, axis=0).repeat(_FINE, axis=1)
     light = person.light
@@ -341,9 +345,11 @@ def _clothes(studio: Studio, person: Person, points: np.ndarray, normals: np.nda
 
 def _frame_paths(person: Person, points: np.ndarray, eyes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Middles of the frame's tubes, and of the two rims alone, in the unposed head."""
-    half_width, half_height, power = {"round": (0.235, 0.225, 2.0), "square": (0.265, 0.185, 4.0), "oval": (0.255, 0.175, 2.5)}[
-        person.glasses
-    ]
+    half_width, half_height, power = {
+        "round": (0.235, 0.225, 2.0),
+        "square": (0.265, 0.185, 4.0),
+        "oval": (0.255, 0.175, 2.5),
+    }[person.glasses]
     apart = 0.5 * (eyes[0, 0] - eyes[1, 0])
     front = points[:, 2][(np.abs(points[:, 0]) < 0.45) & (np.abs(points[:, 1] - eyes[0, 1] + 0.02) < 0.1)].max() + 0.03
     front = max(front, eyes[:, 2].mean() + 0.33)
@@ -355,7 +361,9 @@ def _frame_paths(person: Person, points: np.ndarray, eyes: np.ndarray) -> tuple[
         x = np.sign(cos) * np.abs(cos) ** (2 / power) * half_width
         up = np.sign(sin) * np.abs(sin) ** (2 / power) * half_height
         center = max(apart, half_width + 0.07) + 0.015
-        middle = np.stack([side * (center + x), y + up, front - 0.16 * (x + 0.1) ** 2 - 0.10 * (x + half_width)], axis=1)
+        middle = np.stack(
+            [side * (center + x), y + up, front - 0.16 * (x + 0.1) ** 2 - 0.10 * (x + half_width)], axis=1
+        )
         rims.append(middle)
     inner = center - half_width
     s = np.linspace(-1, 1, 9)
@@ -410,7 +418,7 @@ def _add_lenses(
         window = (slice(low[1], high[1]), slice(low[0], high[0]))
         x, y = columns[window], rows[window]
         inside = np.zeros(x.shape, dtype=bool)
-        for (x0, y0), (x1, y1) in zip(flat[:-1], flat[1:]):
+        for (x0, y0), (x1, y1) in itertools.pairwise(flat):
             crosses = (y0 > y) != (y1 > y)
             inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0 + 1e-12) + x0)
         band = (x - low[0]) / max(1, high[0] - low[0]) + 0.8 * (y - low[1]) / max(1, high[1] - low[1])
@@ -449,6 +457,8 @@ def scalp_settings(person: Person) -> np.ndarray:
     settings[24] = 0.45 * person.receding
     if person.hair_style == "bald":
         settings[19] = -99.0
+    elif person.hair_style == "rim":
+        settings[19] = 7.62
     return settings
 
 
@@ -488,7 +498,7 @@ def _settings(person: Person) -> np.ndarray:
 
 
 def _brow_color(person: Person) -> np.ndarray:
-    return np.minimum(person.hair_color * 0.7, 0.16 + 0.1 * person.hair_color)
+    return np.minimum(person.hair_color * 0.7, 0.14 + 0.1 * person.hair_color) * np.array([1.08, 0.95, 0.85])
 
 
 def _colors(person: Person) -> np.ndarray:
@@ -512,7 +522,9 @@ def _all_strands(
     return groups
 
 
-def _distance_grid(studio: Studio, points: np.ndarray, normals: np.ndarray, style: str) -> tuple[np.ndarray, np.ndarray, float]:
+def _distance_grid(
+    studio: Studio, points: np.ndarray, normals: np.ndarray, style: str
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Distance to the skin and its gradient [X, Y, Z, 4] on a grid, its origin and its cell."""
     long = style in _LONG
     cell = 0.16
@@ -523,8 +535,10 @@ def _distance_grid(studio: Studio, points: np.ndarray, normals: np.ndarray, styl
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     skin = np.unique(studio.assets.triangles["skin"])
     tree = cKDTree(points[skin])
-    _, nearest = tree.query(places, k=3)
-    chosen = skin[nearest]
+    # Far from the skin nothing is pushed: there the distance need not be known.
+    _, nearest = tree.query(places, k=3, distance_upper_bound=_FELT)
+    beyond = nearest[:, 2] == len(skin)
+    chosen = skin[np.minimum(nearest, len(skin) - 1)]
     away = places[:, None] - points[chosen]
     distance = np.linalg.norm(away, axis=2)
     signed = np.einsum("nkd,nkd->nk", away, normals[chosen])
@@ -533,6 +547,7 @@ def _distance_grid(studio: Studio, points: np.ndarray, normals: np.ndarray, styl
     flat = (weight * signed).sum(axis=1)
     far = distance[:, 0]
     value = np.where(flat > 0, np.maximum(flat, 0.6 * far), flat)
+    value[beyond] = _FELT
     gradient = (weight[..., None] * normals[chosen]).sum(axis=1)
     table = np.concatenate([value[:, None], gradient], axis=1)
     return table.reshape(*shape, 4), origin, cell
@@ -568,9 +583,7 @@ class _Cut:
     clump: float
 
 
-def _cut_of(
-    person: Person, base: np.ndarray, outward: np.ndarray, shift: np.ndarray, rng: np.random.Generator
-) -> _Cut:
+def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, shift: np.ndarray, rng: np.random.Generator) -> _Cut:
     n = len(base)
     x, y, z = base.T
     more = person.hair_length
@@ -589,7 +602,12 @@ def _cut_of(
     cling, steps = 0.0, 18.0
     style = person.hair_style
     if style in ("long", "wavy", "medium", "bob"):
-        base_length = {"long": 3.6 + 1.4 * more, "wavy": 3.4 + 1.4 * more, "medium": 1.5 + 0.4 * more, "bob": 1.9 + 0.5 * more}
+        base_length = {
+            "long": 3.6 + 1.4 * more,
+            "wavy": 3.4 + 1.4 * more,
+            "medium": 1.5 + 0.4 * more,
+            "bob": 1.9 + 0.5 * more,
+        }
         shorter = 0.9 if style in ("bob", "medium") else 0.55
         lengths = np.maximum(base_length[style] * (1 - 0.18 * (1 - random**2)) - (8.2 - y) * shorter, 0.35)
         comb = top[:, None] * aside + (1 - top[:, None]) * down
@@ -617,8 +635,8 @@ def _cut_of(
         comb, start = 0.6 * outward + 0.4 * _unit(rng.normal(0, 1, (n, 3))), outward
         layers = 0.03 + 0.08 * random
         weight, stiff, wave, waves, clump, disorder, steps = 0.45, 0.5, 0.05, 3.2, 0.35, 4.0, 26.0
-    elif style == "buzz":
-        lengths = np.full(n, 0.05 + 0.05 * more)
+    elif style in ("buzz", "rim"):
+        lengths = np.full(n, 0.05 + 0.05 * more) * (1.8 if style == "rim" else 1.0)
         comb, start, layers = outward + 0.5 * down, _unit(outward + 0.4 * down), np.full(n, 0.0)
         weight, disorder, clump, steps = 0.0, 1.0, 0.0, 5.0
     else:
@@ -628,15 +646,15 @@ def _cut_of(
         lengths = (shortest + (longest - shortest) * on_top) * (0.75 + 0.35 * random)
         sweep = 1.0 if part < 0 else -1.0
         if style in ("side", "pixie"):
-            toward = np.stack([np.where(x * sweep > -0.4, sweep, -sweep), 0.1 + 0 * x, -0.1 + 0.35 * fringe], axis=1)
+            toward = np.stack([np.where(x * sweep > -0.46, sweep, -sweep), 0.1 + 0 * x, -0.1 + 0.35 * fringe], axis=1)
         elif style == "forward":
             toward = np.stack([0.3 * sweep + 0 * x, -0.2 + 0 * x, 1.0 + 0 * x], axis=1)
         else:
             toward = np.stack([0.25 * sweep + 0 * x, 0.75 + 0 * x, -0.55 - 0.2 * fringe], axis=1)
-        comb = on_top[:, None] * toward + (1 - on_top[:, None]) * (down + [0, 0, -0.4])
+        comb = on_top[:, None] * toward + (1 - on_top[:, None]) * (down - np.array([0, 0, 0.4]))
         comb -= 0.8 * np.minimum(0, (comb * outward).sum(axis=1, keepdims=True)) * outward
         layers = 0.01 + (0.03 + 0.13 * on_top) * random
-        lift = (0.9 if style == "quiff" else 0.6) * on_top + 0.12
+        lift = (0.9 if style == "quiff" else 0.42) * on_top + 0.12
         start = _unit(lift[:, None] * outward + 0.9 * comb)
         weight, stiff, disorder, clump, cling = 0.35, 0.5, 1.6, 0.5, 0.1 if style == "quiff" else 0.35
     shape = np.array([weight, stiff, wave, waves, face, free + shift[1], seed, disorder, cling, steps, shift[2]])
@@ -660,7 +678,7 @@ def _head_hair(
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     shift = (places - base).mean(axis=0)
     cut = _cut_of(person, base, outward, shift, rng)
-    lines = kernels.grow(places, cut.start, cut.comb, cut.lengths, cut.layers, *grid, cut.style)
+    lines = kernels.grow((places, cut.start, cut.comb, cut.lengths, cut.layers), grid, cut.style)
     lines = _clumped(lines, places, cut.clump, rng)
     shape = lines.shape
     posed = pose.move(lines.reshape(-1, 3), lines.reshape(-1, 3) - shift).reshape(shape)
@@ -671,11 +689,13 @@ def _head_hair(
     if person.hair_color_name == "gray":
         dark = rng.random((len(chosen), 1)) < 0.3
         colors = np.where(dark, colors * 0.45, colors)
-    curly = person.hair_style in ("curls", "coils", "buzz")
+    curly = person.hair_style in ("curls", "coils", "buzz", "rim")
     settings = np.array([0.12 if curly else 0.8, 0.45, 2.2 if curly else 3.2, 0.0])
     center = np.array([0.0, 7.4, 0.45]) + shift
     direction = pose.turn_head(_unit(0.5 * outward + 0.5 * _unit(places - center)))
-    return _Strands(posed, direction, colors, settings, np.full(len(chosen), 0.0115 if person.hair_style in _LONG else 0.0088), True)
+    return _Strands(
+        posed, direction, colors, settings, np.full(len(chosen), 0.0115 if person.hair_style in _LONG else 0.0088), True
+    )
 
 
 def _clumped(lines: np.ndarray, places: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -686,6 +706,9 @@ def _clumped(lines: np.ndarray, places: np.ndarray, strength: float, rng: np.ran
     near = guides[cKDTree(places[guides]).query(places)[1]]
     along = np.linspace(0, 1, lines.shape[1])[None, :, None]
     share = strength * rng.uniform(0.5, 1.0, (len(lines), 1, 1)) * along**1.2
+    # Not across a parting: halfway between two strands that fall on either side of the face is the face.
+    apart = np.linalg.norm(lines[near] - lines, axis=2).max(axis=1)
+    share = share * (apart < 0.7)[:, None, None]
     offset = (places - places[near])[:, None] * (1 - 0.75 * along)
     return lines + share * (lines[near] + offset - lines)
 
@@ -708,11 +731,14 @@ def _beard_hair(
     over_lip = (y > 6.66) & (np.abs(x) < 0.36)
     lengths = np.where(over_lip, 0.075, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
     lengths = lengths * rng.uniform(0.6, 1.1, len(chosen)) * (0.35 + 0.65 * density[chosen])
-    side = np.stack([np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)], axis=1)
+    side = np.stack(
+        [np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)],
+        axis=1,
+    )
     comb = _unit(side)
     layers = np.full(len(chosen), 0.006) + 0.03 * rng.random(len(chosen))
     style = np.array([0.3, 0.4, 0.006, 5.0, 0.0, 0.0, person.number % 79, 4.0, 0.0, 6.0, 0.0])
-    lines = kernels.grow(places, _unit(0.55 * outward + 0.9 * comb), comb, lengths, layers, *grid, style)
+    lines = kernels.grow((places, _unit(0.55 * outward + 0.9 * comb), comb, lengths, layers), grid, style)
     flat = np.repeat(base, lines.shape[1], axis=0)
     posed = pose.move(lines.reshape(-1, 3), flat).reshape(lines.shape)
     shade = np.exp(rng.normal(0, 0.25, (len(chosen), 1)))
@@ -775,7 +801,7 @@ def _lash_hair(studio: Studio, person: Person, points: np.ndarray, pose: _Pose, 
             along = np.linspace(u.min() + 0.003, u.max() - 0.001, count) + rng.normal(0, 0.0004, count)
             band = np.linspace(v.min(), v.max(), 6) if is_upper else np.linspace(v.max(), v.min(), 6)
             lines.append(at(np.stack(np.meshgrid(along, band, indexing="ij"), axis=-1)))
-            width.append(np.full(count, (0.004 if person.male else 0.006) if is_upper else 0.0018))
+            width.append(np.full(count, (0.004 if person.male else 0.006) if is_upper else 0.0010))
     merged = np.concatenate(lines)
     posed = pose.move_head(merged.reshape(-1, 3)).reshape(merged.shape)
     colors = np.full((len(merged), 3), 0.006 if person.makeup else 0.012)
@@ -799,7 +825,7 @@ def _scatter_under_skin(falling: np.ndarray, skin: np.ndarray) -> np.ndarray:
 
 def _develop(image: np.ndarray) -> np.ndarray:
     """sRGB in 0…1 of linear light, with a soft shoulder."""
-    image = np.maximum(image, 0) * 0.5
+    image = np.maximum(image, 0) * 0.47
     curve = image * (2.51 * image + 0.03) / (image * (2.43 * image + 0.59) + 0.14)
     return np.clip(curve, 0, 1) ** (1 / 2.2)
 

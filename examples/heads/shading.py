@@ -8,11 +8,21 @@ import numpy as np
 from kernels import FAR, beard_density, brow_density, noise, scalp_density, smoothstep
 from numba import njit
 
+Array = np.ndarray
+Vector = tuple[float, float, float]
+
 SKIN, TEETH, TONGUE, LEFT_EYE, RIGHT_EYE, CLOTH, SECOND_CLOTH, FRAME = range(8)
 
 
+# Eight places on a spiral within the unit circle, turned 64 ways: every pixel takes another of them.
+_SAMPLES = 8
+_ANGLES = 2.399963 * np.arange(_SAMPLES) + 2 * np.pi * np.arange(64)[:, None] / 64
+_RADII = np.sqrt((np.arange(_SAMPLES) + 0.5) / _SAMPLES)
+_SPIRALS = np.stack([_RADII * np.cos(_ANGLES), _RADII * np.sin(_ANGLES)], axis=-1)
+
+
 @njit(cache=True)
-def sample_mask(mask, u, v):  # noqa: ANN001, ANN201
+def sample_mask(mask: Array, u: float, v: float) -> float:
     """Value of a UV mask [H, W], linear between its pixels."""
     height, width = mask.shape
     x = min(width - 1.001, max(0.0, u * width - 0.5))
@@ -25,34 +35,38 @@ def sample_mask(mask, u, v):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def light_visible(shadow, hair_depth, hair_count, column, row, z, spread, turn):  # noqa: ANN001, ANN201
+def light_visible(
+    maps: tuple[Array, Array, Array], column: float, row: float, z: float, spread: float, turn: int
+) -> float:
     """Part of the key light that reaches a point of the shadow map, 0…1, softened over `spread` pixels."""
+    shadow, hair_depth, hair_count = maps
     size = shadow.shape[0]
-    seen, total = 0.0, 0
-    for k in range(8):
-        distance = spread * math.sqrt((k + 0.5) / 8)
-        angle = turn + k * 2.399963
-        c, r = int(column + distance * math.cos(angle)), int(row + distance * math.sin(angle))
+    seen = 0.0
+    for k in range(_SAMPLES):
+        c = int(column + spread * _SPIRALS[turn, k, 0])
+        r = int(row + spread * _SPIRALS[turn, k, 1])
         if c < 0 or r < 0 or c >= size or r >= size:
             seen += 1
         elif z < shadow[r, c] + 0.035:
-            through = 1.0
             if z > hair_depth[r, c] + 0.03:
-                through = math.exp(-0.30 * hair_count[r, c])
-            seen += through
-        total += 1
-    return seen / total
+                seen += math.exp(-0.30 * hair_count[r, c])
+            else:
+                seen += 1
+    return seen / _SAMPLES
 
 
 @njit(cache=True)
-def _unit(x, y, z):  # noqa: ANN001, ANN202
+def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
     size = math.sqrt(x * x + y * y + z * z) + 1e-12
     return x / size, y / size, z / size
 
 
 @njit(cache=True)
-def _glossy(nx, ny, nz, lx, ly, lz, vx, vy, vz, rough):  # noqa: ANN001, ANN202
+def _glossy(normal: Vector, light: Vector, view: Vector, rough: float) -> float:
     """GGX reflection of a light, times the cosine, for a surface that reflects 4 % head on."""
+    nx, ny, nz = normal
+    lx, ly, lz = light
+    vx, vy, vz = view
     hx, hy, hz = _unit(lx + vx, ly + vy, lz + vz)
     cos_h = max(0.0, nx * hx + ny * hy + nz * hz)
     cos_l = max(0.0, nx * lx + ny * ly + nz * lz)
@@ -66,7 +80,13 @@ def _glossy(nx, ny, nz, lx, ly, lz, vx, vy, vz, rough):  # noqa: ANN001, ANN202
 
 
 @njit(cache=True)
-def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
+def shade(
+    pixels: tuple[Array, ...],
+    mesh: tuple[Array, ...],
+    maps: tuple[Array, ...],
+    person: tuple[Array, ...],
+    lights: tuple[Array, Array, float],
+) -> tuple[Array, Array, Array, Array]:
     """Albedo, light that falls in, gloss and the part of skin of each pixel.
 
     Args:
@@ -118,7 +138,9 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 ear = sample_mask(ears_mask, u, v)
                 # The mask of the mouth's inside reaches over the lips' edge; the lips' own edge is the better one.
                 coarse = noise(q[0] * 4 + seed, q[1] * 4, q[2] * 4)
-                fine = noise(q[0] * 16, q[1] * 16 + seed, q[2] * 16) + 0.6 * noise(q[0] * 38 + seed, q[1] * 38, q[2] * 38)
+                fine = noise(q[0] * 16, q[1] * 16 + seed, q[2] * 16) + 0.6 * noise(
+                    q[0] * 38 + seed, q[1] * 38, q[2] * 38
+                )
                 pore = noise(q[0] * 75, q[1] * 75, q[2] * 75 + seed)
                 cheek = math.exp(-((abs(q[0]) - 0.47) ** 2 / 0.03) - (q[1] - 6.93) ** 2 / 0.045)
                 tip = math.exp(-(q[0] ** 2 / 0.02) - (q[1] - 6.93) ** 2 / 0.012) * smoothstep(1.5, 1.65, q[2])
@@ -187,7 +209,9 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 nx += bump * (fine * 0.5 + pore * 0.8)
                 ny += bump * noise(q[0] * 75 + 9, q[1] * 75, q[2] * 75 + seed)
                 if age > 0.3:
-                    forehead = smoothstep(7.55, 7.65, q[1]) * (1 - smoothstep(7.9, 8.0, q[1])) * smoothstep(0.9, 1.2, q[2])
+                    forehead = (
+                        smoothstep(7.55, 7.65, q[1]) * (1 - smoothstep(7.9, 8.0, q[1])) * smoothstep(0.9, 1.2, q[2])
+                    )
                     bend = 0.04 * noise(q[0] * 5 + seed, q[1] * 2, 0.0)
                     ny += 0.35 * age * forehead * math.sin((q[1] + bend) * 85) * smoothstep(0.6, 0.2, abs(q[0]))
                     crow = math.exp(-((abs(q[0]) - 0.63) ** 2 / 0.006) - (q[1] - 7.27) ** 2 / 0.012)
@@ -208,7 +232,7 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                     color[k] = (0.45, 0.14, 0.13)[k]
                 occluded *= 0.15 + 0.6 * smoothstep(1.1, 1.45, q[2])
                 rough = 0.4
-            elif kind == LEFT_EYE or kind == RIGHT_EYE:
+            elif kind in (LEFT_EYE, RIGHT_EYE):
                 e = kind - LEFT_EYE
                 nx, ny, nz = _unit(p[0] - eyes[e, 0], p[1] - eyes[e, 1], p[2] - eyes[e, 2])
                 gx, gy, gz = eyes[e, 3], eyes[e, 4], eyes[e, 5]
@@ -216,7 +240,9 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 around = math.atan2(ny - gy * math.cos(angle), nx - gx * math.cos(angle))
                 vein = noise(nx * 14 + seed, ny * 22, e * 9.0)
                 for k in range(3):
-                    color[k] = (0.74, 0.68, 0.65)[k] * (1 - (0.0, 0.10, 0.10)[k] * smoothstep(0.5, 1.0, angle + 0.15 * vein))
+                    color[k] = (0.74, 0.68, 0.65)[k] * (
+                        1 - (0.0, 0.10, 0.10)[k] * smoothstep(0.5, 1.0, angle + 0.15 * vein)
+                    )
                 iris = 1 - smoothstep(0.43, 0.47, angle)
                 ray = 0.75 + 0.5 * noise(around * 9 + seed, angle * 6, 3.0) + 0.25 * noise(around * 22, angle * 9, 5.0)
                 ring = 1 - 0.65 * smoothstep(0.33, 0.46, angle)
@@ -249,14 +275,16 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 nx, ny, nz = _unit(nx, ny, nz)
                 rough = 0.8
                 shine = 0.4
-            turn = 6.2831853 * (math.sin(row * 12.9898 + column * 78.233) * 43758.5453 % 1.0)
-            seen = light_visible(shadow, hair_depth, hair_count, lp[0], lp[1], lp[2], softness, turn)
-            if kind == TEETH or kind == LEFT_EYE or kind == RIGHT_EYE:
+            turn = (row * 37 + column * 23 + (row * column) % 61) & 63
+            seen = light_visible((shadow, hair_depth, hair_count), lp[0], lp[1], lp[2], softness, turn)
+            if kind in (TEETH, LEFT_EYE, RIGHT_EYE):
                 seen = 0.35 + 0.65 * seen
             up = 0.5 + 0.5 * ny
             for k in range(3):
                 albedo[row, column, k] = min(1.0, max(0.002, color[k]))
-                falling[row, column, k] = occluded * (light_colors[4, k] + (light_colors[3, k] - light_colors[4, k]) * up)
+                falling[row, column, k] = occluded * (
+                    light_colors[4, k] + (light_colors[3, k] - light_colors[4, k]) * up
+                )
             for s in range(3):
                 lx, ly, lz = directions[s, 0], directions[s, 1], directions[s, 2]
                 cosine = nx * lx + ny * ly + nz * lz
@@ -264,11 +292,14 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
                 if s > 0:
                     reach *= occluded
                 soft = max(0.0, (cosine + wrap) / (1 + wrap)) ** (1 + wrap)
-                bright = shine * _glossy(nx, ny, nz, lx, ly, lz, vx, vy, vz, rough) if cosine > 0 else 0.0
+                bright = shine * _glossy((nx, ny, nz), (lx, ly, lz), (vx, vy, vz), rough) if cosine > 0 else 0.0
                 for k in range(3):
                     falling[row, column, k] += reach * soft * light_colors[s, k]
-                    gloss[row, column, k] += reach * bright * light_colors[s, k] * (
-                        colors[7, k] if kind == FRAME and settings[10] > 0.5 else 1.0
+                    gloss[row, column, k] += (
+                        reach
+                        * bright
+                        * light_colors[s, k]
+                        * (colors[7, k] if kind == FRAME and settings[10] > 0.5 else 1.0)
                     )
             # The surroundings mirrored at a grazing angle.
             facing = max(0.0, nx * vx + ny * vy + nz * vz)
@@ -279,7 +310,16 @@ def shade(pixels, mesh, maps, person, lights):  # noqa: ANN001, ANN201
 
 
 @njit(cache=True)
-def shade_strands(strands, roots, color, settings, maps, in_shadow, lights, camera):  # noqa: ANN001, ANN201
+def shade_strands(
+    strands: Array,
+    roots: Array,
+    color: Array,
+    settings: Array,
+    maps: tuple[Array, Array],
+    in_shadow: Array,
+    lights: tuple[Array, Array, float],
+    camera: Array,
+) -> Array:
     """Colour [N, K, 3] of each point of the strands, after Kajiya and Kay.
 
     Args:
@@ -335,7 +375,9 @@ def shade_strands(strands, roots, color, settings, maps, in_shadow, lights, came
                 first = max(0.0, cos_first - 0.0) ** 60
                 second = max(0.0, sin_l * sin_v - (tl + 0.12) * tv) ** 16
                 for c in range(3):
-                    result[i, k, c] += reach * light_colors[s, c] * (
-                        0.8 * color[i, c] * sin_l + glossy * (0.055 * first + 0.55 * color[i, c] * second)
+                    result[i, k, c] += (
+                        reach
+                        * light_colors[s, c]
+                        * (0.8 * color[i, c] * sin_l + glossy * (0.055 * first + 0.55 * color[i, c] * second))
                     )
     return result
