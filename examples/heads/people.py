@@ -120,6 +120,10 @@ _FEMALE_MEANS = {
     "nose/nose-scale-vert": -0.2,
     "nose/nose-width1": -0.25,
     "nose/nose-width2": -0.25,
+    "nose/nose-scale-depth": -0.3,
+    "nose/nose-hump": -0.25,
+    "nose/nose-point": 0.2,
+    "chin/chin-jaw-drop": -0.3,
     "cheek/-cheek-bones": 0.2,
     "eyes/-eye-scale": 0.45,
     "eyes/-eye-height2": 0.2,
@@ -201,7 +205,7 @@ def describe(number: int, seed: int = 0) -> Person:
     """Draw a person from its number (and the set's seed): the same one each time, whatever was drawn before."""
     rng = np.random.default_rng([seed, number])
     male, young, smiling = (bool(rng.random() < 0.5) for _ in range(3))
-    age = float(rng.uniform(0.0, 0.22) if young else rng.uniform(0.42, 0.85))
+    age = float(rng.uniform(0.0, 0.22) if young else rng.uniform(0.5, 0.9))
     origins = rng.dirichlet([0.7, 0.35, 0.35])  # European, African, Asian
     mouth_open = bool(rng.random() < (0.6 if smiling else 0.35))
     chubby = bool(rng.random() < 0.15)
@@ -352,7 +356,7 @@ def _shape(rng: np.random.Generator, male: bool, age: float, origins: np.ndarray
             weights[f"{folder}/{side}{rest}-{ends[own > 0]}"] = abs(own)
     shape = str(rng.choice(_FACE_SHAPES if male else _FACE_SHAPES[:4]))
     weights[f"head/head-{shape}"] = float(rng.uniform(0.1, 0.25 if shape in _FACE_SHAPES[4:] else 0.5))
-    if rng.random() < 0.25:
+    if rng.random() < (0.25 if male else 0.1):
         weights["nose/nose-volume-incr"] = float(rng.uniform(0.3, 0.7))
     bags = float(rng.uniform(0.4, 0.9) if rng.random() < 0.15 + 0.5 * age else rng.uniform(0, 0.2))
     for side in "lr":

@@ -18,7 +18,7 @@ _FINE = 2  # pixels are drawn so many times finer in each direction and averaged
 _SHADOW = 320
 _FELT = 0.8
 _NECK = np.array([0.0, 5.95, 0.15])
-_PARTS = ("skin", "teeth", "tongue", "left_eye", "right_eye")
+_PARTS = ("skin", "upper_teeth", "lower_teeth", "tongue", "left_eye", "right_eye")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
     points = _morph(studio.assets, person.weights)
     base = studio.assets.vertices
     # Teeth stand a little further in than the mesh has them, or strong jaws show them through the chin.
-    points[np.unique(studio.assets.triangles["teeth"])] -= [0.0, 0.0, 0.05]
-    eyes = np.stack([points[np.unique(studio.assets.triangles[side])].mean(axis=0) for side in _PARTS[3:]])
+    points[np.unique(studio.assets.triangles["upper_teeth"])] -= [0.0, 0.025, 0.05]
+    points[np.unique(studio.assets.triangles["lower_teeth"])] -= [0.0, 0.05, 0.06]
+    eyes = np.stack([points[np.unique(studio.assets.triangles[side])].mean(axis=0) for side in _PARTS[4:]])
     neck = _NECK + 0.5 * (points - base)[studio.scalp.corners[:, 0]].mean(axis=0)
     normals = _normals(points, studio.triangles, studio.assets.original)
     parts = [(points, normals, base, studio.assets.uv, studio.triangles, studio.material, np.zeros(len(points)) + 1)]
@@ -142,6 +143,7 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
         kernels.draw_strands(lines, colors, width, depth, image, hair_drawn if s.casts else drawn)
     if person.glasses != "none":
         _add_lenses(image, camera, pose, person, eyes, points)
+    image *= _exposure(image[skin > 0])
     picture = _develop(np.minimum(image, 2.5).reshape(SIZE, _FINE, SIZE, _FINE, 3).mean(axis=(1, 3)))
     covered = hair_drawn.reshape(SIZE, _FINE, SIZE, _FINE).mean(axis=(1, 3))
     return np.clip(np.round(picture * 255), 0, 255).astype(np.uint8), covered
@@ -498,7 +500,9 @@ def _settings(person: Person) -> np.ndarray:
 
 
 def _brow_color(person: Person) -> np.ndarray:
-    return np.minimum(person.hair_color * 0.7, 0.14 + 0.1 * person.hair_color) * np.array([1.08, 0.95, 0.85])
+    fair = person.hair_color_name == "blond"
+    color = 0.35 * person.hair_color + np.array([0.055, 0.033, 0.016]) if fair else 0.7 * person.hair_color
+    return np.minimum(color, 0.14 + 0.1 * person.hair_color)
 
 
 def _colors(person: Person) -> np.ndarray:
@@ -624,7 +628,7 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, shift: np.nda
         face, free, weight, clump = 0.76, 7.35, 1.1, 0.3
         start = _unit(outward + 0.6 * comb)
     elif style == "back":
-        way = np.array([0.0, 7.75, -0.75]) - base
+        way = _knot(person) - base
         lengths = np.linalg.norm(way, axis=1) * 1.12 + 0.1
         comb = _unit(way + 0.8 * outward)
         layers, weight, stiff, disorder, clump = 0.015 + 0.05 * random, 0.0, 3.0, 0.25, 0.3
@@ -638,6 +642,9 @@ def _cut_of(person: Person, base: np.ndarray, outward: np.ndarray, shift: np.nda
     elif style in ("buzz", "rim"):
         lengths = np.full(n, 0.05 + 0.05 * more) * (1.8 if style == "rim" else 1.0)
         comb, start, layers = outward + 0.5 * down, _unit(outward + 0.4 * down), np.full(n, 0.0)
+        if style == "rim":
+            comb = down + np.array([0.0, 0.0, -0.5])
+            start = _unit(0.3 * outward + comb)
         weight, disorder, clump, steps = 0.0, 1.0, 0.0, 5.0
     else:
         longest = {"side": 0.60, "forward": 0.45, "quiff": 0.5, "pixie": 0.7}[style] * (0.7 + 0.5 * more)
@@ -680,22 +687,46 @@ def _head_hair(
     cut = _cut_of(person, base, outward, shift, rng)
     lines = kernels.grow((places, cut.start, cut.comb, cut.lengths, cut.layers), grid, cut.style)
     lines = _clumped(lines, places, cut.clump, rng)
+    if person.hair_style == "back":
+        bun = _bun(person, lines.shape[1], rng) + shift
+        lines = np.concatenate([lines, bun])
+        outward = np.concatenate([outward, _unit(bun[:, 0] - _knot(person) - shift)])
+        places = np.concatenate([places, bun[:, 0]])
     shape = lines.shape
     posed = pose.move(lines.reshape(-1, 3), lines.reshape(-1, 3) - shift).reshape(shape)
     near = cKDTree(places[:: max(1, len(places) // 220)]).query(places)[1]
     lock = rng.normal(0, 0.10, near.max() + 1)[near]
-    shade = np.exp(lock + rng.normal(0, 0.16, len(chosen)))[:, None]
+    shade = np.exp(lock + rng.normal(0, 0.16, len(places)))[:, None]
     colors = person.hair_color * shade
     if person.hair_color_name == "gray":
-        dark = rng.random((len(chosen), 1)) < 0.3
+        dark = rng.random((len(places), 1)) < 0.3
         colors = np.where(dark, colors * 0.45, colors)
     curly = person.hair_style in ("curls", "coils", "buzz", "rim")
     settings = np.array([0.12 if curly else 0.8, 0.45, 2.2 if curly else 3.2, 0.0])
     center = np.array([0.0, 7.4, 0.45]) + shift
     direction = pose.turn_head(_unit(0.5 * outward + 0.5 * _unit(places - center)))
     return _Strands(
-        posed, direction, colors, settings, np.full(len(chosen), 0.0115 if person.hair_style in _LONG else 0.0088), True
+        posed, direction, colors, settings, np.full(len(places), 0.0115 if person.hair_style in _LONG else 0.0088), True
     )
+
+
+def _knot(person: Person) -> np.ndarray:
+    """Where hair that is combed back is held together, on the base mesh: at the crown or at the back."""
+    return np.array([0.0, 8.62, -0.12]) if person.hair_length > 0.4 else np.array([0.0, 7.75, -0.75])
+
+
+def _bun(person: Person, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Strands [N, steps, 3] wound around the knot."""
+    count = 1500
+    axis = _unit(np.array([0.0, 1.0, -0.3]) + rng.normal(0, 0.35, (count, 3)))
+    first = _unit(np.cross(axis, rng.normal(0, 1, (count, 3))))
+    second = np.cross(axis, first)
+    turn = np.linspace(0, 2.6, steps)[None, :, None]
+    radius = (0.27 * rng.uniform(0.8, 1.05, count))[:, None, None]
+    lift = rng.uniform(-0.16, 0.16, (count, 1, 1)) * axis[:, None]
+    flat = np.sqrt(np.maximum(0.05, 1 - (lift / 0.27) ** 2).min(axis=2, keepdims=True))
+    around = np.cos(turn) * first[:, None] + np.sin(turn) * second[:, None]
+    return _knot(person) + lift + radius * flat * around
 
 
 def _clumped(lines: np.ndarray, places: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -729,7 +760,7 @@ def _beard_hair(
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     x, y, z = base.T
     over_lip = (y > 6.66) & (np.abs(x) < 0.36)
-    lengths = np.where(over_lip, 0.075, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
+    lengths = np.where(over_lip, 0.06, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
     lengths = lengths * rng.uniform(0.6, 1.1, len(chosen)) * (0.35 + 0.65 * density[chosen])
     side = np.stack(
         [np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)],
@@ -760,7 +791,7 @@ def _brow_hair(
 ) -> _Strands:
     roots = studio.brows
     density = kernels.densities(roots.base, 2, person.brow)
-    chosen = _pick(roots, density, int(420 + 520 * person.brow_dark), rng)
+    chosen = _pick(roots, density, int((420 + 520 * person.brow_dark) * (1.0 if person.male else 0.7)), rng)
     base = roots.base[chosen]
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     x, y, _ = base.T
@@ -821,6 +852,11 @@ def _scatter_under_skin(falling: np.ndarray, skin: np.ndarray) -> np.ndarray:
         weight = skin * (0.55, 0.45, 0.35)[channel]
         result[..., channel] += weight * (spread - falling[..., channel])
     return result
+
+
+def _exposure(skin: np.ndarray) -> float:
+    """What a camera does half of: bring the face, however dark or brightly lit, to a middle brightness."""
+    return float(np.clip((0.42 / (skin @ [0.21, 0.72, 0.07]).mean()) ** 0.5, 0.6, 1.6))
 
 
 def _develop(image: np.ndarray) -> np.ndarray:

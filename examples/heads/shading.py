@@ -11,7 +11,7 @@ from numba import njit
 Array = np.ndarray
 Vector = tuple[float, float, float]
 
-SKIN, TEETH, TONGUE, LEFT_EYE, RIGHT_EYE, CLOTH, SECOND_CLOTH, FRAME = range(8)
+SKIN, UPPER_TEETH, LOWER_TEETH, TONGUE, LEFT_EYE, RIGHT_EYE, CLOTH, SECOND_CLOTH, FRAME = range(9)
 
 
 # Eight places on a spiral within the unit circle, turned 64 ways: every pixel takes another of them.
@@ -218,13 +218,13 @@ def shade(
                     ny += 0.35 * age * crow * math.sin((q[1] + 0.3 * (abs(q[0]) - 0.6) * (q[1] - 7.27)) * 130)
                 nx, ny, nz = _unit(nx, ny, nz)
                 skin[row, column] = 1.0
-            elif kind == TEETH:
+            elif kind in (UPPER_TEETH, LOWER_TEETH):
                 gap = abs(math.sin(q[0] * 40.0)) ** 0.35
                 for k in range(3):
                     color[k] = (0.95, 0.88, 0.76)[k] * (0.72 + 0.28 * gap)
-                upper = smoothstep(6.62, 6.60, q[1])
                 deep = smoothstep(1.48, 1.15, q[2])
-                occluded = max(occluded, 0.75) * (1 - 0.8 * deep) * (1 - 0.3 * upper)
+                lit = 1.0 if kind == UPPER_TEETH else 0.4
+                occluded = lit * max(occluded, 0.75) * (1 - 0.8 * deep)
                 rough = 0.28
                 wrap = 0.2
             elif kind == TONGUE:
@@ -277,7 +277,7 @@ def shade(
                 shine = 0.4
             turn = (row * 37 + column * 23 + (row * column) % 61) & 63
             seen = light_visible((shadow, hair_depth, hair_count), lp[0], lp[1], lp[2], softness, turn)
-            if kind in (TEETH, LEFT_EYE, RIGHT_EYE):
+            if kind in (UPPER_TEETH, LOWER_TEETH, LEFT_EYE, RIGHT_EYE):
                 seen = 0.35 + 0.65 * seen
             up = 0.5 + 0.5 * ny
             for k in range(3):
