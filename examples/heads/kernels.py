@@ -411,6 +411,7 @@ def draw_strands(screen: Array, colors: Array, width: Array, depth: Array, image
                         image[row, column, 0] += cover * (red - image[row, column, 0])
                         image[row, column, 1] += cover * (green - image[row, column, 1])
                         image[row, column, 2] += cover * (blue - image[row, column, 2])
-                        if cover > 0.3:
+                        # A pixel mostly uncovered stays open to strands behind, or what is behind them shows as dots.
+                        if cover > 0.7:
                             depth[row, column] = z
                         drawn[row, column] += cover * (1 - drawn[row, column])

@@ -760,7 +760,7 @@ def _beard_hair(
     places, outward = _on_skin(roots, chosen, points), _unit(_on_skin(roots, chosen, normals))
     x, y, z = base.T
     over_lip = (y > 6.66) & (np.abs(x) < 0.36)
-    lengths = np.where(over_lip, 0.06, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
+    lengths = np.where(over_lip, 0.068, person.beard_length * (0.45 + 0.55 * _smooth(6.9, 6.35, y)))
     lengths = lengths * rng.uniform(0.6, 1.1, len(chosen)) * (0.35 + 0.65 * density[chosen])
     side = np.stack(
         [np.sign(x) * (0.3 + 1.5 * over_lip * np.minimum(1, np.abs(x) / 0.1)), -1.0 + 0 * x, 0.15 - 0.3 * (z < 1)],

@@ -221,12 +221,12 @@ def shade(
             elif kind in (UPPER_TEETH, LOWER_TEETH):
                 gap = abs(math.sin(q[0] * 40.0)) ** 0.35
                 for k in range(3):
-                    color[k] = (0.95, 0.88, 0.76)[k] * (0.72 + 0.28 * gap)
+                    color[k] = (1.0, 0.93, 0.80)[k] * (0.72 + 0.28 * gap)
                 deep = smoothstep(1.48, 1.15, q[2])
                 lit = 1.0 if kind == UPPER_TEETH else 0.4
-                occluded = lit * max(occluded, 0.75) * (1 - 0.8 * deep)
+                occluded = lit * max(occluded, 0.85) * (1 - 0.8 * deep)
                 rough = 0.28
-                wrap = 0.2
+                wrap = 0.7
             elif kind == TONGUE:
                 for k in range(3):
                     color[k] = (0.45, 0.14, 0.13)[k]
@@ -253,9 +253,15 @@ def shade(
                     color[k] += iris * (within + 0.004 - color[k])
                 rough = 0.24
                 shine = 2.6
+                # The cornea bulges: over the iris its surface turns faster than the ball's, and there light glints.
+                if angle < 0.47:
+                    along = nx * gx + ny * gy + nz * gz
+                    nx, ny, nz = _unit(
+                        nx + 0.7 * (nx - along * gx), ny + 0.7 * (ny - along * gy), nz + 0.7 * (nz - along * gz)
+                    )
                 # The lids shade the ball from above and at both corners.
-                occluded *= 0.45 + 0.55 * smoothstep(0.62, 0.22, ny)
-                occluded *= 1 - 0.35 * smoothstep(0.45, 0.9, abs(nx - gx))
+                occluded *= 0.45 + 0.55 * smoothstep(0.62, 0.22, (p[1] - eyes[e, 1]) / 0.15)
+                occluded *= 1 - 0.35 * smoothstep(0.45, 0.9, abs((p[0] - eyes[e, 0]) / 0.15 - gx))
                 wrap = 0.2
             elif kind == FRAME:
                 for k in range(3):
@@ -278,7 +284,7 @@ def shade(
             turn = (row * 37 + column * 23 + (row * column) % 61) & 63
             seen = light_visible((shadow, hair_depth, hair_count), lp[0], lp[1], lp[2], softness, turn)
             if kind in (UPPER_TEETH, LOWER_TEETH, LEFT_EYE, RIGHT_EYE):
-                seen = 0.35 + 0.65 * seen
+                seen = 0.5 + 0.5 * seen
             up = 0.5 + 0.5 * ny
             for k in range(3):
                 albedo[row, column, k] = min(1.0, max(0.002, color[k]))
