@@ -79,10 +79,14 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
     eyes = np.stack([points[np.unique(studio.assets.triangles[side])].mean(axis=0) for side in _PARTS[4:]])
     neck = _NECK + 0.5 * (points - base)[studio.scalp.corners[:, 0]].mean(axis=0)
     normals = _normals(points, studio.triangles, studio.assets.original)
-    parts = [(points, normals, base, studio.assets.uv, studio.triangles, studio.material, np.zeros(len(points)) + 1)]
+    parts: list[tuple[np.ndarray, ...]] = [
+        (points, normals, base, studio.assets.uv, studio.triangles, studio.material, np.zeros(len(points)) + 1)
+    ]
     parts += _clothes(studio, person, points, normals)
     pose = _Pose(person, neck)
-    posed = [(pose.move(p, b), pose.turn(n, b), b, uv, t, m, cut) for p, n, b, uv, t, m, cut in parts]
+    posed: list[tuple[np.ndarray, ...]] = [
+        (pose.move(p, b), pose.turn(n, b), b, uv, t, m, cut) for p, n, b, uv, t, m, cut in parts
+    ]
     if person.glasses != "none":
         posed.append(_glasses(person, points, eyes, pose))
     solid = _merge(posed)
@@ -212,9 +216,10 @@ def _normals(points: np.ndarray, triangles: np.ndarray, original: np.ndarray) ->
 
 def _merge(parts: list[tuple[np.ndarray, ...]]) -> _Solid:
     offsets = np.cumsum([0] + [len(part[0]) for part in parts])
-    columns = [np.concatenate([part[k] for part in parts]) for k in (0, 1, 2, 3)]
+    points, normals, base, uv = (np.concatenate([part[k] for part in parts]) for k in (0, 1, 2, 3))
     triangles = np.concatenate([part[4] + offset for part, offset in zip(parts, offsets)])
-    return _Solid(*columns, triangles, np.concatenate([p[5] for p in parts]), np.concatenate([p[6] for p in parts]))
+    material, cut = (np.concatenate([part[k] for part in parts]) for k in (5, 6))
+    return _Solid(points, normals, base, uv, triangles, material, cut)
 
 
 # --- pose and camera
