@@ -73,14 +73,18 @@ def render(studio: Studio, person: Person) -> tuple[np.ndarray, np.ndarray]:
     size = SIZE * _FINE
     points = _morph(studio.assets, person.weights)
     base = studio.assets.vertices
-    # Teeth stand a little further in than the mesh has them, or strong jaws show them through the chin.
+    # The lining of the mouth and the teeth stand a little further in than the mesh has them, or strong jaws show them through the chin.
+    u, v = studio.assets.uv.T
+    lining = (u > 0.74) & (u < 0.93) & (v < 0.15)
+    points[:, 2] -= 0.08 * lining * (1 - _smooth(1.44, 1.51, base[:, 2]))
     points[np.unique(studio.assets.triangles["upper_teeth"])] -= [0.0, 0.025, 0.05]
-    points[np.unique(studio.assets.triangles["lower_teeth"])] -= [0.0, 0.05, 0.06]
+    points[np.unique(studio.assets.triangles["lower_teeth"])] -= [0.0, 0.05, 0.10]
     eyes = np.stack([points[np.unique(studio.assets.triangles[side])].mean(axis=0) for side in _PARTS[4:]])
     neck = _NECK + 0.5 * (points - base)[studio.scalp.corners[:, 0]].mean(axis=0)
     normals = _normals(points, studio.triangles, studio.assets.original)
-    parts = [(points, normals, base, studio.assets.uv, studio.triangles, studio.material, np.zeros(len(points)) + 1)]
-    parts += _clothes(studio, person, points, normals)
+    shells = _clothes(studio, person, points, normals)
+    covered = _covered(studio, shells)
+    parts = [(points, normals, base, studio.assets.uv, studio.triangles, studio.material, 0.07 - covered), *shells]
     pose = _Pose(person, neck)
     posed = [(pose.move(p, b), pose.turn(n, b), b, uv, t, m, cut) for p, n, b, uv, t, m, cut in parts]
     if person.glasses != "none":
@@ -318,8 +322,7 @@ class _ShadowView:
 
 def _clothes(studio: Studio, person: Person, points: np.ndarray, normals: np.ndarray) -> list[tuple[np.ndarray, ...]]:
     base = studio.assets.vertices
-    skin = studio.assets.triangles["skin"]
-    low = skin[(base[skin][:, :, 1] < 6.2).all(axis=1)]
+    low = _low_skin(studio)
     used, packed = np.unique(low, return_inverse=True)
     packed = packed.reshape(low.shape)
     b = base[used]
@@ -330,19 +333,34 @@ def _clothes(studio: Studio, person: Person, points: np.ndarray, normals: np.nda
         neckline = front + (back - front) * behind
         if slope:
             neckline = np.where(b[:, 2] > 0.1, np.minimum(front + slope * np.abs(b[:, 0]), back), back)
-        moved = points[used] + (out + 0.02 * np.sin(b[:, :1] * 5 + b[:, 1:2] * 3)) * normals[used]
+        neckline = neckline + np.maximum(0, np.abs(b[:, 0]) - 0.75)  # shoulders are always covered
+        moved = points[used] + (out + 0.012 * np.sin(b[:, :1] * 5 + b[:, 1:2] * 3)) * normals[used]
         material = np.full(len(packed), kind)
         return moved, normals[used], b, studio.assets.uv[used], packed, material, neckline - b[:, 1]
 
     first, second = shading.CLOTH, shading.SECOND_CLOTH
     return {
-        "crew": [shell(5.60, 5.86, 0, 0.05, first)],
-        "vee": [shell(4.75, 5.86, 2.2, 0.05, first)],
-        "scoop": [shell(5.15, 5.75, 0, 0.045, first)],
+        "crew": [shell(5.60, 5.86, 0, 0.06, first)],
+        "vee": [shell(4.75, 5.86, 2.2, 0.06, first)],
+        "scoop": [shell(5.15, 5.75, 0, 0.055, first)],
         "turtle": [shell(5.98, 6.02, 0, 0.09, first)],
-        "shirt": [shell(5.25, 5.98, 2.6, 0.075, first), shell(5.62, 5.86, 0, 0.03, second)],
+        "shirt": [shell(5.25, 5.98, 2.6, 0.075, first), shell(5.62, 5.86, 0, 0.04, second)],
         "jacket": [shell(4.3, 5.86, 2.4, 0.12, first), shell(5.3, 5.97, 2.6, 0.06, second)],
     }[person.clothes]
+
+
+def _covered(studio: Studio, shells: list[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """How far below a neckline each vertex lies [V]: what is well below is not drawn, lest it show through."""
+    low = np.unique(_low_skin(studio))
+    covered = np.full(len(studio.assets.vertices), -1.0)
+    covered[low] = np.max([shell[-1] for shell in shells], axis=0)
+    return covered
+
+
+def _low_skin(studio: Studio) -> np.ndarray:
+    """Triangles [T, 3] of the skin that clothes may cover."""
+    skin = studio.assets.triangles["skin"]
+    return skin[(studio.assets.vertices[skin][:, :, 1] < 6.2).all(axis=1)]
 
 
 def _frame_paths(person: Person, points: np.ndarray, eyes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
