@@ -245,7 +245,7 @@ def beard_density(x: float, y: float, z: float, beard: Array) -> float:
     jaw *= smoothstep(6.0, 6.2, up + 0.25 * ax)
     sideburn = smoothstep(0.62, 0.69, side) * smoothstep(6.82, 6.92, up) * (1 - smoothstep(0.88, 0.98, z + wobble))
     density = max(max(moustache * beard[0], chin * beard[1]), max(jaw * beard[2], sideburn * beard[3]))
-    return density * smoothstep(0.55, 0.68, z)
+    return density * smoothstep(0.55, 0.68, z) * smoothstep(6.06, 6.18, y)
 
 
 @njit(cache=True)

@@ -149,9 +149,10 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 def _merge(parts: list[tuple[np.ndarray, ...]]) -> _Solid:
     offsets = np.cumsum([0] + [len(part[0]) for part in parts])
-    columns = [np.concatenate([part[k] for part in parts]) for k in (0, 1, 2, 3)]
-    triangles = np.concatenate([part[4] + offset for part, offset in zip(parts, offsets)])
-    return _Solid(*columns, triangles, np.concatenate([p[5] for p in parts]), np.concatenate([p[6] for p in parts]))
+    points, normals, base, uv, triangles, material, cut = zip(*parts)
+    shifted = [rows + offset for rows, offset in zip(triangles, offsets)]
+    joined = (np.concatenate(arrays) for arrays in (points, normals, base, uv, shifted, material, cut))
+    return _Solid(*joined)
 
 
 def _settings(person: Person) -> np.ndarray:

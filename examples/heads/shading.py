@@ -168,15 +168,21 @@ def shade(
                     color[0] *= 1 - 0.35 * shadowed + 0.05 * blush
                     color[1] *= 1 - 0.45 * shadowed - 0.16 * blush
                     color[2] *= 1 - 0.35 * shadowed - 0.12 * blush
+                bare = (1 - smoothstep(0.2, 0.6, lip)) * (1 - ear)  # where a beard may grow
                 if stubble > 0 and q[1] < 7.3:
-                    grown = beard_density(q[0], q[1], q[2], beard) * (1 - smoothstep(0.2, 0.6, lip))
+                    grown = beard_density(q[0], q[1], q[2], beard) * bare
                     grain = 0.75 + 0.35 * noise(q[0] * 60, q[1] * 60 + seed, q[2] * 60)
                     grown *= stubble * grain
                     for k in range(3):
                         shadow_color = 0.35 * colors[0, k] * (1.0, 0.98, 1.0)[k] + 0.3 * colors[4, k]
                         color[k] += grown * (shadow_color - color[k])
                 if beard_root > 0 and q[1] < 7.3:
-                    grown = beard_root * beard_density(q[0], q[1], q[2], beard) * (1 - smoothstep(0.2, 0.6, lip))
+                    grown = (
+                        beard_root
+                        * beard_density(q[0], q[1], q[2], beard)
+                        * (1 - smoothstep(0.2, 0.6, lip))
+                        * (1 - ear)
+                    )
                     for k in range(3):
                         color[k] += grown * (0.5 * colors[4, k] + 0.08 * colors[0, k] - color[k])
                 if q[2] > 0.9 and q[1] > 7.2:
