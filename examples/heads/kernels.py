@@ -5,12 +5,21 @@ Pictures are indexed [row, column] with row 0 at the top. Depth is the distance 
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 
+import numba
 import numpy as np
 from numba import njit
 
 Array = np.ndarray
+
+# numba keeps a compiled function until its own file changes, though what it calls has changed in another: so what is
+# kept lies under a name of both files' contents.
+_HERE = Path(__file__).parent
+_CONTENTS = b"".join((_HERE / name).read_bytes() for name in ("kernels.py", "shading.py"))
+numba.config.CACHE_DIR = str(_HERE / "__pycache__" / hashlib.sha256(_CONTENTS).hexdigest()[:16])
 
 FAR = 1e9
 
