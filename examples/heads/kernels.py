@@ -5,12 +5,21 @@ Pictures are indexed [row, column] with row 0 at the top. Depth is the distance 
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 
+import numba
 import numpy as np
 from numba import njit
 
 Array = np.ndarray
+
+# numba keeps a compiled function until its own file changes, though what it calls has changed in another: so what is
+# kept lies under a name of both files' contents.
+_HERE = Path(__file__).parent
+_CONTENTS = b"".join((_HERE / name).read_bytes() for name in ("kernels.py", "shading.py"))
+numba.config.CACHE_DIR = str(_HERE / "__pycache__" / hashlib.sha256(_CONTENTS).hexdigest()[:16])
 
 FAR = 1e9
 
@@ -245,7 +254,7 @@ def beard_density(x: float, y: float, z: float, beard: Array) -> float:
     jaw *= smoothstep(6.0, 6.2, up + 0.25 * ax)
     sideburn = smoothstep(0.62, 0.69, side) * smoothstep(6.82, 6.92, up) * (1 - smoothstep(0.88, 0.98, z + wobble))
     density = max(max(moustache * beard[0], chin * beard[1]), max(jaw * beard[2], sideburn * beard[3]))
-    return density * smoothstep(0.55, 0.68, z)
+    return density * smoothstep(0.55, 0.68, z) * smoothstep(6.06, 6.18, y)
 
 
 @njit(cache=True)

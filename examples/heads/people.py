@@ -221,8 +221,6 @@ def describe(number: int, seed: int = 0) -> Person:
     )
     if lipstick:
         lips = linear(_LIPSTICKS[rng.integers(len(_LIPSTICKS))]) * rng.uniform(0.85, 1.15)
-    else:
-        rng.random(2)
     beard = str(rng.choice(["none", "stubble", "mustache", "goatee", "full", "sideburns"], p=_beards(male)))
     frames = ("none", "round", "square", "oval")
     glasses = str(rng.choice(frames, p=[0.78, 0.07, 0.09, 0.06] if young else [0.66, 0.1, 0.14, 0.1]))
@@ -424,7 +422,6 @@ def _hair_style(rng: np.random.Generator, male: bool, young: bool) -> tuple[str,
         receding = float(rng.uniform(0.1, 0.4) if rng.random() < (0.15 if young else 0.55) else 0.0)
         return style, 0.0 if style in ("bald", "rim", "long", "forward") else receding
     style = str(rng.choice(FEMALE_STYLES, p=np.array([26, 22, 15, 12, 11, 6, 8]) / 100))
-    rng.random(2)
     return style, 0.0
 
 
@@ -472,5 +469,5 @@ def _background(rng: np.random.Generator) -> dict[str, object]:
         "colors": np.stack([base, _cloth_color(rng), _cloth_color(rng, pale=True)]),
         "center": rng.uniform(0.2, 0.8, 2),
         "seed": float(rng.uniform(0, 500)),
-        "discs": rng.random((28, 6)),
+        "discs": rng.random((18, 6)),
     }

@@ -23,7 +23,8 @@ import numpy as np
 from assets import MissingDataError, load_assets
 from people import ATTRIBUTES, attributes_of, describe
 from PIL import Image
-from scene import Studio, open_studio, render
+from scene import render
+from studio import Studio, open_studio
 from tqdm import tqdm
 
 _IMAGES = "CelebA-HQ-img"

@@ -94,8 +94,9 @@ def shade(
         mesh: triangles [T, 3], material [T], posed points, normals and points of the base mesh [V, 3], uv [V, 2],
             points in the shadow map [V, 3].
         maps: masks of lips, mouth and ears, then the shadow map's depth, hair's first depth and number.
-        person: colours [10, 3] (skin, lips, iris, hair, brow, cloth, second cloth, frame, and two spare), settings
-            [16], settings of hair [25], of beard [6], of brows [4], eyes [2, 6] (centre and gaze), camera [3].
+        person: colours [8, 3] (skin, lips, iris, hair, brow, cloth, second cloth, frame), settings [12] in the order in
+            which they are unpacked below, settings of hair [25], of beard [6], of brows [4], eyes [2, 6] (centre and
+            gaze), camera [3].
         lights: directions [3, 3] and colours [5, 3] of key, fill, rim, then sky and ground, and the softness.
     """
     depth, index, bary, open_sky = pixels
@@ -108,7 +109,7 @@ def shade(
     falling = np.zeros((height, width, 3))
     gloss = np.zeros((height, width, 3))
     skin = np.zeros((height, width))
-    seed, tone, rosy, freckles, age, stubble, makeup, beard_root, bald, brow_dark = settings[:10]
+    seed, tone, rosy, freckles, age, stubble, makeup, beard_root, bald, brow_dark, metal, striped = settings
     p, n, q, lp = np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(3)
     color = np.zeros(3)
     for row in range(height):
@@ -136,7 +137,6 @@ def shade(
                 lip = sample_mask(lips_mask, u, v)
                 inside = sample_mask(mouth_mask, u, v)
                 ear = sample_mask(ears_mask, u, v)
-                # The mask of the mouth's inside reaches over the lips' edge; the lips' own edge is the better one.
                 coarse = noise(q[0] * 4 + seed, q[1] * 4, q[2] * 4)
                 fine = noise(q[0] * 16, q[1] * 16 + seed, q[2] * 16) + 0.6 * noise(
                     q[0] * 38 + seed, q[1] * 38, q[2] * 38
@@ -168,15 +168,21 @@ def shade(
                     color[0] *= 1 - 0.35 * shadowed + 0.05 * blush
                     color[1] *= 1 - 0.45 * shadowed - 0.16 * blush
                     color[2] *= 1 - 0.35 * shadowed - 0.12 * blush
+                bare = (1 - smoothstep(0.2, 0.6, lip)) * (1 - ear)  # where a beard may grow
                 if stubble > 0 and q[1] < 7.3:
-                    grown = beard_density(q[0], q[1], q[2], beard) * (1 - smoothstep(0.2, 0.6, lip))
+                    grown = beard_density(q[0], q[1], q[2], beard) * bare
                     grain = 0.75 + 0.35 * noise(q[0] * 60, q[1] * 60 + seed, q[2] * 60)
                     grown *= stubble * grain
                     for k in range(3):
                         shadow_color = 0.35 * colors[0, k] * (1.0, 0.98, 1.0)[k] + 0.3 * colors[4, k]
                         color[k] += grown * (shadow_color - color[k])
                 if beard_root > 0 and q[1] < 7.3:
-                    grown = beard_root * beard_density(q[0], q[1], q[2], beard) * (1 - smoothstep(0.2, 0.6, lip))
+                    grown = (
+                        beard_root
+                        * beard_density(q[0], q[1], q[2], beard)
+                        * (1 - smoothstep(0.2, 0.6, lip))
+                        * (1 - ear)
+                    )
                     for k in range(3):
                         color[k] += grown * (0.5 * colors[4, k] + 0.08 * colors[0, k] - color[k])
                 if q[2] > 0.9 and q[1] > 7.2:
@@ -266,12 +272,12 @@ def shade(
             elif kind == FRAME:
                 for k in range(3):
                     color[k] = colors[7, k]
-                rough = 0.25 if settings[10] > 0.5 else 0.35
-                shine = 5.0 if settings[10] > 0.5 else 1.3
+                rough = 0.25 if metal > 0.5 else 0.35
+                shine = 5.0 if metal > 0.5 else 1.3
             else:
                 which = 5 if kind == CLOTH else 6
                 weave = 0.5 * noise(q[0] * 45, q[1] * 45, q[2] * 45) + 0.5 * noise(q[0] * 90, q[1] * 25, q[2] * 90)
-                if settings[11] > 0.5 and kind == CLOTH:
+                if striped > 0.5 and kind == CLOTH:
                     weave += 0.9 * math.sin(q[1] * 60 + 2 * noise(q[0] * 3, q[1] * 3, seed)) * 0.3
                 for k in range(3):
                     color[k] = colors[which, k] * (1 + 0.10 * weave)
@@ -302,10 +308,7 @@ def shade(
                 for k in range(3):
                     falling[row, column, k] += reach * soft * light_colors[s, k]
                     gloss[row, column, k] += (
-                        reach
-                        * bright
-                        * light_colors[s, k]
-                        * (colors[7, k] if kind == FRAME and settings[10] > 0.5 else 1.0)
+                        reach * bright * light_colors[s, k] * (colors[7, k] if kind == FRAME and metal > 0.5 else 1.0)
                     )
             # The surroundings mirrored at a grazing angle.
             facing = max(0.0, nx * vx + ny * vy + nz * vz)
@@ -332,7 +335,7 @@ def shade_strands(
         strands: float64 [N, K, 3] posed points.
         roots: float64 [N, 3] outward directions at the roots.
         color: float64 [N, 3] of the strands.
-        settings: float64 [4]: gloss, how dark the roots are, how far light gets in, seed.
+        settings: float64 [3]: gloss, how dark the roots are, how far light gets in.
         maps: depth of the solid shadow map, then hair's first depth.
         in_shadow: float64 [N, K, 3] points in the shadow map.
         lights: as `shade` takes them.
@@ -343,7 +346,7 @@ def shade_strands(
     directions, light_colors, _ = lights
     size = shadow.shape[0]
     result = np.zeros((count, steps, 3))
-    glossy, root_dark, depth_dark = settings[0], settings[1], settings[2]
+    glossy, root_dark, depth_dark = settings
     for i in range(count):
         for k in range(steps):
             j = min(k, steps - 2)
@@ -377,8 +380,8 @@ def shade_strands(
                 facing = 0.5 + 0.5 * (ox * lx + oy * ly + oz * lz)
                 facing = smoothstep(0.15, 0.9, facing)
                 reach = facing * inner * (seen if s == 0 else 0.3 + 0.7 * seen)
-                cos_first = sin_l * sin_v - (tl * tv) - 0.0
-                first = max(0.0, cos_first - 0.0) ** 60
+                cos_first = sin_l * sin_v - tl * tv
+                first = max(0.0, cos_first) ** 60
                 second = max(0.0, sin_l * sin_v - (tl + 0.12) * tv) ** 16
                 for c in range(3):
                     result[i, k, c] += (

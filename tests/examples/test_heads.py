@@ -28,11 +28,12 @@ import assets
 import people
 import render
 import scene
+import studio as heads_studio
 
 
 @pytest.fixture(scope="module")
 def studio() -> Any:
-    return scene.open_studio(assets.load_assets())
+    return heads_studio.open_studio(assets.load_assets())
 
 
 def first(what: str, value: object) -> Any:
