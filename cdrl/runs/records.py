@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cdrl.foreign.files import read_file
-from cdrl.runs.run import LONGEST_TEXT, RunError
+from cdrl.runs.run import LONGEST_TEXT, RunError, reading
 
 R = TypeVar("R", bound="Record")
 
@@ -63,11 +63,8 @@ def read_record(path: Path, kind: type[R]) -> R:
         RunError: the file is missing or damaged, or holds something of another kind; the message names what.
     """
     try:
-        return kind.model_validate_json(read_file(path, LONGEST_TEXT))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path):
+            return kind.model_validate_json(read_file(path, LONGEST_TEXT))
     except ValidationError as error:
         raise RunError(f"{path}: {first_fault(error)}") from None
     except ValueError as error:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
         partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the system says of a file that cannot be read into a RunError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -56,11 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing or damaged.
     """
     try:
-        values = load_json(read_file(path, LONGEST_TEXT).decode("utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path):
+            values = load_json(read_file(path, LONGEST_TEXT).decode("utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
@@ -75,9 +84,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RunError: the file is missing or damaged.
     """
     try:
-        values = load_yaml(read_file(path, LONGEST_TEXT).decode("utf-8"))
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path):
+            values = load_yaml(read_file(path, LONGEST_TEXT).decode("utf-8"))
     except ValueError as error:
         raise RunError(f"{path}: not a readable YAML file: {error}") from None
     if not isinstance(values, dict):
@@ -99,12 +107,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         RunError: the file is missing or damaged.
     """
     try:
-        open_file(path).close()  # a pipe in its place would be waited for
-        return load_file(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        with reading(path):
+            open_file(path).close()  # a pipe in its place would be waited for
+            return load_file(path)
     except SafetensorError as error:
         raise RunError(f"{path}: not a whole safetensors file ({error})") from None
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -109,20 +109,16 @@ def _steps(value: str) -> int | str:
     return value if value == "auto" else int(value)
 
 
-_TYPES: dict[str, Any] = {
-    "step_adjustment": bool,
-    "temperature": float,
-    "denoise": float,
-    "leapfrog_steps": int,
-}
-
-
 def _sampler_option(name: str, field: FieldInfo) -> inspect.Parameter:
     """The option of a sampler's setting: its meaning and default are those of `SamplerSettings`."""
     default = "" if field.default is None else f", else {field.default}"
     text = f"{field.description}  [default: the run's own{default}]"
-    only_steps: dict[str, Any] = {"parser": _steps, "metavar": "<int|auto>"} if name == "steps" else {}
-    annotation: Any = Annotated[_TYPES.get(name, str) | None, typer.Option(help=text, **only_steps)]
+    # Of a setting that may be None the other type is the option's.
+    kind: Any = next(iter(get_args(field.annotation)), field.annotation)
+    parsing: dict[str, Any] = {}
+    if name == "steps":
+        kind, parsing = str, {"parser": _steps, "metavar": "<int|auto>"}
+    annotation: Any = Annotated[kind | None, typer.Option(help=text, **parsing)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
