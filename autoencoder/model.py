@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cdrl.config import BottleneckConfig, ConfigError
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import load_weights, replaced_model
+from cdrl.runs.pretrained import shipped_or
 from cdrl.runs.records import Record, first_fault, read_record
 from cdrl.runs.run import RunError, save_tensors, write_json
 
@@ -232,7 +233,12 @@ def save_autoencoder(folder: Path, autoencoder: Autoencoder, **facts: Any) -> No
 
 
 def find_autoencoder(folder: Path) -> Path:
-    """The folder of the first stage that a run folder or a model folder holds. Raises RunError where there is none."""
+    """The folder of the first stage of a run or model folder, or of weights that ship under this name.
+
+    Raises:
+        RunError: there is none.
+    """
+    folder = shipped_or(folder)
     for place in _PLACES:
         if (folder / place / DESCRIPTION).exists():
             return folder / place

@@ -77,7 +77,12 @@ class LatentDecoder:
 
     @torch.no_grad()
     def images(self, grids: Tensor) -> Tensor:
-        return torch.cat([self.decoded(part) for part in grids.split(BATCH)]).float().clamp(-1, 1)
+        return torch.cat([self.decoded(part).float().clamp(-1, 1) for part in grids.split(self.batch)])
+
+    @property
+    def batch(self) -> int:
+        """Images decoded together: fewer of large ones."""
+        return max(1, min(BATCH, BATCH * 128**2 // self.autoencoder.image_size**2))
 
     def decoded(self, grids: Tensor) -> Tensor:
         """Like `images`, but differentiable and not clamped."""
@@ -157,8 +162,8 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Convert images [N, 1 or 3, H, W] in [-1, 1] to 8-bit PIL images."""
-    arrays = to_bytes(images).movedim(1, -1).cpu().numpy()
+    """Convert images [N, 1 or 3, H, W], uint8 or in [-1, 1], to 8-bit PIL images."""
+    arrays = (images if images.dtype == torch.uint8 else to_bytes(images)).movedim(1, -1).cpu().numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 

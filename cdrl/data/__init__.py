@@ -4,7 +4,7 @@ from cdrl.data.fingerprint import data_facts
 from cdrl.data.images.census import LEFT_OUT, data_in_words
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
-from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split, as_floats, image_batches
 from cdrl.data.loading import (
     StreamedTrainingSet,
     TrainingSet,
@@ -44,11 +44,13 @@ __all__ = [
     "Split",
     "StreamedTrainingSet",
     "TrainingSet",
+    "as_floats",
     "check_batch",
     "checkerboard_density",
     "class_names",
     "data_facts",
     "data_in_words",
+    "image_batches",
     "image_training_set",
     "inside_squares",
     "latent_training_set",

@@ -10,7 +10,7 @@ from kornia.geometry.transform import hflip
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, first_not_finite
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, as_floats, first_not_finite
 from cdrl.sampling.noise import derive_seed
 
 _ALL = slice(None)
@@ -140,8 +140,7 @@ class TrainingSet:
         grids = self._grids[elements]
         if self._mirrors:
             grids = grids[torch.arange(len(grids)), self._draw("mirror", 2, step, rows)]
-        if grids.dtype == torch.uint8:
-            grids = grids / 127.5 - 1
+        grids = as_floats(grids)
         if self._flip:
             flipped = self._draw("mirror", 2, step, rows).bool()
             grids[flipped] = hflip(grids[flipped])

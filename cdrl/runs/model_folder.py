@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from cdrl.config import parse_config
@@ -90,7 +91,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 f"{path}: of another model: '{name}' is {list(tensors[name].shape)}, "
                 f"expected {list(expected[name].shape)}"
             )
-        if tensors[name].dtype != expected[name].dtype:
+        # Weights that were given away may be stored in half precision; they are computed with in single precision.
+        is_half = tensors[name].dtype == torch.float16 and expected[name].dtype == torch.float32
+        if tensors[name].dtype != expected[name].dtype and not is_half:
             raise RunError(f"{path}: '{name}' is of {tensors[name].dtype}, expected {expected[name].dtype}")
     check_finite(path, tensors)
     if any(value.is_meta for value in expected.values()):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, Split, load_images
+from cdrl.data import DataError, Split, as_floats, training_images
 from cdrl.registry import DATA_SETS
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
@@ -153,11 +153,11 @@ class Source:
 
     def images(self, count: int, seed: int) -> Tensor:
         """Up to ``count`` images that are read, chosen at random where there are more: [N, C, H, W] in [-1, 1]."""
-        found = load_images(self.data, self.split).images
+        found = training_images(self.data, self.split).grids
         if len(found) > count:
             generator = torch.Generator().manual_seed(derive_seed(seed, "images", self.spec))
-            found = found[torch.randperm(len(found), generator=generator)[:count].sort().values]
-        return found / 127.5 - 1
+            return as_floats(found[torch.randperm(len(found), generator=generator)[:count].sort().values])
+        return as_floats(found[:])
 
 
 def title(spec: str) -> str:

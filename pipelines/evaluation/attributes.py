@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.model import Autoencoder
 from cdrl.config import DataConfig
-from cdrl.data import ImageSet, load_images
+from cdrl.data import GridSet, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
@@ -21,6 +21,7 @@ from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, check_options
 from pipelines.composition import compose, concept_class
 from pipelines.decoding import LatentDecoder, captioned_picture
+from pipelines.evaluation.first_stage import reconstruct
 from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
 from pipelines.generation import default_device
 
@@ -50,29 +51,20 @@ class AttributeReferee:
     @classmethod
     def of(cls, data: DataConfig, autoencoder: Autoencoder | None) -> AttributeReferee:
         """Train the judge on the training split."""
-        train, test = load_images(data, "train"), load_images(data, "test")
-        judge = train_attribute_judge(
-            train.images / 127.5 - 1, known_attributes(train, data.attributes), steps=JUDGE_STEPS, seed=0
-        )
-        truth, real = known_attributes(test, data.attributes), test.images / 127.5 - 1
+        train, test = training_images(data), training_images(data, "test")
+        judge = train_attribute_judge(train.grids, known_attributes(train, data.attributes), steps=JUDGE_STEPS, seed=0)
+        truth = known_attributes(test, data.attributes)
         reconstructed = None
         if autoencoder is not None:
-            reconstructed = readings(judge.read(reconstructions(autoencoder, real)), truth, data.attributes)
-        return cls(judge, data.attributes, readings(judge.read(real), truth, data.attributes), reconstructed)
+            made = reconstruct(autoencoder, test.grids).images
+            reconstructed = readings(judge.read(made), truth, data.attributes)
+        return cls(judge, data.attributes, readings(judge.read(test.grids), truth, data.attributes), reconstructed)
 
 
-def known_attributes(images: ImageSet, names: Sequence[str]) -> Tensor:
+def known_attributes(images: GridSet, names: Sequence[str]) -> Tensor:
     """True attributes of images that have attributes: bool [N, A], in the order of ``names``."""
     assert images.attributes is not None
     return images.attributes[:, [images.attribute_names.index(name) for name in names]]
-
-
-@torch.no_grad()
-def reconstructions(autoencoder: Autoencoder, images: Tensor) -> Tensor:
-    """Encode and decode images [N, C, H, W] in [-1, 1] by the first stage; returns them on the CPU."""
-    device = next(autoencoder.parameters()).device
-    parts = [autoencoder.decode(autoencoder.encode(part.to(device)).mean) for part in images.split(64)]
-    return torch.cat(parts).float().clamp(-1, 1).cpu()
 
 
 def readings(read: Tensor, asked: Tensor, names: Sequence[str]) -> Readings:
@@ -109,7 +101,7 @@ def judged_composition(
     asked = values_in_turn(len(seeds), len(attributes))
     concepts = [[concept_class(a, bool(value)) for value in asked[:, i]] for i, a in enumerate(attributes)]
     drawn = compose(pipeline, len(seeds), concepts, seeds=seeds, guidance=guidance, **options)
-    read = referee.judge.read(drawn.tensors.cpu())[:, list(attributes)]
+    read = referee.judge.read(drawn.bytes)[:, list(attributes)]
     return readings(read, asked, [referee.names[a] for a in attributes])
 
 

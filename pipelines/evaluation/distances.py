@@ -17,6 +17,7 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from cdrl.data import Grids
 from cdrl.foreign.arrays import read_npz
 from cdrl.runs.run import RunError
 from pipelines.evaluation.features import Features
@@ -122,7 +123,7 @@ def compared(samples: Features, reference: Reference, *, kernel: bool = True) ->
     return values
 
 
-def some_of(rows: Tensor, count: int) -> Tensor:
+def some_of(rows: Grids, count: int) -> Tensor:
     """Choose ``count`` rows at random, always the same, in their order: data sets may be sorted by class."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
     return rows[chosen.sort().values]

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from cdrl.config import Config, DataConfig
-from cdrl.data import Split, load_images
+from cdrl.data import GridSet, Split, data_facts, training_images
 from cdrl.model import CDRL
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
@@ -22,7 +21,7 @@ from cdrl.training.engine import World, locked_by_main, start
 from cdrl.training.loop import Measured
 from cdrl.training.monitor import summed_over_processes
 from pipelines.base import CDRLPipeline, check_options, find_model
-from pipelines.decoding import Decoder, to_bytes
+from pipelines.decoding import Decoder
 from pipelines.evaluation.distances import (
     Reference,
     compared,
@@ -132,8 +131,7 @@ def evaluate_run(
             name, real = real_images(data, against.split, against.reference_images)
             store.draw(seeds, world)
             reference = read_reference(data, name, real, extractor)
-        images, rate = store.read(seeds)
-        drawn = extractor(images, progress="features")
+        drawn, rate = extractor(store.read(seeds), progress="features"), store.rate()
         blocks, size = against.blocks, num_images // against.blocks
         kernel = against.features != "lite0"
         values = compared(drawn, reference, kernel=kernel)
@@ -189,8 +187,10 @@ def value_in_words(figure: Mapping[str, Any]) -> str:
     return f"{figure['value']:.5g}{spread}"
 
 
-def real_images(data: DataConfig, split: Split, count: int | None = None) -> tuple[str, Tensor]:
+def real_images(data: DataConfig, split: Split, count: int | None = None) -> tuple[str, GridSet]:
     """Images of a split prepared as for training, uint8 [N, C, H, W], and what they are called in names.
+
+    They stay on disk where training leaves them there.
 
     Args:
         count: so many of them, the same ones each time; all by default.
@@ -199,26 +199,26 @@ def real_images(data: DataConfig, split: Split, count: int | None = None) -> tup
         DataError: the data set cannot be read.
         ValueError: the split has fewer images.
     """
-    images = load_images(data, split).images
+    images = training_images(data, split)
     if count is None or count == len(images):
         return split, images
     if not 2 <= count < len(images):
         raise ValueError(f"reference_images: the {split} split has {len(images)} images, found {count}")
-    return f"{split}_{in_thousands(count)}", some_of(images, count)
+    return f"{split}_{in_thousands(count)}", GridSet(some_of(images.grids, count))
 
 
-def read_reference(data: DataConfig, name: str, images: Tensor, extractor: Extractor) -> Reference:
+def read_reference(data: DataConfig, name: str, images: GridSet, extractor: Extractor) -> Reference:
     """Features and statistics of `real_images`, from the folder ``data.cache`` if they are there.
 
     Several processes may ask at a time: one computes, the others wait.
     """
     # The images themselves are part of the key: a folder's may change, and so may their preparation.
-    key = _hash_of(data.name, name, list(images.shape), extractor.weights, images.numpy())
+    key = _hash_of(data.name, name, data_facts(images), extractor.weights)
     path = data.cache / "features" / f"{data.name}_{name}_{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            pooled = extractor(images, progress=f"features of {data.name} {name}").pooled
+            pooled = extractor(images.grids, progress=f"features of {data.name} {name}").pooled
             arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
             save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
     stored = load_tensors(path)
@@ -253,7 +253,7 @@ class TrainingEvaluation:
         pipeline = CDRLPipeline(model, self._decoder, self._config, ())
         seeds = range(world.rank, count, world.size)
         drawn = pipeline(len(seeds), seeds=seeds, label=labels_in_turn(pipeline, seeds))
-        own = self._extractor(to_bytes(drawn.tensors).cpu()).pooled
+        own = self._extractor(drawn.bytes).pooled
         gathered = torch.zeros(count, own.shape[1], device=world.device)
         gathered[world.rank :: world.size] = own.to(world.device)
         pooled = summed_over_processes(gathered)
@@ -273,5 +273,5 @@ def _spread(values: list[float], images: int) -> dict[str, Any]:
 def _hash_of(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else f"{part}\x1f".encode())
+        digest.update(f"{part}\x1f".encode())
     return digest.hexdigest()

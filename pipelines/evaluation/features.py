@@ -14,6 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import register_feature_extractor
 
 from autoencoder.lite0 import PACKAGE, Lite0
+from cdrl.data import Grids, as_floats, image_batches
 from cdrl.runs.archives import check_finite, check_is_there
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
@@ -59,13 +60,17 @@ register_feature_extractor("lite0", Lite0Extractor)
 
 def lite0_features_of_bytes(images: Tensor, network: Lite0) -> Tensor:
     """EfficientNet-Lite0's pooled stage-5 features of uint8 images [N, 1 or 3, H, W]: [N, 112]."""
-    return network.pooled_features(images / 127.5 - 1)
+    return network.pooled_features(as_floats(images))
 
 
 @torch.no_grad()
-def lite0_features(images: Tensor, network: Lite0) -> Tensor:
-    """The same features of images in [-1, 1], rounded to 8 bits; their distance is ``fd_lite0``, which is not FID."""
-    return torch.cat([lite0_features_of_bytes(part, network) for part in to_bytes(images).split(_BATCH)])
+def lite0_features(images: Grids, network: Lite0) -> Tensor:
+    """The same features of images uint8, or in [-1, 1] and rounded to 8 bits.
+
+    Their distance is ``fd_lite0``, which is not FID.
+    """
+    parts = image_batches(images, _BATCH)
+    return torch.cat([lite0_features_of_bytes(to_bytes(part), network) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,16 @@ class Extractor:
     device: torch.device
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, progress: str | None = None) -> Features:
-        """Features of uint8 images [N, 1 or 3, H, W]; grey ones are repeated to three channels.
+    def __call__(self, images: Grids, *, progress: str | None = None) -> Features:
+        """Features of uint8 images [N, 1 or 3, H, W], in memory or on disk; grey ones are repeated to three channels.
 
         Args:
             progress: title of the progress bar; None for no bar.
         """
         parts = []
         bar = progress_bar(len(images), progress or "", unit="image", shown=progress is not None)
-        for part in images.split(_BATCH):
+        for start in range(0, len(images), _BATCH):
+            part = images[start : start + _BATCH]
             answers = self.network(part.expand(-1, 3, -1, -1).to(self.device))
             parts.append([answer.cpu() for answer in answers])
             bar.update(len(part))

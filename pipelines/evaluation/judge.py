@@ -16,6 +16,7 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import hflip
 from torch import Tensor, nn
 
+from cdrl.data import Grids, as_floats, image_batches
 from cdrl.runs.model_folder import load_weights
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import save_tensors
@@ -23,6 +24,7 @@ from cdrl.sampling.noise import derive_seed
 
 WIDTH = 32
 BATCH = 64
+_READ = 256  # images that are judged together
 
 
 class JudgeNetwork(nn.Module):
@@ -54,15 +56,15 @@ class ClassJudge:
     network: JudgeNetwork
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, images: Grids) -> tuple[Tensor, Tensor]:
         """Most likely class other than junk, int64 [N], and whether each image is accepted (not junk), bool [N]."""
-        logits = torch.cat([self.network(part) for part in images.split(256)])
+        logits = torch.cat([self.network(part) for part in image_batches(images, _READ)])
         return logits[:, :-1].argmax(dim=1), logits.argmax(dim=1) != logits.shape[1] - 1
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, images: Grids) -> Tensor:
         """Features for a Fréchet distance, [N, 128]."""
-        return torch.cat([self.network.features(part) for part in images.split(256)])
+        return _features(self.network, images)
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors."""
@@ -87,35 +89,50 @@ class AttributeJudge:
     network: JudgeNetwork
 
     @torch.no_grad()
-    def read(self, images: Tensor) -> Tensor:
+    def read(self, images: Grids) -> Tensor:
         """Predict the attributes of images [N, C, H, W]: bool [N, A]."""
-        return torch.cat([self.network(part) for part in images.split(256)]) > 0
+        return torch.cat([self.network(part) for part in image_batches(images, _READ)]) > 0
+
+    @torch.no_grad()
+    def features(self, images: Grids) -> Tensor:
+        """Features for a Fréchet distance, [N, 128]."""
+        return _features(self.network, images)
 
 
-def train_class_judge(images: Tensor, labels: Tensor, num_classes: int, *, steps: int, seed: int) -> ClassJudge:
-    """Train a class judge on real images [N, C, H, W] in [-1, 1] with class ids [N], and on junk made from them."""
+def _features(network: JudgeNetwork, images: Grids) -> Tensor:
+    return torch.cat([network.features(part) for part in image_batches(images, _READ)])
+
+
+def train_class_judge(images: Grids, labels: Tensor, num_classes: int, *, steps: int, seed: int) -> ClassJudge:
+    """Train a class judge on real images [N, C, H, W] with class ids [N], and on junk made from them.
+
+    Args:
+        images: uint8, or in [-1, 1]; in memory or on disk.
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
-        real = images[rows]
-        junk = corrupted(images[_rows(len(images), generator)], generator)
+        real = as_floats(images[rows])
+        junk = corrupted(as_floats(images[_rows(len(images), generator)]), generator)
         logits = network(torch.cat([_shifted(real, generator), _shifted(junk, generator)]))
         return F.cross_entropy(logits, torch.cat([labels[rows], torch.full((len(junk),), num_classes)]))
 
     return ClassJudge(_train(images, num_classes + 1, loss, generator, steps=steps, seed=seed))
 
 
-def train_attribute_judge(images: Tensor, attributes: Tensor, *, steps: int, seed: int) -> AttributeJudge:
-    """Train an attribute judge on real images [N, C, H, W] in [-1, 1] and their mirror images.
+def train_attribute_judge(images: Grids, attributes: Tensor, *, steps: int, seed: int) -> AttributeJudge:
+    """Train an attribute judge on real images [N, C, H, W] and their mirror images.
 
     Args:
+        images: uint8, or in [-1, 1]; in memory or on disk.
         attributes: the true attributes, bool [N, A].
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
         mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
-        batch = torch.where(mirrored, hflip(images[rows]), images[rows])
+        real = as_floats(images[rows])
+        batch = torch.where(mirrored, hflip(real), real)
         return F.binary_cross_entropy_with_logits(network(batch), attributes[rows].float())
 
     return AttributeJudge(_train(images, attributes.shape[1], loss, generator, steps=steps, seed=seed))
@@ -153,7 +170,7 @@ def _rows(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _train(
-    images: Tensor,
+    images: Grids,
     outputs: int,
     loss: Callable[[JudgeNetwork, Tensor], Tensor],
     generator: torch.Generator,

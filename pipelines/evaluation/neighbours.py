@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cdrl.data import Grids
+
 _CHUNK_NUMBERS = 2**24
 
 
-def nearest(queries: Tensor, known: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, known: Grids, count: int = 1) -> tuple[Tensor, Tensor]:
     """Find the nearest of ``known`` [N, *shape] for each of ``queries`` [Q, *shape], nearest first.
 
     Returns:
@@ -28,7 +30,7 @@ def nearest(queries: Tensor, known: Tensor, count: int = 1) -> tuple[Tensor, Ten
     return distances, places
 
 
-def nearest_images(queries: Tensor, known: Tensor, count: int = 1, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
+def nearest_images(queries: Tensor, known: Grids, count: int = 1, *, mirrored: bool = False) -> tuple[Tensor, Tensor]:
     """Like `nearest`, for uint8 images [N, C, H, W]; distances are on values scaled to 0 … 1.
 
     Args:
@@ -38,11 +40,11 @@ def nearest_images(queries: Tensor, known: Tensor, count: int = 1, *, mirrored: 
         Distances [Q, count] and images [Q, count, C, H, W].
     """
     distances, places = nearest(queries, known, count)
-    images = known[places]
+    images = known[places.flatten()].unflatten(0, places.shape)
     if mirrored:
         # A mirror image is as far from a query as the image itself is from the query's mirror image.
         other_distances, other_places = nearest(queries.flip(-1), known, count)
         distances, best = torch.cat([distances, other_distances], dim=1).topk(count, largest=False)
-        images = torch.cat([images, known[other_places].flip(-1)], dim=1)
+        images = torch.cat([images, known[other_places.flatten()].unflatten(0, other_places.shape).flip(-1)], dim=1)
         images = torch.stack([row[order] for row, order in zip(images, best, strict=True)])
     return distances / 255, images

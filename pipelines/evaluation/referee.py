@@ -12,7 +12,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
-from cdrl.data import inside_squares, load_images, num_classes
+from cdrl.data import Grids, inside_squares, num_classes, training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
@@ -44,10 +44,10 @@ class Referee:
 
         Several processes may call this at once: one trains, the others wait.
         """
-        train, test = load_images(data, "train"), load_images(data, "test")
+        train, test = training_images(data), training_images(data, "test")
         assert train.labels is not None
         assert test.labels is not None
-        images, classes = train.images / 127.5 - 1, num_classes(data, train)
+        images, classes = train.grids, num_classes(data, train)
         if kept is None:
             judge = train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0)
         else:
@@ -57,9 +57,8 @@ class Referee:
                 if not path.exists():
                     train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0).save(path)
             judge = ClassJudge.load(path, images.shape[1], images.shape[2], classes)
-        real = test.images / 127.5 - 1
-        read, accepted = judge.read(real)
-        held_out = judge.features(real)
+        read, accepted = judge.read(test.grids)
+        held_out = judge.features(test.grids)
         figures = {
             "accuracy_real_test": (read == test.labels).float().mean().item(),
             "accepted_real_test": accepted.float().mean().item(),
@@ -67,7 +66,7 @@ class Referee:
         }
         return cls(judge, held_out, figures)
 
-    def figures(self, name: str, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def figures(self, name: str, images: Grids, labels: Tensor) -> dict[str, float]:
         """Figures of images [N, C, H, W] in [-1, 1] that should show the classes ``labels`` [N].
 
         ``accuracy_*`` is the share classified correctly, ``accepted_*`` the share not classified as junk,
@@ -113,9 +112,9 @@ def run_figures(run: Path, num_images: int, seed: int, judges: Path) -> dict[str
     if config.space == "point":
         return {f"inside_{name}": inside_squares(each.grids).float().mean().item() for name, each, _ in drawn}
     network = Lite0()
-    held_out = lite0_features(load_images(config.data, "test").images[:num_images] / 127.5 - 1, network)
+    held_out = lite0_features(training_images(config.data, "test").grids[:num_images], network)
     return {
-        f"fd_lite0_{name}_test": frechet_distance(lite0_features(each.tensors.cpu(), network), held_out)
+        f"fd_lite0_{name}_test": frechet_distance(lite0_features(each.bytes, network), held_out)
         for name, each, _ in drawn
     }
 
@@ -128,7 +127,7 @@ def has_classes(config: Config) -> bool:
 def _judged(pipeline: CDRLPipeline, referee: Referee, num_images: int, seed: int) -> dict[str, float]:
     figures = dict(referee.real)
     for name, generated, labels in _drawn(pipeline, num_images, seed):
-        figures |= referee.figures(name, generated.tensors.cpu(), torch.tensor(labels))
+        figures |= referee.figures(name, generated.bytes, torch.tensor(labels))
     return figures
 
 

@@ -83,15 +83,19 @@ class SampleStore:
         bar.close()
         barrier()
 
-    def read(self, seeds: range) -> tuple[Tensor, float]:
-        """Images uint8 [N, C, H, W] of ``seeds``, all drawn, and how many a second were drawn by all processes."""
-        images: dict[int, Tensor] = {}
-        seconds = 0.0
+    def read(self, seeds: range) -> StoredImages:
+        """Images uint8 [N, C, H, W] of ``seeds``, all drawn, which stay on disk until they are asked for."""
+        places = {seed: (path, row) for path in self._files() for row, seed in enumerate(_seeds_of(path))}
+        return StoredImages([places[seed] for seed in seeds])
+
+    def rate(self) -> float:
+        """How many images a second were drawn by all processes."""
+        count, seconds = 0, 0.0
         for path in self._files():
             stored = load_tensors(path)
-            images.update(zip(stored["seeds"].tolist(), stored["images"], strict=True))
+            count += len(stored["seeds"])
             seconds += stored["seconds"].item() / stored["processes"].item()
-        return torch.stack([images[seed] for seed in seeds]), len(images) / seconds
+        return count / seconds
 
     def _draw_batch(self, batch: Sequence[int], world: World) -> None:
         started = time.monotonic()
@@ -113,7 +117,39 @@ class SampleStore:
         return sorted(self.folder.glob("from_*.safetensors"))
 
     def _seeds(self) -> set[int]:
-        return {seed for path in self._files() for seed in load_tensors(path)["seeds"].tolist()}
+        return {seed for path in self._files() for seed in _seeds_of(path)}
+
+
+class StoredImages:
+    """Images uint8 [N, C, H, W] in files of some each: `cdrl.data.Grids`."""
+
+    dtype = torch.uint8
+
+    def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
+        """
+        Args:
+            places: the file of each image, and its row there.
+        """
+        self._places = places
+        self._open: tuple[Path, Tensor] | None = None
+        self.shape = (len(places), *self[:1].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        """The images of a slice, or of numbers int64 [n]."""
+        return torch.stack([self._read(*self._places[row]) for row in torch.arange(len(self))[rows].tolist()])
+
+    def _read(self, path: Path, row: int) -> Tensor:
+        # Images that follow one another lie in one file.
+        if self._open is None or self._open[0] != path:
+            self._open = (path, load_tensors(path)["images"])
+        return self._open[1][row]
+
+
+def _seeds_of(path: Path) -> list[int]:
+    return load_tensors(path)["seeds"].tolist()
 
 
 def _fingerprint(model: Path) -> str:

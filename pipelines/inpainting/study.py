@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
-from cdrl.data import Decoding, load_images, prepare_images, read_picture
+from cdrl.data import Decoding, load_images, prepare_images, read_picture, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
@@ -287,9 +287,9 @@ def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor 
     Fréchet distances to training images, on a judge's features where there are ``classes`` [N], else on
     EfficientNet-Lite0's; and of the judge, see `Referee`, the share read as their class, and that not read as junk.
     """
-    train = load_images(config.data, "train").images
+    train = training_images(config.data).grids
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(0, "compared")))
-    real = train[chosen[:_COMPARED]] / 127.5 - 1
+    real = train[chosen[:_COMPARED]]
     both = {"filled": filled, "untouched": truth}
     if classes is None:
         network = Lite0()

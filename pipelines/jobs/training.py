@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autoencoder.latents import encode_images, read_latents
-from autoencoder.model import load_autoencoder
+from autoencoder.model import find_autoencoder, load_autoencoder
 from autoencoder.training import StageOneConfig, train_autoencoder
 from cdrl.config import Config, ConfigError
 from cdrl.data import (
@@ -27,6 +27,7 @@ from cdrl.data import (
     training_images,
 )
 from cdrl.runs.lock import locked
+from cdrl.runs.pretrained import is_pretrained
 from cdrl.runs.run import Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
@@ -48,6 +49,23 @@ def stage_one_folder(config: Config, run: Path) -> Path:
     if config.autoencoder is None:
         raise ConfigError("this configuration has no autoencoder section: it has no first stage")
     return run / "autoencoder" if config.autoencoder.run is None else config.autoencoder.run
+
+
+def stage_one_model(config: Config, run: Path) -> Path:
+    """The model folder of the trained first stage that a latent run uses.
+
+    Raises:
+        ConfigError: the configuration has no first stage.
+        RunError: it has not been trained.
+    """
+    folder = stage_one_folder(config, run)
+    if is_pretrained(folder):
+        return find_autoencoder(folder)
+    if not (folder / "model").exists():
+        raise RunError(
+            f"{folder / 'model'}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG"
+        )
+    return folder / "model"
 
 
 def run_stage_one(config: Config, run: Path) -> None:
@@ -79,9 +97,7 @@ def run_stage_one(config: Config, run: Path) -> None:
 
 def run_encoding(config: Config, run: Path) -> None:
     """Write the latents of both splits into ``run``/latents, made by the trained first stage."""
-    model = stage_one_folder(config, run) / "model"
-    if not model.exists():
-        raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
+    model = stage_one_model(config, run)
     stage_one = config.autoencoder
     assert stage_one is not None
     device = default_device()
@@ -129,9 +145,7 @@ def stage_two_data(config: Config, run: Path) -> StageTwoData:
         images = training_images(config.data)
         data = image_training_set(images, config.data, batch_size, seed)
         return StageTwoData(data, class_names(config.data, images), PixelDecoder(), images)
-    model = stage_one_folder(config, run) / "model"
-    if not model.exists():
-        raise RunError(f"{model}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
+    model = stage_one_model(config, run)
     assert config.autoencoder is not None
     kind = config.autoencoder.latents
     latents = read_latents(run / "latents" / "train", model, kind, stream=config.data.stream)

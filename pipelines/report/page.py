@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.config import ConfigError
-from cdrl.data import DataError, load_images
+from cdrl.data import DataError, as_floats, training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError
 from cdrl.runs.whole import written_whole
@@ -187,11 +187,11 @@ def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
     data = pipeline.config.data
     if pipeline.config.space == "point":
         raise RunError(f"{run}: a run of 2-D points")
-    known, held_out = load_images(data, "train").images, load_images(data, "test").images
+    known, held_out = (training_images(data, split).grids for split in ("train", "test"))
     seeds = range(count)
     store = SampleStore(run, find_model(run), pipeline, progress=True)
     store.draw(seeds, World(0, 1, device))
-    samples, _ = store.read(seeds)
+    samples = store.read(seeds)[:]
     distances, images = nearest_images(samples, known, NEAREST, mirrored=data.flip)
     usual, _ = nearest_images(some_of(held_out, min(HELD_OUT, len(held_out))), known, mirrored=data.flip)
     gap = torch.full_like(samples, 255)
@@ -200,7 +200,7 @@ def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
         f"to the nearest training image: samples {distances[:, 0].mean():.4f} (nearest of all "
         f"{distances[:, 0].min():.4f}), {len(usual)} held-out images {usual.mean():.4f} ({usual.min():.4f})"
     )
-    return grid_picture(rows / 127.5 - 1, columns=2 + NEAREST), words
+    return grid_picture(as_floats(rows), columns=2 + NEAREST), words
 
 
 def _overview(facts: Sequence[Facts]) -> list[list[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import SamplerSettings
-from cdrl.data import load_images
+from cdrl.data import Grids, training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.settings import AUTO_REACH, ChainPlan, effective, step_adjustment
@@ -21,9 +21,9 @@ from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.first_stage import reconstruct
 from pipelines.evaluation.referee import Referee
 from pipelines.generation import default_device, labels_in_turn
-from pipelines.jobs.quickstart import reconstructions
 
 BUDGETS = (15, 8, 5, 3)
 """Steps a level in the paper's Table 2."""
@@ -64,8 +64,8 @@ def gradients(plan: ChainPlan, own: SamplerSettings) -> int:
     return sum(a_step * steps + a_level for steps in plan.steps if steps) + bool(plan.denoise)
 
 
-Ruler = Callable[[Tensor, Tensor], float]
-"""(images [N, C, H, W] in [-1, 1], their requested classes [N]) -> distance to real images."""
+Ruler = Callable[[Grids, Tensor], float]
+"""(images [N, C, H, W], uint8 or in [-1, 1], their requested classes [N]) -> distance to real images."""
 
 
 def ruler_of(pipeline: CDRLPipeline, run: Path, num_images: int) -> tuple[str, Ruler]:
@@ -84,10 +84,10 @@ def ruler_of(pipeline: CDRLPipeline, run: Path, num_images: int) -> tuple[str, R
     if data.labels == "class":
         referee = Referee.of(data, run / "judge")
         return "fd_judge_test", lambda images, labels: referee.figures("", images, labels)["fd_judge__test"]
-    network, real = Lite0(), load_images(data, "test").images[:num_images] / 127.5 - 1
+    network, real = Lite0(), training_images(data, "test").grids[:num_images]
     against = "test"
     if isinstance(pipeline.decoder, LatentDecoder):
-        against, real = "reconstructions", reconstructions(pipeline.decoder.autoencoder, real)
+        against, real = "reconstructions", reconstruct(pipeline.decoder.autoencoder, real).images
     held_out = lite0_features(real, network)
     name = f"fd_lite0_{len(real)}_{against}"
     return name, lambda images, labels: frechet_distance(lite0_features(images, network), held_out)

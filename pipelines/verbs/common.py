@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
 from cdrl.config import SamplerSettings
+from cdrl.runs.pretrained import is_pretrained, pretrained_names
 
 _JOURNEY = ("quickstart", "prepare", "train-autoencoder", "encode", "train", "sample", "judge", "evaluate", "report")
 
@@ -80,7 +81,27 @@ RunOption = Annotated[
         help="run folder; runs/NAME-OF-THE-CONFIG by default (under torchrun: --run-folder)",
     ),
 ]
-RunFolder = Annotated[Path, typer.Argument(help="folder of a trained run, e.g. runs/digits")]
+
+
+def _run_or_pretrained(value: str) -> Path:
+    """A run folder; of weights that ship, which are named, the one in which their results go."""
+    folder = Path(value)
+    if not is_pretrained(folder):
+        return folder
+    with clear_errors():
+        from pipelines.jobs.exporting import run_of_pretrained
+
+        return run_of_pretrained(value)
+
+
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        parser=_run_or_pretrained,
+        metavar="RUN",
+        help=f"folder of a trained run, e.g. runs/digits; or weights that ship: {', '.join(pretrained_names())}",
+    ),
+]
 
 
 def parse_label(value: str) -> int | str:

@@ -1,4 +1,4 @@
-"""Verbs that take in what others have published."""
+"""Verbs that take in what others have published, and give away what was trained here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.verbs.common import app, clear_errors
+from pipelines.verbs.common import RunFolder, app, clear_errors
 
 
 @app.command("import-cdrl")
@@ -59,6 +59,23 @@ def import_autoencoder(
         image = (first_stage.image_channels, first_stage.image_size, first_stage.image_size)
         latent = first_stage.latent_shape
         typer.echo(f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})")
+
+
+@app.command("export")
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="new folder for the weights")],
+    half: Annotated[bool, typer.Option("--half", help="store the weights in half precision: half the size")] = False,
+) -> None:
+    """Write the trained weights of a run into a folder to give away, which every verb and from_pretrained open.
+
+    Example: python run.py export runs/digits digits-weights --half
+    """
+    with clear_errors():
+        from pipelines.jobs.exporting import export_model
+
+        export_model(run, folder, half=half)
+        typer.echo(f"weights in {folder}; try: python run.py sample {folder} --out pictures")
 
 
 def _shape(sizes: tuple[int, ...]) -> str:

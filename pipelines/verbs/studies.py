@@ -126,6 +126,23 @@ def judge_composition(
         typer.echo(f"figures and pictures in {run / 'composition'}")
 
 
+@app.command("judge-stages")
+def judge_stages(
+    run: RunFolder,
+    num_images: Annotated[int, typer.Option(min=10, help="images of each kind that are compared")] = 1000,
+) -> None:
+    """Measure what each stage of a latent run loses: reconstructions, samples, and the initializer alone.
+
+    Example: python run.py judge-stages runs/quickstart
+    """
+    with clear_errors():
+        from pipelines.evaluation.stages import run_stages
+
+        for name, value in run_stages(run, num_images).items():
+            typer.echo(f"{name}: {value}")
+        typer.echo(f"figures and pictures in {run / 'stages'}")
+
+
 @app.command("sweep-guidance")
 @with_sampler_options()
 def sweep_guidance(

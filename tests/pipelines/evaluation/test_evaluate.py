@@ -15,7 +15,7 @@ from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from cdrl.config import ConfigError, DataConfig
-from cdrl.data import load_images
+from cdrl.data import GridSet, load_images
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.run import RunError, load_tensors
 from cdrl.training.loop import Measured
@@ -98,8 +98,9 @@ def test_reference_features_are_cached_by_the_images_themselves(tmp_path: Path) 
     assert (
         read_reference(data, name, images, extractor).statistics["mu"].tolist() == reference.statistics["mu"].tolist()
     )
-    changed = images.clone()
-    changed[29, 0, 7, 7] += 1
+    altered = images.grids[:].clone()
+    altered[29, 0, 7, 7] += 1
+    changed = GridSet(altered)
     others = [
         (*real_images(data, "test", 31), extractor),
         (*real_images(data, "train", 30), extractor),
@@ -160,7 +161,7 @@ def test_inception_gives_torch_fidelitys_figures_and_is_called_fid_with_publishe
     data = CDRLPipeline.from_pretrained(run).config.data
     real = load_images(data, "test").images
     chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:14].sort().values
-    samples = SampleStore(run, run / "model", CDRLPipeline.from_pretrained(run)).read(range(12))[0]
+    samples = SampleStore(run, run / "model", CDRLPipeline.from_pretrained(run)).read(range(12))[:]
     theirs = calculate_metrics(
         input1=Grey(samples),
         input2=Grey(real[chosen]),

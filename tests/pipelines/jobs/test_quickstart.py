@@ -31,7 +31,7 @@ def test_seconds_are_those_of_all_calls_and_files_those_of_the_last(
     )
     monkeypatch.setattr(quickstart, "run_stage_two", lambda *call: train("model/config.json", 100.5, *call))
     monkeypatch.setattr(quickstart, "run_encoding", lambda config, run: None)
-    monkeypatch.setattr(quickstart, "compute_figures", draw)
+    monkeypatch.setattr(quickstart, "stage_figures", draw)
     config = write_config(tmp_path / "tiny.yaml", tiny_values())
     for calls in (1, 2):
         quickstart.run_quickstart(config, run, short=False)

@@ -1,0 +1,72 @@
+"""Trained weights made into a folder that can be given away, and weights that ship made into a run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdrl.runs.checksums import CHECKSUMS, folder_with_checksums, verify_checksums
+from cdrl.runs.pretrained import SHIPPED
+from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+from pipelines.base import find_model
+
+RUNS = Path("runs") / "pretrained"
+"""Where results of weights that ship go."""
+
+
+def export_model(run: Path, folder: Path, *, half: bool) -> None:
+    """Write the model of a run into a new folder: weights in safetensors, their descriptions, checksums.
+
+    Of absolute paths in the descriptions the last part is left.
+
+    Args:
+        half: store weights in half precision; they are computed with in single precision all the same.
+
+    Raises:
+        RunError: there is no trained model, or it is damaged; or ``folder`` exists; or a weight is beyond half
+            precision.
+    """
+    model = find_model(run)
+    verify_checksums(model)
+    if folder.exists():
+        raise RunError(f"{folder}: exists already; name another folder")
+    with folder_with_checksums(folder) as partial:
+        for path in sorted(model.rglob("*")):
+            target = partial / path.relative_to(model)
+            if path.suffix == ".safetensors":
+                save_tensors(target, {name: _stored(path, name, t, half) for name, t in load_tensors(path).items()})
+            elif path.suffix == ".json" and path.name != CHECKSUMS:
+                write_json(target, _without_absolute_paths(read_json(path)))
+
+
+def run_of_pretrained(name: str) -> Path:
+    """A run folder below ``runs/pretrained`` with the weights that ship under ``name``, made where it is not there."""
+    run, source = RUNS / name, SHIPPED / name
+    if not _same(run / "model" / CHECKSUMS, source / CHECKSUMS):
+        with folder_with_checksums(run / "model") as partial:
+            shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.md", CHECKSUMS))
+    return run
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and one.read_bytes() == other.read_bytes()
+
+
+def _stored(path: Path, name: str, weights: torch.Tensor, half: bool) -> torch.Tensor:
+    if not half or weights.dtype != torch.float32:
+        return weights
+    smaller = weights.half()
+    if not torch.isfinite(smaller).all():
+        raise RunError(f"{path}: '{name}' holds numbers beyond half precision: export without --half")
+    return smaller
+
+
+def _without_absolute_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_absolute_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_absolute_paths(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

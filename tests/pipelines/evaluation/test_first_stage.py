@@ -1,0 +1,44 @@
+"""Reconstructions: what one batch gives, whatever the batches; the worst are the worst."""
+
+from __future__ import annotations
+
+import torch
+
+from autoencoder.objective import psnr, ssim
+from cdrl.data import image_batches
+from pipelines.decoding import to_bytes
+from pipelines.evaluation.first_stage import Reconstruction, reconstruct, worst_picture
+from tests.helpers import tiny_autoencoder
+
+
+def test_reconstructions_are_decoded_means_with_their_errors() -> None:
+    autoencoder = tiny_autoencoder()
+    pixels = torch.randint(256, (70, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    given = pixels / 127.5 - 1
+    with torch.no_grad():
+        expected = autoencoder.decode(autoencoder.encode(given).mean).clamp(-1, 1)
+    for images in (pixels, given):
+        made = reconstruct(autoencoder, images)
+        assert (made.images.int() - to_bytes(expected).int()).abs().max() <= 1
+        torch.testing.assert_close(made.psnr, psnr(given, expected))
+        torch.testing.assert_close(made.ssim, ssim(given, expected))
+
+
+def test_large_images_come_fewer_at_a_time() -> None:
+    def sizes(side: int, count: int) -> list[int]:
+        return [len(part) for part in image_batches(torch.zeros(count, 1, side, side, dtype=torch.uint8))]
+
+    assert sizes(32, 130) == [64, 64, 2]
+    assert sizes(128, 65) == [64, 1]
+    assert sizes(256, 33) == [16, 16, 1]
+    assert sizes(2048, 2) == [1, 1]
+
+
+def test_the_worst_come_first() -> None:
+    images = torch.zeros(20, 1, 4, 4, dtype=torch.uint8)
+    made = Reconstruction(
+        torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand_as(images), -torch.arange(20.0), images
+    )
+    picture = worst_picture(images, made)
+    levels = [int(picture[0, -3, 2 + 3 + 6 * column - 3]) for column in range(8)]
+    assert levels == [19, 18, 17, 16, 15, 14, 13, 12]
