@@ -89,7 +89,8 @@ class DataConfig(Section):
 
     ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
     ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
-    ``stream`` training reads each batch from them, and the set need not fit into memory. ``crop`` is the side of the
+    ``stream`` training reads each batch from them, and the set need not fit into memory; drawn faces are streamed from
+    the cache without being prepared. ``crop`` is the side of the
     central square of CelebA's pictures.
     ``background`` is the colour, by name or as '#rrggbb', that is seen through transparent pixels. A picture of more
     than ``max_pixels`` is refused before it takes memory; a JPEG is decoded at a half, a quarter or an eighth instead.
@@ -145,7 +146,7 @@ class DataConfig(Section):
             raise ValueError("data.crop is for data.name=celeba; of other pictures the largest square is taken")
         if self.zoom != 1 and self.name != "faces":
             raise ValueError("data.zoom is for data.name=faces")
-        if self.stream and self.prepared is None:
+        if self.stream and self.prepared is None and self.name != "faces":
             raise ValueError("data.stream needs data.prepared, a folder for shards; run.py prepare fills it")
         if (self.labels == "attributes") != bool(self.attributes):
             raise ValueError("data.attributes must name attributes if, and only if, data.labels is 'attributes'")

@@ -8,6 +8,7 @@ from cdrl.config import DataConfig
 from cdrl.data.images.census import as_metadata, tell
 from cdrl.data.images.preparing import read_source
 from cdrl.data.images.sets import DataError, GridSet, ImageSet, Source, Split
+from cdrl.data.readers.faces import faces_on_disk
 from cdrl.data.shards.prepared import read_prepared
 from cdrl.registry import DATA_SETS, registered
 
@@ -33,6 +34,8 @@ def training_images(data: DataConfig, split: Split = "train") -> GridSet:
     """
     if data.prepared is not None:
         return read_prepared(data, split, stream=data.stream)
+    if data.stream:
+        return faces_on_disk(split, data)  # drawn faces need not be prepared
     images, metadata = _read_published(data, split)
     return GridSet(
         images.images, images.labels, images.label_names, images.attributes, images.attribute_names, metadata

@@ -26,13 +26,15 @@ from torch import Tensor
 
 from cdrl.config import DataConfig
 from cdrl.data.images.files import decode_image
-from cdrl.data.images.sets import DataError, Source, Split, source_in_memory
+from cdrl.data.images.sets import DataError, GridSet, Part, Source, Split, fingerprint_of
 from cdrl.data.shards.format import Sample
-from cdrl.data.shards.reading import has_index, read_shards
+from cdrl.data.shards.reading import has_index, read_index
+from cdrl.data.shards.streaming import ShardGrids, stream_shards
 from cdrl.data.shards.writing import write_shards
 from cdrl.runs.progress import progress_bar
 
 _CACHE_VERSION = "v1"
+_FACES_PER_PART = 64
 _FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
 
 _Job = tuple[str, str, int, float]  # style, seed, size, zoom
@@ -99,7 +101,24 @@ FACE_STYLES = {
 
 
 def open_faces(path: None, split: Split, data: DataConfig) -> Source:
-    """The first ``data.num_train`` or ``data.num_test`` faces of a split, from the cache, or drawn and put there.
+    """The faces of `faces_on_disk` as a source, read a part at a time."""
+    faces = faces_on_disk(split, data)
+    grids, attributes = faces.grids, faces.attributes
+    assert attributes is not None
+
+    def parts(start: int) -> Iterator[Part]:
+        for first in range(start, len(faces), _FACES_PER_PART):
+            rows = slice(first, min(first + _FACES_PER_PART, len(faces)))
+            yield Part(grids[rows], attributes=attributes[rows])
+
+    def fingerprint(rows: slice) -> str:
+        return fingerprint_of((), grids[rows], attributes[rows])
+
+    return Source(parts, fingerprint, len(faces), attribute_names=faces.attribute_names)
+
+
+def faces_on_disk(split: Split, data: DataConfig) -> GridSet:
+    """The first ``data.num_train`` or ``data.num_test`` faces of a split, in the cache, where they are drawn at need.
 
     A face depends on style, zoom, split and its number only. Processes that ask at the same time wait for the first.
 
@@ -115,11 +134,12 @@ def open_faces(path: None, split: Split, data: DataConfig) -> Source:
     except OSError as error:
         raise DataError(f"{folder}: cannot be made to keep drawn faces there: {error.strerror}") from None
     with FileLock(folder.with_suffix(".lock")):
-        faces = read_shards(folder) if has_index(folder) else None
-        if faces is None or len(faces) < num:
+        if not has_index(folder) or read_index(folder).count < num:
             _render_to_cache(folder, style, split, num, size, zoom)
-            faces = read_shards(folder)
-    return source_in_memory(faces.to_images().select(range(num)))
+        faces = stream_shards(folder)
+    assert isinstance(faces.grids, ShardGrids)
+    assert faces.attributes is not None
+    return GridSet(faces.grids.first(num), attributes=faces.attributes[:num], attribute_names=faces.attribute_names)
 
 
 def render_face(style: str, seed: str, size: int, zoom: float = 1.0) -> tuple[Tensor, dict[str, bool]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,18 @@ class ShardGrids:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def first(self, count: int) -> ShardGrids:
+        """The first grids alone."""
+        some = copy(self)
+        some.shape, some._places = (count, *self.shape[1:]), self._places[:count]
+        return some
+
     @property
     def checksum(self) -> str:
-        """A hash of the shards' checksums, as their index has them."""
+        """A hash of the shards' checksums, as their index has them, and of their number where not all are here."""
         shards = "\n".join(shard.sha256 for shard in self._index.shards)
+        if len(self) < self._index.count:
+            shards += f"\nfirst {len(self)}"
         return hashlib.blake2b(shards.encode(), digest_size=16).hexdigest()
 
     def __getitem__(self, rows: Any) -> Tensor:
