@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data import FACE_STYLES, DataError, ImageSet, load_images, read_shards, render_face
+from cdrl.data import (
+    FACE_STYLES,
+    DataError,
+    ImageSet,
+    data_facts,
+    load_images,
+    read_shards,
+    render_face,
+    training_images,
+)
 from cdrl.data.readers import faces
+from cdrl.data.shards.streaming import ShardGrids
 
 SIZE = 140
 
@@ -170,3 +180,25 @@ def test_a_damaged_cache_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="cannot be made to keep drawn faces there"):
         load(tmp_path / "file")
+
+
+def test_streamed_faces_stay_on_disk_and_are_the_same(tmp_path: Path) -> None:
+    data = DataConfig(name="faces", image_size=24, num_train=7, num_test=2, cache=tmp_path)
+    in_memory = training_images(data)
+    streamed = training_images(data.model_copy(update={"stream": True}))
+    assert isinstance(streamed.grids, ShardGrids)
+    assert torch.equal(streamed.grids[:], in_memory.grids[:])
+    assert streamed.attributes is not None
+    assert torch.equal(streamed.attributes, load_images(data, "train").attributes)
+    # Fewer than are there are the first of them, and known for other data.
+    fewer = training_images(data.model_copy(update={"stream": True, "num_train": 5}))
+    assert torch.equal(fewer.grids[torch.tensor([4, 0])], in_memory.grids[torch.tensor([4, 0])])
+    assert len(fewer) == 5
+    with pytest.raises(IndexError):
+        fewer.grids[torch.tensor([5])]
+    facts = [data_facts(each)["contents"] for each in (streamed, fewer, training_images(fewer_of(data, 5)))]
+    assert facts[0] != facts[1] == facts[2]
+
+
+def fewer_of(data: DataConfig, count: int) -> DataConfig:
+    return data.model_copy(update={"stream": True, "num_train": count})
