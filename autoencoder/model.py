@@ -181,9 +181,13 @@ class Autoencoder(nn.Module):
 
         Raises:
             TypeError: they are no tensor of floats.
-            ValueError: they have another shape; or, in evaluation mode, leave [-1, 1] or are not finite.
+            ValueError: they have other channels, or a side that is no multiple of what the network shrinks it by; or,
+                in evaluation mode, they leave [-1, 1] or are not finite.
         """
-        check_grids("images", images, (self.image_channels, self.image_size, self.image_size))
+        check_grids("images", images, (self.image_channels, "H", "W"))
+        factor = self.config.shrinks_by
+        if images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(f"images: expected H and W to be multiples of {factor}, found {list(images.shape)}")
         if not self.training:  # where a look at the values, for which a GPU is waited for, costs little beside the rest
             check_image_range(images, rounding=1e-3)
         moments = self.quant_conv(
@@ -202,9 +206,9 @@ class Autoencoder(nn.Module):
 
         Raises:
             TypeError: they are no tensor of floats.
-            ValueError: they have another shape.
+            ValueError: they have other channels.
         """
-        check_grids("latents", latents, self.latent_shape)
+        check_grids("latents", latents, (self.latent_shape[0], "h", "w"))
         if self.quantize is not None:
             latents = self._quantized(latents.float()).mean
         return self._decode(latents.to(self.post_quant_conv.weight.dtype))

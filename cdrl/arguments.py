@@ -110,8 +110,11 @@ def check_function(name: str, function: Any, expected: str, *values: Any, **name
         return  # some functions that are written in C do not tell what they take
 
 
-def check_grids(name: str, value: Any, shape: Sequence[int]) -> None:
+def check_grids(name: str, value: Any, shape: Sequence[int | str]) -> None:
     """Check that a value is a tensor of at least one grid, float [N, *shape].
+
+    Args:
+        shape: sizes, or a name for one that may be any: (3, "H", "W").
 
     Raises:
         TypeError: it is no tensor of floats.
@@ -120,10 +123,11 @@ def check_grids(name: str, value: Any, shape: Sequence[int]) -> None:
     expected = f"[N, {', '.join(map(str, shape))}]"
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise TypeError(f"{name}: expected a tensor of floats, {expected}, found {shown(value)}")
-    if tuple(value.shape[1:]) != tuple(shape) or value.ndim != len(shape) + 1:
+    sides = tuple(value.shape[1:])
+    if len(sides) != len(shape) or any(isinstance(side, int) and side != found for side, found in zip(shape, sides)):
         raise ValueError(f"{name}: expected {expected}, found {list(value.shape)}")
-    if not len(value):
-        raise ValueError(f"{name}: expected {expected} with N of at least 1, found {list(value.shape)}")
+    if not value.numel():
+        raise ValueError(f"{name}: expected {expected} with nothing of size 0, found {list(value.shape)}")
 
 
 def check_finite(name: str, values: Tensor) -> None:

@@ -151,16 +151,16 @@ def test_names_are_those_of_published_checkpoints() -> None:
 
 
 NAN = float("nan")
-FLOATS = r"expected a tensor of floats, \[N, 3, 16, 16\], found "
+FLOATS = r"expected a tensor of floats, \[N, 3, H, W\], found "
 
 
 @pytest.mark.parametrize(
     ("given", "fault", "message"),
     [
-        (images(channels=1), ValueError, r"expected \[N, 3, 16, 16\], found \[2, 1, 16, 16\]"),
-        (images(size=32), ValueError, r"expected \[N, 3, 16, 16\], found \[2, 3, 32, 32\]"),
-        (images()[0], ValueError, r"expected \[N, 3, 16, 16\], found \[3, 16, 16\]"),
-        (images()[:0], ValueError, r"expected \[N, 3, 16, 16\] with N of at least 1, found \[0, 3, 16, 16\]"),
+        (images(channels=1), ValueError, r"expected \[N, 3, H, W\], found \[2, 1, 16, 16\]"),
+        (images(size=15), ValueError, r"expected H and W to be multiples of 2, found \[2, 3, 15, 15\]"),
+        (images()[0], ValueError, r"expected \[N, 3, H, W\], found \[3, 16, 16\]"),
+        (images()[:0], ValueError, r"expected \[N, 3, H, W\] with nothing of size 0, found \[0, 3, 16, 16\]"),
         *((each, TypeError, FLOATS) for each in (images().to(torch.uint8), images().numpy(), [1], None)),
         (images() * NAN, ValueError, "expected finite numbers, found NaN or infinity"),
         (images().abs() * 255, ValueError, r"expected values in \[-1, 1\], found "),
@@ -176,10 +176,10 @@ def test_what_is_no_batch_of_its_latents_is_not_decoded(bottleneck: str) -> None
     model = Autoencoder(small(bottleneck=bottleneck), 3, 16)
     given: Any
     for given in (torch.zeros(2, 4, 8, 8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8)):
-        with pytest.raises(ValueError, match=r"^latents: expected \[N, 3, 8, 8\]"):
+        with pytest.raises(ValueError, match=r"^latents: expected \[N, 3, h, w\]"):
             model.decode(given)
     for given in (model.encode(images()), torch.zeros(2, 3, 8, 8).numpy(), None):
-        with pytest.raises(TypeError, match=r"^latents: expected a tensor of floats, \[N, 3, 8, 8\], found "):
+        with pytest.raises(TypeError, match=r"^latents: expected a tensor of floats, \[N, 3, h, w\], found "):
             model.decode(given)
 
 

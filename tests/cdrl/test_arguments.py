@@ -118,6 +118,7 @@ def test_a_function_takes_what_it_will_be_given() -> None:
 )
 def test_grids_of_another_form_are_refused(value: Any, fault: type[Exception], found: str) -> None:
     check_grids("y", torch.zeros(2, 1, 8, 8, dtype=torch.float64), (1, 8, 8))
+    check_grids("y", torch.zeros(2, 1, 8, 4), (1, "H", "W"))
     with pytest.raises(fault, match=rf"^y: expected .*\[N, 1, 8, 8\].*, found {found}$"):
         check_grids("y", value, (1, 8, 8))
 
