@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
-from cdrl.arguments import check_kind, shown
+from cdrl.arguments import check_grids, check_kind, shown
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 
@@ -79,6 +79,7 @@ class LatentDecoder:
 
     @torch.no_grad()
     def images(self, grids: Tensor) -> Tensor:
+        check_grids("grids", grids, self.autoencoder.latent_shape)
         return torch.cat([self.decoded(part) for part in grids.split(BATCH)]).float().clamp(-1, 1)
 
     def decoded(self, grids: Tensor) -> Tensor:

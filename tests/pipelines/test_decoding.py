@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.decoding import PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
+from pipelines.decoding import LatentDecoder, PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
+from tests.helpers import tiny_autoencoder
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -55,6 +56,9 @@ def test_what_is_not_finite_becomes_no_picture(value: float) -> None:
             turn(images)
 
 
+LATENTS = LatentDecoder(tiny_autoencoder(), torch.zeros(3), torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("turn", "images", "fault", "message"),
     [
@@ -66,6 +70,7 @@ def test_what_is_not_finite_becomes_no_picture(value: float) -> None:
         (grid_picture, torch.zeros(2, 8, 8), ValueError, "images: expected at least one, "),
         (grid_picture, torch.zeros(0, 1, 8, 8), ValueError, "images: expected at least one, "),
         (PixelDecoder().images, 3, TypeError, "grids: expected a tensor, found 3"),
+        (LATENTS.images, torch.zeros(2, 1, 8, 8), ValueError, r"grids: expected \[N, 3, 4, 4\], found \[2, 1, 8, 8\]"),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused(
