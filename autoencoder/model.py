@@ -20,6 +20,7 @@ from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.vqvae.quantize import VectorQuantizer2
 from torch import Tensor, nn
 
+from cdrl.arguments import check_grids, check_image_range, check_kind, device_of, folder_of, whole_number
 from cdrl.config import BottleneckConfig, ConfigError
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import load_weights, replaced_model
@@ -109,6 +110,9 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: BottleneckConfig, image_channels: int, image_size: int) -> None:
         super().__init__()
+        check_kind("config", config, BottleneckConfig, "a cdrl.BottleneckConfig")
+        image_channels = whole_number("image_channels", image_channels, least=1)
+        image_size = whole_number("image_size", image_size, least=1)
         factor = config.shrinks_by
         if image_size % factor:
             raise ConfigError(
@@ -152,8 +156,10 @@ class Autoencoder(nn.Module):
 
         Raises:
             RunError: there is no first stage, or a file of it is missing or damaged.
+            TypeError, ValueError: what was given is no folder, or no device of this machine.
         """
-        return load_autoencoder(find_autoencoder(Path(folder).expanduser())).to(device)
+        found = device_of(device)
+        return load_autoencoder(find_autoencoder(folder_of("folder", folder))).to(found)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write weights in safetensors, and autoencoder.json, into a folder that `from_pretrained` opens.
@@ -163,7 +169,7 @@ class Autoencoder(nn.Module):
         Raises:
             RunError: the folder holds something else.
         """
-        with replaced_model(Path(folder).expanduser(), WEIGHTS) as partial:
+        with replaced_model(folder_of("folder", folder), WEIGHTS) as partial:
             save_autoencoder(partial, self)
 
     @property
@@ -172,8 +178,22 @@ class Autoencoder(nn.Module):
         return self.decoder.conv_out.weight
 
     def encode(self, images: Tensor) -> LatentDistribution:
-        """Latent distribution of ``images`` [N, C, H, W] in [-1, 1]."""
-        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.fold))).float()
+        """Latent distribution of ``images`` [N, C, H, W] in [-1, 1].
+
+        Raises:
+            TypeError: they are no tensor of floats.
+            ValueError: they have other channels, or a side that is no multiple of what the network shrinks it by; or,
+                in evaluation mode, they leave [-1, 1] or are not finite.
+        """
+        check_grids("images", images, (self.image_channels, "H", "W"))
+        factor = self.config.shrinks_by
+        if images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(f"images: expected H and W to be multiples of {factor}, found {list(images.shape)}")
+        if not self.training:  # where a look at the values, for which a GPU is waited for, costs little beside the rest
+            check_image_range(images, rounding=1e-3)
+        moments = self.quant_conv(
+            self.encoder(F.pixel_unshuffle(images.to(self.quant_conv.weight.dtype), self.fold))
+        ).float()
         if self.quantize is not None:
             return self._quantized(moments)
         mean, logvar = moments.chunk(2, dim=1)
@@ -184,10 +204,15 @@ class Autoencoder(nn.Module):
 
         A VQ model replaces each latent vector by the nearest codebook entry first, as latent diffusion does:
         samples of the second stage need not lie on the codebook.
+
+        Raises:
+            TypeError: they are no tensor of floats.
+            ValueError: they have other channels.
         """
+        check_grids("latents", latents, (self.latent_shape[0], "h", "w"))
         if self.quantize is not None:
             latents = self._quantized(latents.float()).mean
-        return self._decode(latents)
+        return self._decode(latents.to(self.post_quant_conv.weight.dtype))
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, LatentDistribution]:
         """Reconstruction [N, C, H, W] of ``images`` from one draw of their latents, and the latents' distribution.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cdrl.arguments import check_grids, check_kind, shown, whole_number, whole_numbers
 from cdrl.config import Config
 from cdrl.networks import EnergyNetwork, FoldedEnergy, PointInitializer, UNetInitializer
 from cdrl.networks.energy import EnergyCondition
@@ -14,7 +16,7 @@ from cdrl.schedule import NoiseSchedule, per_image
 
 Level = int | Tensor
 """One level for all images, or one per image (int64 [N])."""
-Label = int | Sequence[int] | Tensor | None
+Label = int | Sequence[int | None] | Tensor | None
 """Class ids 0 … C-1, one for all images or one per image; -1 or None is the null class."""
 
 
@@ -83,17 +85,24 @@ class CDRL(nn.Module):
         return ConditionedCDRL(self, folded if gradients else folded.detach(dtype), label)
 
     def check_level(self, level: int) -> None:
-        """Raise ValueError unless the model has an energy of this level."""
-        if not 0 <= level < self.schedule.num_levels:
-            levels = self.schedule.num_levels
+        """Check that the model has an energy of this level.
+
+        Raises:
+            TypeError: it is no number.
+            ValueError: it is not whole, or there is no such level.
+        """
+        levels = self.schedule.num_levels
+        if not 0 <= whole_number("level", level) < levels:
             raise ValueError(f"level: this model has {levels} levels, 0 … {levels - 1}; found {level}")
 
     def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
-        """Any accepted form of label as class ids, int64 [count]."""
-        given = torch.as_tensor(-1 if label is None else label, device=device)
-        if given.is_floating_point() and given.numel():
-            raise ValueError(f"label: class ids are whole numbers, found {given.reshape(-1).tolist()}")
-        ids = given.to(torch.int64)
+        """Any accepted form of label as class ids, int64 [count].
+
+        Raises:
+            TypeError: what was given is no number.
+            ValueError: a number is not whole, there is no such class, or not one for each image.
+        """
+        ids = _whole(label).to(device, torch.int64)
         if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
             raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")
         if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.num_classes):
@@ -102,14 +111,37 @@ class CDRL(nn.Module):
         return ids.expand(count)
 
 
+def _whole(label: Label) -> Tensor:
+    """Class ids as a tensor of whole numbers of the shape they came in, -1 for None."""
+    if isinstance(label, str | bytes):
+        raise TypeError(f"label: class ids are whole numbers, found {shown(label)}")
+    several = isinstance(label, Sequence)
+    values = [-1 if each is None else each for each in (label if isinstance(label, Sequence) else [label])]
+    truth = any(isinstance(each, bool | np.bool_) for each in values)
+    try:
+        given = torch.as_tensor(values if several else values[0])
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"label: class ids are whole numbers, found {shown(label)}") from None
+    if given.dtype == torch.bool or truth or given.is_complex():
+        raise TypeError(f"label: class ids are whole numbers, found {shown(label)}")
+    if given.is_floating_point() and given.numel():
+        raise ValueError(f"label: class ids are whole numbers, found {given.reshape(-1).tolist()}")
+    return given
+
+
 def new_networks(
     config: Config, shape: Sequence[int], num_classes: int
 ) -> tuple[EnergyNetwork, UNetInitializer | PointInitializer | None]:
     """An energy and an initializer with random weights; None for a configuration without initializer.
 
     Raises:
-        ValueError: a network's resolutions do not fit the grid.
+        TypeError: what was given is no configuration, or the shape or the classes are no numbers.
+        ValueError: a network's resolutions do not fit the grid, or there is no grid of this shape.
     """
+    check_kind("config", config, Config, "a cdrl.Config")
+    whole_number("num_classes", num_classes, least=0)
+    if len(sizes := whole_numbers("shape", shape, "(1, 8, 8)")) not in (1, 3) or min(sizes) < 1:
+        raise ValueError(f"shape: expected (channels, height, width), or (dimensions,) of points, found {shown(shape)}")
     energy = EnergyNetwork(config.energy, shape, num_classes)
     network = UNetInitializer if len(shape) == 3 else PointInitializer
     settings = config.initializer
@@ -167,18 +199,18 @@ class ConditionedCDRL:
 
     def log_density(self, y: Tensor, level: Level) -> Tensor:
         """Log density f(y, level) up to a constant, [N], of y [N, *shape]."""
-        self._check(y, level)
+        self._check("y", y, level)
         return log_density(self.energy(y, self._condition(y, level)), y, self._schedule, level)
 
     def propose(self, x_next: Tensor, level: Level) -> Tensor:
         """Mean of the proposal of y_t from x_next, both [N, *shape]."""
-        self._check(x_next, level)
+        self._check("x_next", x_next, level)
         initializer = self.model.initializer
         if initializer is None:
             return x_next
         labels = self.model.labels(self.label, len(x_next), x_next.device)
         logsnr = self._schedule.logsnr[level + 1].expand(len(x_next))
-        output = initializer(x_next, logsnr, labels)
+        output = initializer(x_next.to(next(initializer.parameters()).dtype), logsnr, labels)
         return proposal_mean(output, x_next, self._schedule, level, initializer.predicts)
 
     def _condition(self, y: Tensor, level: Level) -> EnergyCondition:
@@ -192,8 +224,14 @@ class ConditionedCDRL:
             self._memo[key] = condition
         return condition
 
-    def _check(self, grid: Tensor, level: Level) -> None:
-        if isinstance(level, int):
-            self.model.check_level(level)
-        if tuple(grid.shape[1:]) != self.model.shape:
-            raise ValueError(f"expected [N, {', '.join(map(str, self.model.shape))}], found {list(grid.shape)}")
+    def _check(self, name: str, grid: Tensor, level: Level) -> None:
+        check_grids(name, grid, self.model.shape)
+        if not isinstance(level, Tensor) or level.ndim == 0:
+            self.model.check_level(whole_number("level", level))
+            return
+        if level.dtype != torch.int64 or len(level) != len(grid) or level.ndim > 1:
+            raise ValueError(f"level: expected one for each image, int64 [{len(grid)}], found {shown(level)}")
+        # Elsewhere a look at the values would wait for the device.
+        if level.device.type == "cpu":
+            for bound in (int(level.min()), int(level.max())):
+                self.model.check_level(bound)

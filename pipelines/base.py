@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import operator
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from autoencoder.latents import latents_of
+from cdrl.arguments import (
+    check_finite,
+    check_function,
+    check_grids,
+    check_kind,
+    device_of,
+    finite_number,
+    folder_of,
+    plain,
+    whole_number,
+    whole_numbers,
+)
 from cdrl.config import Config, SamplerSettings, parse_config
 from cdrl.model import CDRL, Label
 from cdrl.names import one_of, suggestion
@@ -25,11 +36,12 @@ from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import Callback, Constrain, LevelLogDensity, Propose, sample
 from cdrl.sampling.settings import AUTO_REACH, ChainPlan, changed, plan_chains, with_defaults
-from pipelines.decoding import Decoder, LatentDecoder, PointDecoder, load_decoder, to_bytes, to_pil
-from pipelines.guidance import Guidance, guided
+from pipelines.decoding import Decoder, LatentDecoder, PointDecoder, load_decoder
+from pipelines.guidance import Guidance, guided, weight_or_guidance
 from pipelines.images import Images, as_tensor
+from pipelines.results import Drawn, Generated
 
-LabelOrName = Label | str | Sequence[int | str]
+LabelOrName = Label | str | Sequence[int | str | None]
 """Classes by id or by name, one for all images or one an image; None or -1 for no class."""
 
 
@@ -70,49 +82,6 @@ DRAWING_OPTIONS = (*SamplerSettings.model_fields, "batch_size", "callback", "pro
 """The keywords that everything which draws has in common."""
 
 
-@dataclass(frozen=True)
-class Generated:
-    """Samples of a run.
-
-    Attributes:
-        grids: what CDRL drew: pixels, standardized latents or points, [N, *shape].
-        settings: of the sampler, none left open.
-        seeds: of the images, where each has one of its own.
-        labels: class ids of the images, -1 for no class; None where they were drawn from more than a class each.
-        guidance: weight of the guidance; 0 for none.
-    """
-
-    grids: Tensor
-    decoder: Decoder
-    settings: SamplerSettings
-    seeds: tuple[int, ...] | None = None
-    labels: tuple[int, ...] | None = None
-    guidance: float | Guidance | None = 0.0
-
-    @property
-    def tensors(self) -> Tensor:
-        """Images [N, C, H, W] in [-1, 1]."""
-        return self.decoder.images(self.grids)
-
-    @property
-    def bytes(self) -> Tensor:
-        """Images uint8 [N, C, H, W] on the CPU: a quarter of what ``tensors`` take."""
-        return torch.cat([to_bytes(self.decoder.images(part)).cpu() for part in self.grids.split(_BATCH)])
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """8-bit PIL images."""
-        return to_pil(self.bytes)
-
-    def __len__(self) -> int:
-        return len(self.grids)
-
-    def __repr__(self) -> str:
-        facts = {"seeds": self.seeds, "labels": self.labels, "guidance": self.guidance or None}
-        told = [f"{name}={_shortened(value)}" for name, value in facts.items() if value is not None]
-        return f"Generated({', '.join([f'{len(self)} of shape {tuple(self.grids.shape[1:])}', *told])})"
-
-
 class CDRLPipeline:
     """Draws samples of a trained model; every image from a seed of its own."""
 
@@ -126,8 +95,10 @@ class CDRLPipeline:
 
         Raises:
             RunError: there is no trained model, or a file of it is missing or damaged.
+            TypeError, ValueError: what was given is no folder, or no device of this machine.
         """
-        model_folder = find_model(Path(folder).expanduser())
+        found = device_of(device)
+        model_folder = find_model(folder_of("folder", folder))
         model, record = load_model(model_folder)
         path = model_folder / "config.json"
         config = parse_config(record.config, source=str(path))
@@ -136,7 +107,7 @@ class CDRLPipeline:
         if config.space == "pixel" and record.shape != [config.data.channels, *2 * [config.data.image_size]]:
             raise RunError(f"{path}: shape: {record.shape} is not that of the images of its own configuration")
         decoder = load_decoder(model_folder, record, config.space)
-        return cls(model, decoder, config, record.class_names).to(device)
+        return cls(model, decoder, config, record.class_names).to(found)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model into a folder that `from_pretrained` opens: weights in safetensors, and config.json.
@@ -147,15 +118,21 @@ class CDRLPipeline:
             RunError: the folder holds something else.
         """
         description = {"config": self.config.model_dump(mode="json"), "class_names": list(self.class_names)}
-        with replaced_model(Path(folder).expanduser(), "energy.safetensors") as partial:
+        with replaced_model(folder_of("folder", folder), "energy.safetensors") as partial:
             save_model(partial, self.model, {**description, **self.decoder.description()})
             self.decoder.save(partial)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the networks to a device; returns the pipeline itself."""
-        self.model.to(device)
+        """Move the networks to a device; returns the pipeline itself.
+
+        Raises:
+            TypeError: it is neither a `torch.device` nor the name of one.
+            ValueError: there is no such device on this machine.
+        """
+        found = device_of(device)
+        self.model.to(found)
         if isinstance(self.decoder, LatentDecoder):
-            self.decoder.autoencoder.to(device)
+            self.decoder.autoencoder.to(found)
         return self
 
     @property
@@ -194,11 +171,12 @@ class CDRLPipeline:
                 change no image: ``batch_size``, ``callback``, ``progress``.
 
         Raises:
-            TypeError: there is no such option.
+            TypeError: there is no such option, or an argument is of another kind than it has to be.
             ValueError: seeds or labels do not fit the number of images, or there is no such class or kernel, or
                 an option would change nothing, or there is guidance without a class.
         """
         check_options(options, CDRLPipeline.__call__)
+        guidance = weight_or_guidance(guidance)
         how = self.drawing(**options)
         chosen = chosen_seeds(num_images, seeds, seed)
         labels = self.class_ids(label, len(chosen))
@@ -209,12 +187,15 @@ class CDRLPipeline:
         """Sampler settings under some options, with the run's own settings for the rest.
 
         Raises:
-            TypeError: there is no such option; the message names the nearest one.
+            TypeError: there is no such option; the message names the nearest one. Or what was given for one of those
+                that change no image is of another kind than it has to be.
             ValueError: a value is not allowed, or an option would change nothing beside the others.
         """
         check_options(options)
-        if not isinstance(size := options.get("batch_size", 1), int) or size < 1:
-            raise ValueError(f"batch_size: expected a whole number of at least 1, found {size!r}")
+        options["batch_size"] = whole_number("batch_size", options.get("batch_size", Drawing.batch_size), least=1)
+        if (callback := options.get("callback")) is not None:
+            check_function("callback", callback, "a function of level, step and y by name", level=0, step=0, y=None)
+        check_kind("progress", options.get("progress", False), bool, "True or False")
         others = {name: options.pop(name) for name in ("batch_size", "callback", "progress") if name in options}
         settings = changed(self.config.sampling, options)
         if settings.steps == 0 and self.model.initializer is None:
@@ -229,25 +210,33 @@ class CDRLPipeline:
         """Classes given by id or name as ids, int64 [count]; -1 for no class.
 
         Raises:
+            TypeError: what was given is neither a number nor a name.
             ValueError: there is no such class, or not one for each image.
         """
-        ids = {name: index for index, name in enumerate(self.class_names)}
-
-        def id_of(name: int | str) -> int:
-            return one_of("label", name, ids) if isinstance(name, str) else name
-
         if isinstance(label, str):
-            return self.model.labels(id_of(label), count, self.device)
-        if isinstance(label, Sequence):
-            return self.model.labels([id_of(each) for each in label], count, self.device)
+            return self.model.labels(self._class_named(label), count, self.device)
+        if isinstance(label, Sequence) and not isinstance(label, bytes):
+            ids = [self._class_named(each) if isinstance(each, str) else each for each in label]
+            return self.model.labels(ids, count, self.device)
         return self.model.labels(label, count, self.device)
+
+    def _class_named(self, name: str) -> int:
+        ids = {each: index for index, each in enumerate(self.class_names)}
+        if not ids:
+            raise ValueError(f"label: this run has no classes, found '{name}'")
+        if name not in ids and re.fullmatch(r"\s*[+-]?\d+\s*", name):
+            known = f"class ids are numbers, -1 … {len(ids) - 1}, not in quotation marks"
+            raise ValueError(f"label: no class has the name '{name}'; {known}")
+        return one_of("label", name, ids)
 
     def source(self, seeds: Sequence[int], labels: Tensor, guidance: float | Guidance) -> SourceOfRows:
         """Source of the images of ``seeds`` with class ids ``labels`` [N], for `draw`.
 
         Raises:
+            TypeError: the guidance is neither a number nor a `Guidance`.
             ValueError: there is guidance, but an image without a class.
         """
+        guidance = weight_or_guidance(guidance)
         if guidance and bool((labels < 0).any()):
             raise ValueError("guidance: needs a class, but some images have none")
 
@@ -296,39 +285,43 @@ class CDRLPipeline:
         drawn = noise if stage_one.latents == "sample" else None
         return self.decoder.standardized(latents_of(self.decoder.autoencoder.to(images.device), images, drawn))
 
-    def images_of(self, images: Generated | Images) -> Tensor:
+    def images_of(self, images: Drawn | Images) -> Tensor:
         """Images in any usual form as [N, C, H, W] in [-1, 1], of the run's size and channels.
 
         Args:
-            images: what calling the pipeline returned; PIL images; or a tensor, float in [-1, 1] or uint8.
+            images: what calling the pipeline or `pipelines.fill` returned; PIL images; or a tensor, float in [-1, 1] or
+                uint8.
 
         Raises:
+            TypeError: they are none of these.
             ValueError: they are of another size, or the run's samples are points.
         """
         if isinstance(self.decoder, PointDecoder):
             raise ValueError("this is a run of 2-D points: it has no images")
         data = self.config.data
-        tensor = images.tensors if isinstance(images, Generated) else as_tensor(images, data.channels)
+        tensor = images.tensors if isinstance(images, Drawn) else as_tensor(images, data.channels)
         expected = (data.channels, data.image_size, data.image_size)
         if tuple(tensor.shape[1:]) != expected:
             raise ValueError(f"images: expected [N, {', '.join(map(str, expected))}], found {list(tensor.shape)}")
         return tensor.to(self.device)
 
-    def grids_of(self, data: Generated | Images) -> Tensor:
+    def grids_of(self, data: Drawn | Images) -> Tensor:
         """Convert samples, images or grids to grids [N, *shape], on which the model's densities are defined.
 
         A tensor that has the shape of the model's grids is taken for such. Images are encoded as for training; draws
         from a first stage's posteriors are those of seeds 0, 1, ….
 
         Raises:
-            ValueError: they are of another size.
+            TypeError: they are neither samples, nor images, nor grids.
+            ValueError: they are of another size, there are none, or some hold NaN or infinity.
         """
-        if isinstance(data, Generated):
-            return data.grids.to(self.device)
+        if isinstance(data, Drawn):
+            check_grids("grids", data.grids, self.model.shape)
+            data = data.grids
         if isinstance(data, Tensor) and data.is_floating_point() and tuple(data.shape[1:]) == self.model.shape:
-            if not torch.isfinite(data).all():
-                raise ValueError("grids: expected finite numbers, found NaN or infinity")
-            return data.to(self.device)
+            check_grids("grids", data, self.model.shape)
+            check_finite("grids", data)
+            return data.to(self.device, torch.float32)
         parts = []
         for rows in torch.arange(len(images := self.images_of(data))).split(_BATCH):
             noise = ImageNoise([derive_seed("posterior", int(row)) for row in rows], self.device)
@@ -336,20 +329,22 @@ class CDRLPipeline:
         return torch.cat(parts)
 
     def log_density(
-        self, data: Generated | Images, level: int = 0, *, label: LabelOrName = None, log_z: float = 0.0
+        self, data: Drawn | Images, level: int = 0, *, label: LabelOrName = None, log_z: float = 0.0
     ) -> Tensor:
         """Log density in nats of x_t = the given grids or images, each: [N].
 
         Args:
-            data: what calling the pipeline returned, images, or grids [N, *shape], see `grids_of`.
+            data: what calling the pipeline or `pipelines.fill` returned, images, or grids [N, *shape], see `grids_of`.
             level: t, 0 … T-1.
             log_z: log normalizer of the level's energy, as `cdrl.sampling.annealing.log_normalizer` brackets it or
                 ``run.py density`` reports it; without it the answer is right up to a constant.
 
         Raises:
+            TypeError: an argument is of another kind than it has to be.
             ValueError: there is no such level or class, or the data do not fit the model.
         """
         self.model.check_level(level)
+        level, log_z = whole_number("level", level), finite_number("log_z", log_z)
         x = self.grids_of(data)
         alpha_y = self.model.schedule.alpha_y[level].to(x.device)
         value = self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)
@@ -378,22 +373,19 @@ def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int 
     """A seed for each image: those given; or ``seed``, ``seed`` + 1, …, from 0 by default.
 
     Raises:
+        TypeError: they are no numbers, or seeds in no order.
         ValueError: both are given, or not one seed for each image.
     """
     if seeds is not None and seed is not None:
         raise ValueError("seeds and seed: expected one of them, found both")
-    if num_images is not None and (not isinstance(num_images, int) or num_images < 1):
-        raise ValueError(f"num_images: expected a whole number of at least 1, found {num_images!r}")
+    count = None if num_images is None else whole_number("num_images", num_images, least=1)
     if seeds is None:
-        first, count = 0 if seed is None else seed, 1 if num_images is None else num_images
-        seeds = range(first, first + count)
-    if isinstance(seeds, int):
+        first = 0 if seed is None else whole_number("seed", seed)
+        return list(range(first, first + (1 if count is None else count)))
+    if type(plain(seeds)) is int:
         raise ValueError(f"seeds: expected one for each image, such as [{seeds}]; seed={seeds} is that of the first")
-    try:
-        chosen = [operator.index(each) for each in seeds]
-    except TypeError:
-        raise ValueError(f"seeds: expected whole numbers, found {seeds!r}") from None
-    expected = len(chosen) if num_images is None else num_images
+    chosen = whole_numbers("seeds", seeds, "[1, 2, 3]")
+    expected = len(chosen) if count is None else count
     if len(chosen) != expected or expected < 1:
         raise ValueError(f"seeds: expected one for each of {expected} images (at least 1), found {len(chosen)}")
     return chosen
@@ -417,9 +409,3 @@ def check_options(options: Iterable[str], *functions: Callable[..., Any]) -> Non
         own = [each.name for each in arguments if each.kind is not each.VAR_KEYWORD and each.name != "self"]
         if name not in DRAWING_OPTIONS and name not in own:
             raise TypeError(f"unknown option '{name}': {suggestion(name, [*own, *DRAWING_OPTIONS])}")
-
-
-def _shortened(values: Any) -> str:
-    if not isinstance(values, tuple) or len(values) <= 4:
-        return str(values)
-    return f"({', '.join(map(str, values[:3]))}, …)"

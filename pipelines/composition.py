@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl.arguments import check_kind, finite_number, in_order
 from cdrl.config import DataConfig
 from cdrl.model import CDRL, Label
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
-from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, check_options, chosen_seeds, stream_seeds
+from pipelines.base import CDRLPipeline, ImageSource, LabelOrName, check_options, chosen_seeds, stream_seeds
+from pipelines.results import Generated
 
 
 def composed(
@@ -68,13 +70,19 @@ def compose(
         guidance: weight w; None for the plain sum of the concepts' log densities.
 
     Raises:
-        TypeError: there is no such option.
-        ValueError: as in calling the pipeline.
+        TypeError, ValueError: as in calling the pipeline; or there is no concept.
     """
     check_options(options, compose)
+    check_kind("pipeline", pipeline, CDRLPipeline, "a CDRLPipeline")
+    if guidance is not None:
+        guidance = finite_number("guidance", guidance, least=0, expected="a weight of 0 or more, or None")
     how = pipeline.drawing(**options)
     chosen = chosen_seeds(num_images, seeds, seed)
-    labels = [pipeline.class_ids(concept, len(chosen)) for concept in concepts]
+    labels = [
+        pipeline.class_ids(concept, len(chosen)) for concept in in_order("concepts", concepts, "a list, such as [3, 8]")
+    ]
+    if not labels:
+        raise ValueError("concepts: expected at least one class id or name, found none")
 
     def source(rows: slice) -> ImageSource:
         noise = ImageNoise(stream_seeds(chosen[rows]), pipeline.device)
@@ -93,12 +101,14 @@ def parse_concepts(data: DataConfig, words: Sequence[str]) -> list[int]:
     """Parse concepts such as ``Smiling=1`` (true) and ``Eyeglasses=0`` (false) into class ids.
 
     Raises:
+        TypeError: there are no words in an order.
         ValueError: the run was not trained on attributes, a concept is not ATTRIBUTE=0 or 1, or one comes twice.
     """
     if data.labels != "attributes":
         raise ValueError(f"concepts are attributes and their values, but this run has data.labels={data.labels}")
     chosen: dict[int, int] = {}
-    for word in words:
+    for word in in_order("concepts", words, "a list, such as ['Smiling=1']"):
+        check_kind("concepts", word, str, "words such as 'Smiling=1'")
         name, _, value = word.partition("=")
         if name not in data.attributes or value not in ("0", "1"):
             known = ", ".join(data.attributes)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
+from cdrl.arguments import check_grids, check_kind, shown
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 
@@ -51,6 +52,7 @@ class PixelDecoder:
     """Decoder of pixel runs, whose grids are images already."""
 
     def images(self, grids: Tensor) -> Tensor:
+        check_kind("grids", grids, Tensor, "a tensor")
         return self.decoded(grids).clamp(-1, 1)
 
     def decoded(self, grids: Tensor) -> Tensor:
@@ -77,6 +79,7 @@ class LatentDecoder:
 
     @torch.no_grad()
     def images(self, grids: Tensor) -> Tensor:
+        check_grids("grids", grids, self.autoencoder.latent_shape)
         return torch.cat([self.decoded(part).float().clamp(-1, 1) for part in grids.split(self.batch)])
 
     @property
@@ -149,8 +152,11 @@ def to_bytes(images: Tensor) -> Tensor:
     """Images in [-1, 1] rounded to 8 bits, uint8 of the same shape.
 
     Raises:
+        TypeError: they are no tensor of floats.
         ValueError: one holds NaN or infinity, which bytes would make black or white.
     """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"images: expected a tensor of floats in [-1, 1], found {shown(images)}")
     finite = torch.isfinite(images)
     if not finite.all():
         broken = int((~finite.flatten(1).all(dim=1)).sum()) if images.ndim > 1 else 1
@@ -162,13 +168,29 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """Convert images [N, 1 or 3, H, W], uint8 or in [-1, 1], to 8-bit PIL images."""
-    arrays = (images if images.dtype == torch.uint8 else to_bytes(images)).movedim(1, -1).cpu().numpy()
+    """Convert images [N, 1 or 3, H, W], uint8 or in [-1, 1], to 8-bit PIL images.
+
+    Raises:
+        TypeError: they are no tensor of bytes or floats.
+        ValueError: they have another shape, or one holds NaN or infinity.
+    """
+    if isinstance(images, Tensor) and (images.ndim != 4 or images.shape[1] not in (1, 3)):
+        raise ValueError(f"images: expected [N, 1 or 3, H, W], found {list(images.shape)}")
+    is_bytes = isinstance(images, Tensor) and images.dtype == torch.uint8
+    arrays = (images if is_bytes else to_bytes(images)).movedim(1, -1).cpu().numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
 def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
-    """Arrange images [N, C, H, W] in [-1, 1] in a grid, enlarging small ones: uint8 [3, H', W']."""
+    """Arrange images [N, C, H, W] in [-1, 1] in a grid, enlarging small ones: uint8 [3, H', W'].
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: they have another shape, or there are none.
+    """
+    check_kind("images", images, Tensor, "a tensor")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        raise ValueError(f"images: expected at least one, [N, 1 or 3, H, W], found {list(images.shape)}")
     zoom = max(1, 32 // images.shape[-1])
     enlarged = images.clamp(-1, 1).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     grid = make_grid((enlarged + 1) * 127.5, nrow=columns, pad_value=255)

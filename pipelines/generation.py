@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cdrl.arguments import folder_of, in_order
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, check_options, find_model
+from pipelines.base import CDRLPipeline, check_options, chosen_seeds, find_model
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture
 from pipelines.guidance import Guidance
+from pipelines.results import Generated
 
 GRID_IMAGES = 64
 RECORD = "sampling.json"
@@ -47,14 +49,19 @@ def run_sample(
 
     Raises:
         RunError: there is no trained model, or the folder holds other files than those of an earlier call.
+        TypeError: there is no such option, or an argument is of another kind than it has to be.
         ValueError: there is no such class, concept or kernel, or both a class and concepts are given.
     """
     check_options(options, run_sample)
     if concepts and label is not None:
         raise ValueError("--label and --with: expected one of them, found both")
+    seeds, concepts = (
+        chosen_seeds(num_images, None, seed),
+        in_order("concepts", concepts, "a list, such as ['Smiling=1']"),
+    )
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
-    seeds, folder = range(seed, seed + num_images), run / "generated" if out is None else out
-    asked: dict[str, Any] = {"concepts": list(concepts)} if concepts else {"label": label_asked(pipeline, label)}
+    folder = folder_of("run", run) / "generated" if out is None else folder_of("out", out)
+    asked: dict[str, Any] = {"concepts": concepts} if concepts else {"label": label_asked(pipeline, label)}
     weight = guidance if isinstance(guidance, int | float) else str(guidance)
     if concepts and not isinstance(guidance, int | float):
         raise ValueError(f"guidance: concepts are composed with a weight, found {guidance}")

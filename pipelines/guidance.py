@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdrl.arguments import check_function, check_kind, finite_number
 from cdrl.model import CDRL
 from cdrl.registry import registered
 from cdrl.sampling.sampler import LevelLogDensity, Propose
@@ -22,7 +23,22 @@ def guided(model: CDRL, labels: Tensor, guidance: float | Guidance) -> tuple[Pro
     Args:
         labels: class ids [N], -1 for no class.
     """
-    return ClassifierFree(guidance)(model, labels) if isinstance(guidance, int | float) else guidance(model, labels)
+    chosen = weight_or_guidance(guidance)
+    return ClassifierFree(chosen)(model, labels) if isinstance(chosen, float) else chosen(model, labels)
+
+
+def weight_or_guidance(guidance: float | Guidance) -> float | Guidance:
+    """The guidance itself, or the weight of classifier-free guidance as a float.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is a weight below 0, infinite or NaN.
+    """
+    expected = "a weight of 0 or more, or a Guidance"
+    if callable(guidance):
+        check_function("guidance", guidance, expected, None, None)
+        return guidance
+    return finite_number("guidance", guidance, least=0, expected=expected)
 
 
 @dataclass(frozen=True)
@@ -36,8 +52,7 @@ class ClassifierFree:
     weight: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"guidance: expected a weight of 0 or more, found {self.weight}")
+        finite_number("guidance", self.weight, least=0, expected="a weight of 0 or more")
 
     def __call__(self, model: CDRL, labels: Tensor) -> tuple[Propose, LevelLogDensity]:
         if not self.weight:
@@ -66,8 +81,10 @@ def parse_guidance(text: str) -> float | Guidance:
     """A weight of classifier-free guidance from ``0.7``, or any guidance from ``NAME:WEIGHT``.
 
     Raises:
+        TypeError: there is no text.
         ValueError: there is no such guidance, or the weight is no number of 0 or more.
     """
+    check_kind("guidance", text, str, "a text, such as '0.7' or 'classifier_free:0.7'")
     name, found, weight = text.rpartition(":")
     try:
         value = float(weight)

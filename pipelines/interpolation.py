@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl.arguments import check_kind, folder_of, whole_number
 from cdrl.model import CDRL
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
@@ -16,9 +17,10 @@ from cdrl.sampling.noise import InterpolatedNoise
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.schedule import per_image
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, ImageSource, check_options, chosen_seeds, stream_seeds
+from pipelines.base import CDRLPipeline, ImageSource, check_options, chosen_seeds, stream_seeds
 from pipelines.decoding import grid_picture
 from pipelines.generation import default_device, labels_of, model_facts
+from pipelines.results import Generated
 
 
 def between_classes(model: CDRL, labels: Sequence[int], share: Tensor) -> tuple[Propose, LevelLogDensity]:
@@ -67,11 +69,12 @@ def interpolated(
         labels: class id or name at either end; the density between two is that of `between_classes`.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: there is no such option, or an argument is of another kind than it has to be.
         ValueError: fewer than two images, not two seeds or classes, or there is no such class or kernel.
     """
     check_options(options, interpolated)
-    if num_images < 2:
+    check_kind("pipeline", pipeline, CDRLPipeline, "a CDRLPipeline")
+    if whole_number("num_images", num_images) < 2:
         raise ValueError(f"num_images: expected both ends at least, found {num_images}")
     how, model, device = pipeline.drawing(**options), pipeline.model, pipeline.device
     first, second = stream_seeds(chosen_seeds(2, seeds))
@@ -104,18 +107,20 @@ def run_interpolation(
 
     Raises:
         RunError: the run has no images.
-        TypeError: there is no such option.
+        TypeError: there is no such option, or an argument is of another kind than it has to be.
         ValueError: there is no such class or kernel.
     """
     check_options(options, run_interpolation)
+    run = folder_of("run", run)
+    first, second = chosen_seeds(2, seeds)
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: interpolations are shown as images, but this is a run of 2-D points")
-    labels = labels_of(pipeline, label, seeds) or (-1, -1)
-    folder, name = run / "interpolations", f"{seeds[0]}_to_{seeds[1]}"
+    labels = labels_of(pipeline, label, (first, second)) or (-1, -1)
+    folder, name = run / "interpolations", f"{first}_to_{second}"
     with one_calls_output(folder, f"{name}.json", alone=False) as output:
-        generated = interpolated(pipeline, seeds, num_images, labels, **options)
+        generated = interpolated(pipeline, (first, second), num_images, labels, **options)
         save_picture(output.folder / f"{name}.png", grid_picture(generated.tensors, columns=num_images))
-        facts = {"num_images": num_images, "seeds": list(seeds), "labels": list(labels)}
+        facts = {"num_images": num_images, "seeds": [first, second], "labels": list(labels)}
         output.record = {**facts, **model_facts(run, generated)}
     return folder / f"{name}.png"

@@ -15,8 +15,8 @@ FLOORS = {"run": 3, "pipelines": 2, "autoencoder": 1, "cdrl": 0}
 """Imports run from a higher number to a lower one, or stay on their floor."""
 OPEN_TO_THE_FIRST_STAGE = ("data", "runs", "training")
 """The rooms of ``cdrl`` that ``autoencoder`` uses, beside what `SHARED` names."""
-SHARED = {"cdrl", "cdrl.config", "cdrl.exports", "cdrl.sampling.noise"}
-"""Settings, the lazy exports, the version, and seeds."""
+SHARED = {"cdrl", "cdrl.arguments", "cdrl.config", "cdrl.exports", "cdrl.sampling.noise"}
+"""Settings, checks of arguments, the lazy exports, the version, and seeds."""
 MOST_FILES = 13
 MOST_ARGUMENTS = 8
 

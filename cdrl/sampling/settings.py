@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cdrl.arguments import plain
 from cdrl.config import SamplerSettings
 from cdrl.registry import KERNELS, registered
 from cdrl.sampling.kernels import Kernel, langevin
@@ -63,9 +64,10 @@ def changed(settings: SamplerSettings, changes: Mapping[str, Any]) -> SamplerSet
     Raises:
         ValueError: a value is not allowed, or a change would make no difference beside the others.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = {name: plain(value) for name, value in changes.items() if value is not None}
     try:
-        result = SamplerSettings.model_validate({**settings.model_dump(), **given})
+        # Strictly: neither True nor '3' is a number.
+        result = SamplerSettings.model_validate({**settings.model_dump(), **given}, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":

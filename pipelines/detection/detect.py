@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from cdrl.arguments import check_kind, folder_of, in_order, whole_number
 from cdrl.config import DataConfig
 from cdrl.data import DataError, Split, as_floats, training_images
 from cdrl.registry import DATA_SETS
@@ -20,11 +21,12 @@ from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import figure_picture
 from pipelines.detection.scores import PAPER_SCORE, Readings, all_scores, detection_figures, read_levels
 from pipelines.generation import default_device
 from pipelines.images import Images
+from pipelines.results import Drawn
 
 _OWN_SPLITS: tuple[Split, ...] = ("test", "train")
 
@@ -129,7 +131,9 @@ class Source:
 
         Raises:
             DataError: there is no such set, or it needs a path.
+            TypeError: the specification is no text.
         """
+        check_kind("set of images", spec, str, "NAME or NAME:PATH")
         name, _, path = spec.partition(":")
         if not path and (name in _OWN_SPLITS or name in SYNTHETIC):
             return cls(spec, own, "train" if name == "train" else "test")
@@ -188,7 +192,7 @@ def detect(
     pipeline: CDRLPipeline,
     out: Sequence[str] = (),
     *,
-    images: Mapping[str, Generated | Images] | None = None,
+    images: Mapping[str, Drawn | Images] | None = None,
     in_distribution: str = "test",
     num_images: int = 1000,
     seed: int = 0,
@@ -200,18 +204,25 @@ def detect(
     Args:
         in_distribution: ``test``, ``train`` or another data set, see `Source`.
         out: the other sets, see `Source`.
-        images: further sets by name, such as samples that the pipeline returned, see `CDRLPipeline.images_of`.
+        images: further sets by name, such as samples that the pipeline or `pipelines.fill` returned, see
+            `CDRLPipeline.images_of`.
         num_images: of each set at most.
 
     Raises:
         RunError: the run has no images, or a density is NaN or infinite.
         DataError: a set is missing, damaged or unknown, or named twice.
+        TypeError, ValueError: another argument is of another kind than it has to be, or cannot be.
     """
+    num_images, seed = whole_number("num_images", num_images, least=2), whole_number("seed", seed)
+    check_kind("pipeline", pipeline, CDRLPipeline, "a CDRLPipeline")
+    check_kind("in_distribution", in_distribution, str, "NAME or NAME:PATH")
+    out = in_order("out", out, "a list, such as ['noise']")
+    check_kind("images", {} if images is None else images, Mapping, "sets of images by name, such as {'mine': images}")
+    for name in images or {}:
+        check_kind("images", name, str, "names of sets in text")
     if pipeline.config.space == "point":
         raise RunError("detection reads images, but this is a run of 2-D points")
     given = {name: pipeline.images_of(found).cpu() for name, found in (images or {}).items()}
-    if num_images < 2:
-        raise ValueError(f"num_images: expected at least 2, found {num_images}")
     named_twice = len({*out, *given}) < len(out) + len(given) or in_distribution in given
     if named_twice or not (out or given):
         raise DataError("the sets to be told from the in-distribution one: expected at least one, and none twice")
@@ -262,6 +273,7 @@ def detect(
 
 def run_detection(run: Path, out: Sequence[str], **options: Any) -> Detection:
     """`detect` for a run; leaves detection.json and the histograms detection.png in its folder."""
+    run = folder_of("run", run)
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     with one_calls_output(run, "detection.json", alone=False) as output:
         detection = detect(pipeline, out, **options)

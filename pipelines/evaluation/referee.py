@@ -16,11 +16,12 @@ from cdrl.data import Grids, inside_squares, num_classes, training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
-from pipelines.base import CDRLPipeline, Generated
+from pipelines.base import CDRLPipeline
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
 from pipelines.evaluation.judge import ClassJudge, train_class_judge
 from pipelines.generation import default_device, labels_in_turn
+from pipelines.results import Generated
 
 JUDGE_STEPS = 800
 

@@ -5,31 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from kornia.filters import gaussian_blur2d
-from PIL import Image
 from torch import Tensor
 
-from cdrl.config import SamplerSettings
+from cdrl.arguments import check_kind, shown, whole_number
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import Callback, Constrain
 from pipelines.base import (
     CDRLPipeline,
     Drawing,
-    Generated,
     ImageSource,
     LabelOrName,
     SourceOfRows,
     check_options,
     chosen_seeds,
 )
-from pipelines.decoding import LatentDecoder, PixelDecoder, to_pil
+from pipelines.decoding import LatentDecoder, PixelDecoder
 from pipelines.guidance import Guidance
 from pipelines.images import Images
-from pipelines.inpainting.masks import hidden_cells
+from pipelines.inpainting.masks import as_mask, hidden_cells
 from pipelines.inpainting.observations import (
     Seen,
     block_means,
@@ -39,12 +37,14 @@ from pipelines.inpainting.observations import (
     reset_to,
     times_likelihood,
 )
+from pipelines.results import Drawn, Filled, Move
 
 # Noise that is granted to what a decoder makes of known pixels: with less the chains' steps are too long for it.
 STD = 0.5
 PASSES = 2
 
 
+@runtime_checkable
 class Observation(Protocol):
     """Which part of an image is known, in pixels or in means of blocks."""
 
@@ -77,13 +77,29 @@ class Observation(Protocol):
 
 @dataclass(frozen=True)
 class Hidden:
-    """All pixels are known but those where ``mask``, bool [H, W], is true."""
+    """All pixels are known but those where ``mask``, bool [H, W], is true.
+
+    Raises:
+        TypeError: the mask is no tensor.
+        ValueError: it is not as high and wide as the images, hides all or nothing, or has values beside 0 and 1.
+    """
 
     mask: Tensor
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", as_mask(self.mask))
+
     @property
     def seen(self) -> Seen:
-        return cells(~self.mask)
+        known = cells(~self.mask)
+
+        def seen(images: Tensor) -> Tensor:
+            if images.shape[-2:] != self.mask.shape:
+                sizes = f"{list(images.shape[-2:])}, as high and wide as the images, found {list(self.mask.shape)}"
+                raise ValueError(f"mask: expected {sizes}")
+            return known(images)
+
+        return seen
 
     @property
     def unknown(self) -> float:
@@ -117,13 +133,17 @@ class Hidden:
 
 @dataclass(frozen=True)
 class Averaged:
-    """The mean of every block of factor x factor pixels is known."""
+    """The mean of every block of factor x factor pixels is known.
+
+    Raises:
+        TypeError: the factor is no number.
+        ValueError: it is not whole, less than 2, or does not divide the images' height and width exactly.
+    """
 
     factor: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factor, int) or self.factor < 2:
-            raise ValueError(f"factor: expected a whole number of at least 2, found {self.factor!r}")
+        object.__setattr__(self, "factor", whole_number("factor", self.factor, least=2))
 
     @property
     def seen(self) -> Seen:
@@ -151,40 +171,6 @@ class Averaged:
         return means + contrast / enlarged(excess, self.factor)
 
 
-class Move(NamedTuple):
-    """Where the chains stood, y [N, *shape], after one move: step 0 is a proposal."""
-
-    level: int
-    step: int
-    y: Tensor
-
-
-@dataclass(frozen=True)
-class Filled:
-    """Images filled in.
-
-    Attributes:
-        tensors: [N, C, H, W] in [-1, 1], equal to the given ones in all that is known.
-        grids: what CDRL drew: pixels or standardized latents, [N, *shape].
-        energies: -f of the grids at level 0, up to a constant, [N].
-        by: the method used, ``reset`` or ``likelihood``.
-        settings: of the sampler, none left open.
-        chains: every move in its order, if asked for.
-    """
-
-    tensors: Tensor
-    grids: Tensor
-    energies: Tensor
-    by: str
-    settings: SamplerSettings
-    chains: tuple[Move, ...] = ()
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """8-bit PIL images."""
-        return to_pil(self.tensors)
-
-
 class _Recorder:
     """A callback that keeps every move, and passes it on."""
 
@@ -207,7 +193,7 @@ class _Recorder:
 @torch.no_grad()
 def fill(
     pipeline: CDRLPipeline,
-    given: Generated | Images,
+    given: Drawn | Images,
     observation: Observation,
     *,
     by: str | None = None,
@@ -230,18 +216,21 @@ def fill(
             a likelihood ``denoise`` is 1 by default, since twice the gradient goes beyond what is known.
 
     Raises:
-        TypeError: there is no such option.
+        TypeError: there is no such option, or an argument is of another kind than it has to be.
         ValueError: arguments are not fit for the images, or ``by`` is not for this run.
     """
     check_options(asked, fill, _requested)
+    check_kind("pipeline", pipeline, CDRLPipeline, "a CDRLPipeline")
     decoder = pipeline.decoder
     if not isinstance(decoder, PixelDecoder | LatentDecoder):
         raise ValueError("2-D points have no pixels to fill in")
-    if passes < 1:
-        raise ValueError(f"passes: expected at least 1, found {passes}")
+    if isinstance(observation, type) or not isinstance(observation, Observation):
+        raise TypeError(f"observation: expected Hidden(mask) or Averaged(factor), found {shown(observation)}")
+    passes = whole_number("passes", passes, least=1)
+    check_kind("keep_chains", keep_chains, bool, "True or False")
     by = ("likelihood" if isinstance(decoder, LatentDecoder) else "reset") if by is None else by
     if by not in ("reset", "likelihood"):
-        raise ValueError(f"by: expected reset or likelihood, found '{by}'")
+        raise ValueError(f"by: expected reset or likelihood, found {shown(by)}")
     images = pipeline.images_of(given)
     known, count = observation.seen(images), len(images)
     if by == "likelihood" and asked.get("denoise") is None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdrl.arguments import check_kind, whole_number
 from cdrl.data import DataError, Decoding, prepare_images, read_picture
 
 _BOXES: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
@@ -28,8 +29,11 @@ def box(text: str, height: int, width: int) -> Tensor:
     """A hidden rectangle: center (half of each side), left, right, top or bottom, or "top,left,height,width" in pixels.
 
     Raises:
+        TypeError: the box is no text, or a side no number.
         ValueError: there is no such box in an image of this size, or it hides all or nothing of it.
     """
+    check_kind("box", text, str, f"{', '.join(_BOXES)} or 'TOP,LEFT,HEIGHT,WIDTH' in pixels")
+    height, width = whole_number("height", height, least=1), whole_number("width", width, least=1)
     if text in _BOXES:
         top, left, rows, columns = _BOXES[text](height, width)
     else:
@@ -50,8 +54,13 @@ def irregular(seed: int, height: int, width: int) -> Tensor:
     """Free-form strokes that hide 0.3 of the image or a little more; a seed always draws the same ones.
 
     A stroke is a chain of straight pieces with round ends, each turned a little from the one before.
+
+    Raises:
+        TypeError: an argument is no number.
+        ValueError: one is not whole, or a seed that PyTorch does not take.
     """
-    generator = torch.Generator().manual_seed(seed)
+    height, width = whole_number("height", height, least=1), whole_number("width", width, least=1)
+    generator = torch.Generator().manual_seed(whole_number("seed", seed, least=-(2**63), most=2**64 - 1))
 
     def uniform(low: float, high: float) -> float:
         return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -106,6 +115,24 @@ def read_mask(path: Path, original: tuple[int, int], size: int, max_pixels: int)
         raise DataError(f"{path}: expected a mask of {sizes} pixels, as the image, found {found[1]}x{found[0]}")
     hidden = (picture.float().mean(dim=0, keepdim=True) > 127).to(torch.uint8) * 255
     return checked(prepare_images(hidden[None], size, 1)[0, 0] > 0, str(path))
+
+
+def as_mask(mask: Tensor) -> Tensor:
+    """A user's mask as bool [H, W].
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it has another number of dimensions, or values that are neither true or false nor 1 or 0, or it
+            hides all or nothing.
+    """
+    check_kind("mask", mask, Tensor, "a bool tensor [H, W], true where the image is hidden")
+    if mask.ndim != 2 or not mask.numel():
+        raise ValueError(f"mask: expected [H, W], the images' height and width, found {list(mask.shape)}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "mask: expected true where the image is hidden and false elsewhere, or 1 and 0, found other values"
+        )
+    return checked(mask.bool(), "mask")
 
 
 def checked(hidden: Tensor, source: str) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdrl.arguments import shown, whole_number
 from cdrl.sampling.noise import ImageNoise
 from cdrl.sampling.sampler import Constrain, LevelLogDensity
 from cdrl.schedule import NoiseSchedule
@@ -19,13 +20,26 @@ Measure = Callable[[Tensor], Tensor]
 
 
 def cells(known: Tensor) -> Seen:
-    """Observe the values where ``known`` is true, a bool that broadcasts over grids."""
+    """Observe the values where ``known`` is true, a bool that broadcasts over grids. Raises TypeError for another."""
+    if not isinstance(known, Tensor) or known.dtype != torch.bool:
+        raise TypeError(f"known: expected a bool tensor, true where a value is known, found {shown(known)}")
     return lambda grids: torch.where(known.to(grids.device), grids, 0.0)
 
 
 def block_means(factor: int) -> Seen:
-    """Observe the mean of each block of factor x factor pixels."""
-    return lambda grids: enlarged(F.avg_pool2d(grids, factor), factor)
+    """Observe the mean of each block of factor x factor pixels.
+
+    It raises ValueError for images into which the blocks do not fit exactly.
+    """
+    factor = whole_number("factor", factor, least=1)
+
+    def means(grids: Tensor) -> Tensor:
+        height, width = grids.shape[-2:]
+        if height % factor or width % factor:
+            raise ValueError(f"factor: expected one that divides images of {height}x{width} exactly, found {factor}")
+        return enlarged(F.avg_pool2d(grids, factor), factor)
+
+    return means
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -23,16 +24,20 @@ from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
-from pipelines.evaluation.referee import Referee
+from pipelines.evaluation.judge import WIDTH as JUDGE_WIDTH
+from pipelines.evaluation.referee import JUDGE_STEPS, Referee
 from pipelines.generation import default_device, write_images
-from pipelines.inpainting.fill import PASSES, Averaged, Filled, Hidden, Observation, fill
+from pipelines.inpainting.fill import PASSES, Averaged, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular, read_mask
 from pipelines.inpainting.observations import enlarged
+from pipelines.results import Filled
 
 RECORD = "figures.json"
 
 # Real images to which filled ones are compared, at most.
 _COMPARED = 1000
+# Images that a judge is trained for, at least: more than it has features, or the Fréchet distance on them says nothing.
+_FEWEST_JUDGED = 4 * JUDGE_WIDTH + 1
 # Rows of a measurement's picture.
 _SHOWN = 8
 
@@ -286,7 +291,12 @@ def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor 
 
     Fréchet distances to training images, on a judge's features where there are ``classes`` [N], else on
     EfficientNet-Lite0's; and of the judge, see `Referee`, the share read as their class, and that not read as junk.
+    For fewer images than the judge has features it is not trained, and there are no figures; either is told.
     """
+    if classes is not None and len(truth) < _FEWEST_JUDGED:
+        needs = f"a judge of classes needs {_FEWEST_JUDGED} images at least: --test {_FEWEST_JUDGED}"
+        print(f"realism: not measured with {len(truth)} images; {needs}", file=sys.stderr, flush=True)
+        return {}
     train = training_images(config.data).grids
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(derive_seed(0, "compared")))
     real = train[chosen[:_COMPARED]]
@@ -298,6 +308,8 @@ def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor 
             f"fd_lite0_{name}_train": frechet_distance(lite0_features(images, network), features)
             for name, images in both.items()
         }
+    cost = f"{JUDGE_STEPS} steps, half a minute on a CPU for images of 8x8, longer for larger ones"
+    print(f"realism: a judge of classes is trained on the run's data first: {cost}", file=sys.stderr, flush=True)
     judge = Referee.of(config.data).judge
     features = judge.features(real)
     figures: dict[str, float] = {}

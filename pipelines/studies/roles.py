@@ -15,10 +15,11 @@ from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.sampling.settings import effective, idle_settings
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, Generated, ImageSource, LabelOrName, check_options
+from pipelines.base import CDRLPipeline, ImageSource, LabelOrName, check_options
 from pipelines.decoding import captioned_picture
 from pipelines.generation import default_device, labels_of
 from pipelines.guidance import guided
+from pipelines.results import Generated
 
 
 class TwoStreams(ImageNoise):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
@@ -146,3 +148,56 @@ def test_names_are_those_of_published_checkpoints() -> None:
     assert {name.split(".")[0] for name in names} == {
         "encoder", "quant_conv", "quantize", "post_quant_conv", "decoder",
     }  # fmt: skip
+
+
+NAN = float("nan")
+FLOATS = r"expected a tensor of floats, \[N, 3, H, W\], found "
+
+
+@pytest.mark.parametrize(
+    ("given", "fault", "message"),
+    [
+        (images(channels=1), ValueError, r"expected \[N, 3, H, W\], found \[2, 1, 16, 16\]"),
+        (images(size=15), ValueError, r"expected H and W to be multiples of 2, found \[2, 3, 15, 15\]"),
+        (images()[0], ValueError, r"expected \[N, 3, H, W\], found \[3, 16, 16\]"),
+        (images()[:0], ValueError, r"expected \[N, 3, H, W\] with nothing of size 0, found \[0, 3, 16, 16\]"),
+        *((each, TypeError, FLOATS) for each in (images().to(torch.uint8), images().numpy(), [1], None)),
+        (images() * NAN, ValueError, "expected finite numbers, found NaN or infinity"),
+        (images().abs() * 255, ValueError, r"expected values in \[-1, 1\], found "),
+    ],
+)
+def test_what_is_no_batch_of_its_images_is_not_encoded(given: Any, fault: type[Exception], message: str) -> None:
+    with pytest.raises(fault, match=f"^images: {message}"):
+        Autoencoder(small(), 3, 16).eval().encode(given)
+
+
+@pytest.mark.parametrize("bottleneck", ["kl", "vq"])
+def test_what_is_no_batch_of_its_latents_is_not_decoded(bottleneck: str) -> None:
+    model = Autoencoder(small(bottleneck=bottleneck), 3, 16)
+    given: Any
+    for given in (torch.zeros(2, 4, 8, 8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8)):
+        with pytest.raises(ValueError, match=r"^latents: expected \[N, 3, h, w\]"):
+            model.decode(given)
+    for given in (model.encode(images()), torch.zeros(2, 3, 8, 8).numpy(), None):
+        with pytest.raises(TypeError, match=r"^latents: expected a tensor of floats, \[N, 3, h, w\], found "):
+            model.decode(given)
+
+
+def test_images_in_float64_are_those_in_float32() -> None:
+    model = Autoencoder(small(), 3, 16).eval()
+    given, latents = images(), model.encode(images()).mean.detach()
+    assert torch.equal(model.encode(given.double()).mean, latents)
+    assert torch.equal(model.decode(latents.double()), model.decode(latents))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (({"channels": 32}, 3, 16), "config: expected a cdrl.BottleneckConfig, found "),
+        ((small(), True, 16), "image_channels: expected a whole number of at least 1, found True"),
+        ((small(), 3, 16.0), "image_size: expected a whole number of at least 1, found 16.0"),
+    ],
+)
+def test_what_a_first_stage_cannot_be_made_of_is_refused(values: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        Autoencoder(*values)

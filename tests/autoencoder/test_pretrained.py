@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,3 +48,14 @@ def test_it_is_not_kept_in_place_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds something else than a model, which would be lost"):
         tiny_autoencoder().save_pretrained(tmp_path / "run")
     assert (tmp_path / "run" / "model" / "energy.safetensors").exists()
+
+
+def test_a_folder_or_a_device_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    wrong: Any
+    for wrong in (None, 3):
+        for ask in (Autoencoder.from_pretrained, tiny_autoencoder().save_pretrained):
+            with pytest.raises(TypeError, match=f"^folder: expected a folder, found {wrong}"):
+                ask(wrong)
+    for wrong in ("gpu", 0, None):
+        with pytest.raises((TypeError, ValueError), match=r"^device: expected cpu, .*found "):
+            Autoencoder.from_pretrained(tmp_path, wrong)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -215,3 +216,70 @@ def test_grids_of_another_shape_are_refused() -> None:
     for call in (model.log_density, model.propose):
         with pytest.raises(ValueError, match=r"expected \[N, 1, 8, 8\], found \[6, 3, 8, 8\]"):
             call(grids((3, 8, 8)), 0)
+
+
+AN_IMAGE = r"level: expected one for each image, int64 \[6\], found "
+
+
+@pytest.mark.parametrize(
+    ("level", "fault", "message"),
+    [
+        *((each, TypeError, "level: expected a whole number, found ") for each in (True, "1", None, [0] * 6)),
+        (1.0, ValueError, "level: expected a whole number, found 1.0"),
+        (-1, ValueError, "level: this model has 6 levels, 0 … 5; found -1"),
+        (torch.full((6,), -1), ValueError, "level: this model has 6 levels, 0 … 5; found -1"),
+        (torch.full((6,), 6), ValueError, "level: this model has 6 levels, 0 … 5; found 6"),
+        (torch.zeros(6), ValueError, f"{AN_IMAGE}a tensor of float32, "),
+        (torch.zeros(5).long(), ValueError, f"{AN_IMAGE}a tensor of int64, "),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(level: Any, fault: type[Exception], message: str) -> None:
+    model = model_of((2,))
+    for call in (model.log_density, model.propose):
+        with pytest.raises(fault, match=f"^{message}"):
+            call(grids((2,)), level)
+
+
+@pytest.mark.parametrize("label", [True, "3", [True] * 6, [1, 2, 3, 4, 5, "6"], {1, 2}, b"123456", torch.ones(6) > 0])
+def test_what_is_no_class_id_is_refused(label: Any) -> None:
+    with pytest.raises(TypeError, match=r"^label: class ids are whole numbers, found "):
+        model_of((2,)).log_density(grids((2,)), 0, label)
+
+
+def test_labels_of_numpy_and_none_are_taken() -> None:
+    model, y = model_of((2,)), grids((2,))
+    level: Any = np.int64(1)
+    expected = model.log_density(y, 1, [1, -1, 0, 9, 4, 4])
+    label: Any
+    for label in (np.array([1, -1, 0, 9, 4, 4]), [np.int64(1), None, 0, 9, 4, 4]):
+        assert torch.equal(model.log_density(y, level, label), expected)
+    assert torch.equal(model.propose(y.double(), 1), model.propose(y, 1))
+
+
+@pytest.mark.parametrize(
+    "given", [None, torch.zeros(6, 2).numpy(), torch.zeros(6, 2, dtype=torch.uint8), torch.zeros(0, 2), torch.zeros(2)]
+)
+def test_what_is_no_batch_of_grids_is_refused(given: Any) -> None:
+    for call, name in ((model_of((2,)).log_density, "y"), (model_of((2,)).propose, "x_next")):
+        with pytest.raises((TypeError, ValueError), match=rf"^{name}: expected .*\[N, 2\].*, found "):
+            call(given, 0)
+
+
+SHAPE = r"shape: expected \(channels, height, width\), or \(dimensions,\) of points, found "
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (({}, (2,)), r"config: expected a cdrl.Config, found \{\}"),
+        ((tiny_config(), (8, 8)), SHAPE),
+        ((tiny_config(), (1, 0, 8)), SHAPE),
+        ((tiny_config(), (1, 8.0, 8)), "shape: expected whole numbers, found "),
+        ((tiny_config(), "188"), "shape: expected a list, such as "),
+        ((tiny_config(), (1, 8, 8), True), "num_classes: expected a whole number of at least 0, found True"),
+        ((tiny_config(), (1, 8, 8), -1), "num_classes: expected a whole number of at least 0, found -1"),
+    ],
+)
+def test_what_a_model_cannot_be_made_of_is_refused(values: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        CDRL.from_config(*values)

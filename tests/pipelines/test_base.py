@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from cdrl.runs.run import RunError, read_json, write_json
 from cdrl.sampling.kernels import hmc, langevin, mala
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
-from pipelines import CDRLPipeline
+from pipelines import CDRLPipeline, ClassifierFree
 from pipelines.decoding import LatentDecoder
 from tests.helpers import chain_plan, save_tiny_run, tiny_config
 
@@ -201,3 +203,119 @@ def test_a_configuration_that_is_not_ours_is_refused(runs: dict[str, Path], tmp_
 def test_arguments_that_do_not_fit_are_refused(pipeline: CDRLPipeline, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pipeline(**arguments)
+
+
+NAN = float("nan")
+WHOLE = "expected a whole number"
+SEVERAL = r"seeds: expected a list, such as \[1, 2, 3\], found "
+WEIGHT = "guidance: expected a weight of 0 or more, or a Guidance, found "
+UNNAMED = "class ids are numbers, -1 … 9, not in quotation marks"
+WRONG_KINDS: list[tuple[dict[str, Any], str]] = [
+    *(({"num_images": each}, f"num_images: {WHOLE} of at least 1, found ") for each in (True, "3", [1, 2], np.True_)),
+    *(({"seed": each}, f"seed: {WHOLE}, found ") for each in ("a", True, [1, 2])),
+    *(({"seeds": each}, SEVERAL) for each in ({1, 2}, "12", {1: 2}, True)),
+    *(({"seeds": each}, "seeds: expected whole numbers, found ") for each in ([True, 2], ["a"], [None], [[1], [2]])),
+    *(({"label": each}, "label: class ids are whole numbers, found ") for each in (True, [True], {1}, b"1", object())),
+    *(({"label": 1, "guidance": each}, WEIGHT) for each in ("0.5", None, True, [1.0], ClassifierFree, lambda x: x)),
+    ({"guidance": "0.5"}, WEIGHT),
+    *(({"callback": each}, "callback: expected a function of level, step and y by name") for each in (3, lambda x: x)),
+    *(({"batch_size": each}, f"batch_size: {WHOLE} of at least 1, found ") for each in (True, "2", None)),
+    ({"progress": "no"}, "progress: expected True or False, found 'no'"),
+]
+WRONG_VALUES: list[tuple[dict[str, Any], str]] = [
+    *(({"num_images": each}, f"num_images: {WHOLE} of at least 1, found ") for each in (2.0, 0, -1, NAN)),
+    ({"seed": 1.5}, f"seed: {WHOLE}, found 1.5"),
+    ({"seeds": torch.tensor([1.0])}, r"seeds: expected whole numbers, found a tensor of float32, \[1\]"),
+    *(({"label": each}, f"label: no class has the name '{each}'; {UNNAMED}") for each in ("-1", "12")),
+    ({"label": [1.0]}, r"label: class ids are whole numbers, found \[1.0\]"),
+    ({"batch_size": 2.0}, f"batch_size: {WHOLE} of at least 1, found 2.0"),
+    ({"label": 1, "guidance": NAN}, f"{WEIGHT}nan"),
+    *(({"steps": each}, "steps: Input should be a valid integer, found ") for each in (True, "3", 2.5)),
+    *(({"temperature": each}, "temperature: Input should be a valid number, found ") for each in (True, "0.5")),
+    ({"step_adjustment": 1}, "step_adjustment: Input should be a valid boolean, found 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def pixels(runs: dict[str, Path]) -> CDRLPipeline:
+    return CDRLPipeline.from_pretrained(runs["pixel"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault", "message"),
+    [
+        *((values, TypeError, message) for values, message in WRONG_KINDS),
+        *((values, ValueError, message) for values, message in WRONG_VALUES),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_name(
+    pixels: CDRLPipeline, arguments: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        pixels(**arguments)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(pixels: CDRLPipeline) -> None:
+    expected = pixels(2, seed=3, label=[1, -1], steps=1, batch_size=1).grids
+    options = {"label": [np.int64(1), None], "steps": np.int64(1), "batch_size": np.int64(1)}
+    assert torch.equal(pixels(np.int64(2), seed=np.int64(3), **options).grids, expected)
+    assert torch.equal(pixels(seeds=torch.tensor([3, 4]), **options).grids, expected)
+    assert torch.equal(pixels(seeds=np.array([3, 4]), **{**options, "label": np.array([1, -1])}).grids, expected)
+    guided = pixels(1, label=1, guidance=np.float32(0.5))
+    assert torch.equal(guided.grids, pixels(1, label=1, guidance=0.5).grids)
+    drawn = pixels(2)
+    assert torch.equal(pixels.log_density(drawn, np.int64(1)), pixels.log_density(drawn.grids.double(), 1))
+
+
+def test_a_run_without_classes_says_so_of_a_name(pixels: CDRLPipeline) -> None:
+    with pytest.raises(ValueError, match="label: this run has no classes, found 'three'"):
+        CDRLPipeline(pixels.model, pixels.decoder, pixels.config, ()).class_ids("three", 1)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 0, None, np.zeros(3), torch.float16])
+def test_a_device_that_is_not_there_is_refused(runs: dict[str, Path], device: Any) -> None:
+    pipeline = CDRLPipeline.from_pretrained(runs["latent"])
+    for move in (pipeline.to, lambda where: CDRLPipeline.from_pretrained(runs["latent"], where)):
+        with pytest.raises((TypeError, ValueError), match=r"^device: expected cpu, .*found "):
+            move(device)
+    assert pipeline.device.type == "cpu"
+
+
+def test_a_folder_is_a_path(pixels: CDRLPipeline) -> None:
+    folder: Any
+    for folder in (None, 3):
+        for ask in (CDRLPipeline.from_pretrained, pixels.save_pretrained):
+            with pytest.raises(TypeError, match=f"^folder: expected a folder, found {folder}"):
+                ask(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "fault", "message"),
+    [
+        ({"level": 1.0}, ValueError, "level: expected a whole number, found 1.0"),
+        ({"level": True}, TypeError, "level: expected a whole number, found True"),
+        ({"level": [0, 1]}, TypeError, r"level: expected a whole number, found \[0, 1\]"),
+        ({"level": -1}, ValueError, "level: this model has 2 levels, 0 … 1; found -1"),
+        ({"log_z": "a"}, TypeError, "log_z: expected a finite number, found 'a'"),
+        ({"log_z": True}, TypeError, "log_z: expected a finite number, found True"),
+        ({"log_z": NAN}, ValueError, "log_z: expected a finite number, found nan"),
+        ({"label": "-1"}, ValueError, "label: no class has the name '-1'"),
+    ],
+)
+def test_a_density_of_what_cannot_be_is_refused(
+    pipeline: CDRLPipeline, values: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        pipeline.log_density(torch.zeros(2, *pipeline.model.shape), **values)
+
+
+def test_samples_and_grids_of_another_model_are_refused(runs: dict[str, Path]) -> None:
+    pixels, latents = (CDRLPipeline.from_pretrained(runs[space]) for space in ("pixel", "latent"))
+    for pipeline, other in ((pixels, latents), (latents, pixels)):
+        expected = f"[N, {', '.join(map(str, pipeline.model.shape))}]"
+        with pytest.raises(ValueError, match=re.escape(f"grids: expected {expected}, found [2, ")):
+            pipeline.log_density(other(2))
+        with pytest.raises(
+            ValueError, match=re.escape(f"grids: expected {expected} with nothing of size 0, found [0, ")
+        ):
+            pipeline.log_density(torch.zeros(0, *pipeline.model.shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 
 from cdrl.config import Config, DataConfig
 from cdrl.runs.run import RunError, read_json
-from pipelines import CDRLPipeline
+from pipelines import CDRLPipeline, ClassifierFree
 from pipelines.composition import compose, composed, parse_concepts
 from pipelines.evaluation.attributes import (
     AttributeReferee,
@@ -171,3 +172,35 @@ def test_judging_a_run_writes_figures_and_a_picture_a_weight(run: Path, monkeypa
     assert {path.name for path in (run / "composition").glob("*.png")} == {"guidance_0.png", "guidance_2.png"}
     assert list(figures["composed"]["Smiling+Long_Hair"]) == ["w=0", "w=2", "sum"]
     assert "judge on real test: all 0.500" in composition_lines(figures)
+
+
+WEIGHT = "guidance: expected a weight of 0 or more, or None, found "
+
+
+@pytest.mark.parametrize(
+    ("values", "fault", "message"),
+    [
+        *(({"concepts": each}, TypeError, "concepts: expected a list, such as ") for each in (3, "38", {3, 8}, None)),
+        ({"concepts": []}, ValueError, "concepts: expected at least one class id or name, found none"),
+        ({"concepts": [True, 3]}, TypeError, "label: class ids are whole numbers, found True"),
+        *(({"guidance": each}, TypeError, WEIGHT) for each in ("1", True, ClassifierFree(1.0))),
+        ({"guidance": -1}, ValueError, f"{WEIGHT}-1"),
+        ({"num_images": True}, TypeError, "num_images: expected a whole number of at least 1, found True"),
+        ({"pipeline": 3}, TypeError, "pipeline: expected a CDRLPipeline, found 3"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused(
+    pipeline: CDRLPipeline, values: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        compose(**{"pipeline": pipeline, "num_images": 2, "concepts": [3, 8], **values})
+
+
+def test_one_word_is_no_list_of_concepts(tmp_path: Path) -> None:
+    words: Any = "Smiling=1"
+    for ask in (lambda: parse_concepts(DATA, words), lambda: run_sample(tmp_path, 1, concepts=words)):
+        with pytest.raises(TypeError, match=r"^concepts: expected a list, such as \['Smiling=1'\], found 'Smiling=1'"):
+            ask()
+    numbers: Any = [3]
+    with pytest.raises(TypeError, match=r"^concepts: expected words such as 'Smiling=1', found 3"):
+        parse_concepts(DATA, numbers)

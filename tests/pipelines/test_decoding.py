@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from pipelines.decoding import PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
+from pipelines.decoding import LatentDecoder, PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
+from tests.helpers import tiny_autoencoder
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -50,3 +54,26 @@ def test_what_is_not_finite_becomes_no_picture(value: float) -> None:
     for turn in (to_bytes, to_pil):
         with pytest.raises(ValueError, match="1 of 3 images hold NaN or infinity"):
             turn(images)
+
+
+LATENTS = LatentDecoder(tiny_autoencoder(), torch.zeros(3), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("turn", "images", "fault", "message"),
+    [
+        (to_pil, torch.zeros(2, 2, 8, 8), ValueError, r"images: expected \[N, 1 or 3, H, W\], found \[2, 2, 8, 8\]"),
+        (to_pil, torch.zeros(8, 8), ValueError, r"images: expected \[N, 1 or 3, H, W\], found \[8, 8\]"),
+        (to_pil, [1], TypeError, "images: expected a tensor of floats in "),
+        (grid_picture, [1], TypeError, "images: expected a tensor, found "),
+        (grid_picture, torch.zeros(2, 8, 8), ValueError, "images: expected at least one, "),
+        (grid_picture, torch.zeros(0, 1, 8, 8), ValueError, "images: expected at least one, "),
+        (PixelDecoder().images, 3, TypeError, "grids: expected a tensor, found 3"),
+        (LATENTS.images, torch.zeros(2, 1, 8, 8), ValueError, r"grids: expected \[N, 3, 4, 4\], found \[2, 1, 8, 8\]"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(
+    turn: Callable[[Any], Any], images: Any, fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        turn(images)

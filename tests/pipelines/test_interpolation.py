@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +94,22 @@ def test_what_cannot_be_interpolated_is_refused(pipeline: CDRLPipeline, run: Pat
     save_tiny_run(tmp_path, config=point)
     with pytest.raises(RunError, match="this is a run of 2-D points"):
         run_interpolation(tmp_path, (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "fault", "message"),
+    [
+        *(({"seeds": each}, TypeError, "seeds: expected a list, such as ") for each in ("12", {1, 2}, {1: 2})),
+        ({"seeds": [1, 2, 3]}, ValueError, "seeds: expected one for each of 2 images"),
+        *(({"num_images": each}, TypeError, "num_images: expected a whole number, ") for each in (True, "3", None)),
+        ({"num_images": 2.0}, ValueError, "num_images: expected a whole number, found 2.0"),
+        ({"labels": {1, 2}}, TypeError, r"label: class ids are whole numbers, found \{1, 2\}"),
+        ({"labels": [1, "-1"]}, ValueError, "label: no class has the name '-1'"),
+        ({"pipeline": None}, TypeError, "pipeline: expected a CDRLPipeline, found None"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    pipeline: CDRLPipeline, values: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        interpolated(**{"pipeline": pipeline, "seeds": [1, 2], "num_images": 3, **values})

@@ -224,3 +224,30 @@ def test_points_and_broken_models_are_refused(tmp_path: Path) -> None:
     points = tiny_config(space="point", data={"name": "checkerboard", "labels": "none"})
     with pytest.raises(RunError, match="a run of 2-D points"):
         detect(CDRLPipeline(model, pipeline.decoder, points, ()), ["noise"])
+
+
+COUNT = "num_images: expected a whole number of at least 2, found "
+LIST = r"out: expected a list, such as \['noise'\], found "
+
+
+@pytest.mark.parametrize(
+    ("values", "fault", "message"),
+    [
+        *(({"out": each}, TypeError, LIST) for each in ("noise", {"noise"}, 3)),
+        ({"out": [3]}, TypeError, "set of images: expected NAME or NAME:PATH, found 3"),
+        *(({"num_images": each}, TypeError, COUNT) for each in (True, "3", None)),
+        ({"num_images": 20.0}, ValueError, f"{COUNT}20.0"),
+        ({"seed": "a"}, TypeError, "seed: expected a whole number, found 'a'"),
+        ({"images": [1]}, TypeError, r"images: expected sets of images by name, .* found \[1\]"),
+        ({"images": {3: torch.zeros(2, 1, 8, 8)}}, TypeError, "images: expected names of sets in text, found 3"),
+        ({"images": {"mine": []}}, ValueError, "images: expected at least one, found none"),
+        ({"images": {"mine": torch.full((2, 1, 8, 8), float("nan"))}}, ValueError, "images: expected finite numbers"),
+        ({"in_distribution": ["test"]}, TypeError, "in_distribution: expected NAME or NAME:PATH, found "),
+        ({"pipeline": 3}, TypeError, "pipeline: expected a CDRLPipeline, found 3"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(
+    run: Path, values: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        detect(**{"pipeline": CDRLPipeline.from_pretrained(run), "out": ["noise"], **values})

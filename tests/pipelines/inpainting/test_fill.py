@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import run as door
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective, with_defaults
-from pipelines import CDRLPipeline
+from pipelines import CDRLPipeline, detect
 from pipelines.inpainting.fill import Averaged, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular
 from pipelines.inpainting.study import Filling, HiddenPart, distances, filled_in, measure_inpainting, run_inpainting
@@ -246,3 +247,51 @@ def test_points_are_refused(tmp_path: Path) -> None:
     save_tiny_run(tmp_path, config=tiny_config(space="point", data={"name": "checkerboard", "labels": "none"}))
     with pytest.raises(RunError, match="this is a run of 2-D points"):
         run_inpainting(tmp_path, tmp_path / "any.png", HiddenPart(box="left"), Filling())
+
+
+PASSES = "passes: expected a whole number of at least 1, found "
+
+
+@pytest.mark.parametrize(
+    ("values", "fault", "message"),
+    [
+        *(
+            ({"observation": each}, TypeError, r"observation: expected Hidden\(mask\) or Averaged\(factor\), found ")
+            for each in (HIDDEN.mask, Hidden, None, "center")
+        ),
+        ({"observation": Hidden(torch.eye(16) > 0)}, ValueError, r"mask: expected \[8, 8\], .* found \[16, 16\]"),
+        ({"observation": Hidden(HIDDEN.mask[-1:])}, ValueError, r"mask: expected \[8, 8\], .* found \[1, 8\]"),
+        ({"observation": Averaged(3)}, ValueError, "factor: expected one that divides images of 8x8 exactly, found 3"),
+        *(({"passes": each}, TypeError, PASSES) for each in (True, "2")),
+        *(({"passes": each}, ValueError, PASSES) for each in (0, 2.0)),
+        ({"keep_chains": 1}, TypeError, "keep_chains: expected True or False, found 1"),
+        ({"by": ["reset"]}, ValueError, r"by: expected reset or likelihood, found \['reset'\]"),
+        ({"callback": 3, "keep_chains": True}, TypeError, "callback: expected a function of level, step and y"),
+        ({"seeds": {1, 2, 3}}, TypeError, "seeds: expected a list, such as "),
+        ({"given": []}, ValueError, "images: expected at least one, found none"),
+        ({"given": None}, TypeError, "images: expected PIL images or a tensor, found None"),
+        ({"pipeline": 3}, TypeError, "pipeline: expected a CDRLPipeline, found 3"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_refused(
+    pipeline: CDRLPipeline, values: dict[str, Any], fault: type[Exception], message: str
+) -> None:
+    with pytest.raises(fault, match=f"^{message}"):
+        fill(**{"pipeline": pipeline, "given": GIVEN, "observation": HIDDEN, **values})
+
+
+@pytest.mark.parametrize("factor", [True, "2", None, 2.0, 1])
+def test_a_factor_that_cannot_be_is_refused(factor: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^factor: expected a whole number of at least 2, found "):
+        Averaged(factor)
+
+
+def test_what_was_filled_in_can_be_given_back(pipeline: CDRLPipeline) -> None:
+    filled = fill(pipeline, GIVEN, HIDDEN, label=3, steps=1)
+    assert len(filled) == len(GIVEN)
+    assert torch.equal(pipeline.log_density(filled, label=3), -filled.energies)
+    options = {"by": "likelihood", "steps": 1}
+    again = fill(pipeline, filled, Averaged(2), **options)
+    assert torch.equal(again.tensors, fill(pipeline, filled.tensors, Averaged(2), **options).tensors)
+    outside = detect(pipeline, images={"filled": filled, "tensors": filled.tensors}, num_images=20).outside
+    assert torch.equal(outside["filled"], outside["tensors"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.data import DataError
-from pipelines.inpainting.masks import box, checked, distance_to_segment, hidden_cells, irregular, read_mask
+from pipelines.inpainting.masks import as_mask, box, checked, distance_to_segment, hidden_cells, irregular, read_mask
 
 
 def saved(path: Path, hidden: Tensor) -> Path:
@@ -128,3 +129,57 @@ def test_a_mask_of_ones_is_told_from_one_of_white(tmp_path: Path) -> None:
     Image.fromarray((np.arange(64).reshape(8, 8) % 2).astype(np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"mask.png: expected white .255. .* found values 0 and 1 only"):
         read_mask(tmp_path / "mask.png", (8, 8), 8, 64)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((3, 8, 8), "box: expected center, left, right, top, bottom or 'TOP,LEFT,HEIGHT,WIDTH' in pixels, found 3"),
+        (("left", 8.0, 8), "height: expected a whole number of at least 1, found 8.0"),
+        (("left", 8, True), "width: expected a whole number of at least 1, found True"),
+    ],
+)
+def test_arguments_of_a_box_that_cannot_be_are_refused(values: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        box(*values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        *(((each, 8, 8), "seed: expected a whole number of at least .*, found ") for each in ("a", True, 1.5, 2**70)),
+        ((0, 0, 8), "height: expected a whole number of at least 1, found 0"),
+        ((0, 8, "8"), "width: expected a whole number of at least 1, found '8'"),
+    ],
+)
+def test_arguments_of_strokes_that_cannot_be_are_refused(values: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        irregular(*values)
+
+
+LEFT = box("left", 8, 8)
+
+
+def test_a_mask_of_ones_and_zeros_is_one_of_truth_values() -> None:
+    for mask in (LEFT, LEFT.float(), LEFT.to(torch.uint8)):
+        assert as_mask(mask).dtype == torch.bool
+        assert torch.equal(as_mask(mask), LEFT)
+
+
+@pytest.mark.parametrize(
+    ("mask", "fault", "message"),
+    [
+        *((each, TypeError, "expected a bool tensor ") for each in (LEFT.numpy(), None, "left", [[True]])),
+        (LEFT[0], ValueError, r"expected \[H, W\], the images' height and width, found \[8\]"),
+        (LEFT[None], ValueError, r"expected \[H, W\], the images' height and width, found \[1, 8, 8\]"),
+        (LEFT[:0], ValueError, r"expected \[H, W\], the images' height and width, found \[0, 8\]"),
+        (LEFT * 0.5, ValueError, "expected true where the image is hidden and false elsewhere, or 1 and 0"),
+        (LEFT * float("nan"), ValueError, "expected true where the image is hidden and false elsewhere, or 1 and 0"),
+        (LEFT.to(torch.uint8) * 255, ValueError, "expected true where the image is hidden"),
+        (LEFT | True, ValueError, "hides the whole image"),
+        (LEFT & False, ValueError, "hides nothing of the image"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(mask: Any, fault: type[Exception], message: str) -> None:
+    with pytest.raises(fault, match=f"^mask: {message}"):
+        as_mask(mask)

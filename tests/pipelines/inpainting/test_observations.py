@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -226,3 +228,16 @@ def test_what_is_put_back_depends_on_the_images_own_seed_alone() -> None:
     alone = reset_to(schedule, given[1:2], cells(KNOWN), ImageNoise([6]))
     y = torch.zeros_like(given)
     assert torch.equal(together(y, 1)[1:2], alone(y[1:2], 1))
+
+
+def test_observations_that_cannot_be_are_refused() -> None:
+    known: Any
+    for known in (KNOWN.float(), None, 3):
+        with pytest.raises(TypeError, match=r"^known: expected a bool tensor, true where a value is known, found "):
+            cells(known)
+    factor: Any
+    for factor in (0, 2.0, True, "2"):
+        with pytest.raises((TypeError, ValueError), match=r"^factor: expected a whole number of at least 1, found "):
+            block_means(factor)
+    with pytest.raises(ValueError, match=r"^factor: expected one that divides images of 8x6 exactly, found 4"):
+        block_means(4)(torch.zeros(1, 1, 8, 6))
