@@ -2,6 +2,7 @@
 
 from cdrl.data.fingerprint import data_facts
 from cdrl.data.images.census import LEFT_OUT, data_in_words
+from cdrl.data.images.eight_bits import expect_finite, to_bytes
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
@@ -49,6 +50,7 @@ __all__ = [
     "class_names",
     "data_facts",
     "data_in_words",
+    "expect_finite",
     "image_training_set",
     "inside_squares",
     "latent_training_set",
@@ -64,6 +66,7 @@ __all__ = [
     "sample_checkerboard",
     "square_index",
     "stream_shards",
+    "to_bytes",
     "training_images",
     "write_prepared",
     "write_shards",
