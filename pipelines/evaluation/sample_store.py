@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cdrl.data import to_bytes
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import load_tensors, save_tensors, write_json
+from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json
 from cdrl.sampling.noise import derive_seed
 from cdrl.sampling.settings import settings_that_change_images
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, stop_requests
 from pipelines.base import CDRLPipeline
-from pipelines.decoding import to_bytes
 from pipelines.generation import label_asked, labels_of
 
 
@@ -88,9 +89,12 @@ class SampleStore:
         images: dict[int, Tensor] = {}
         seconds = 0.0
         for path in self._files():
-            stored = load_tensors(path)
+            stored = self._load(path)
             images.update(zip(stored["seeds"].tolist(), stored["images"], strict=True))
             seconds += stored["seconds"].item() / stored["processes"].item()
+        missing = [seed for seed in seeds if seed not in images]
+        if missing:
+            raise RunError(f"{self.folder}: the sample of seed {missing[0]} is gone; the same command draws it anew")
         return torch.stack([images[seed] for seed in seeds]), len(images) / seconds
 
     def _draw_batch(self, batch: Sequence[int], world: World) -> None:
@@ -113,7 +117,26 @@ class SampleStore:
         return sorted(self.folder.glob("from_*.safetensors"))
 
     def _seeds(self) -> set[int]:
-        return {seed for path in self._files() for seed in load_tensors(path)["seeds"].tolist()}
+        return {seed for path in self._files() for seed in self._load(path)["seeds"].tolist()}
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """What `_draw_batch` has written. Raises RunError for a damaged file, which says how to have it drawn anew."""
+        anew = f"remove {path.name} to have its samples drawn anew"
+        try:
+            stored = load_tensors(path, ("seeds", "images", "seconds", "processes"))
+        except RunError as error:
+            raise RunError(f"{error}; {anew}") from None
+        seeds, images, data = stored["seeds"], stored["images"], self._pipeline.config.data
+        whole = (
+            seeds.dtype == torch.int64
+            and seeds.ndim == 1
+            and images.dtype == torch.uint8
+            and images.shape == (len(seeds), data.channels, data.image_size, data.image_size)
+        )
+        times = [stored[name] for name in ("seconds", "processes")]
+        if not whole or any(time.numel() != 1 or not 0 < time.item() < math.inf for time in times):
+            raise RunError(f"{path}: damaged: expected images with their seeds, and how long they took; {anew}")
+        return stored
 
 
 def _fingerprint(model: Path) -> str:
