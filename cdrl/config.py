@@ -653,9 +653,10 @@ def _place(source: str, overrides: Sequence[str], key: str, item: Any) -> str:
     if own or mentioned:
         return _quoted(typed[(own or mentioned)[-1]])
     # A section without a key, or values that contradict each other: overrides in it may be what is wrong.
-    section = key.rpartition(".")[0] if item["type"] == "missing" else key
-    near = [_quoted(typed[name]) for name in typed if not section or _within(name, section)]
-    return f"{source} with {', '.join(near)}" if near else source
+    missing = item["type"] == "missing"
+    section = key.rpartition(".")[0] if missing else key
+    near = [_quoted(typed[name]) for name in typed if (_within(name, section) if section else not missing)]
+    return f"{source} with {', '.join(near[:3])}{', …' if near[3:] else ''}" if near else source
 
 
 def _within(key: str, section: str) -> bool:
