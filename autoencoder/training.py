@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 from autoencoder.model import Autoencoder, save_autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
-from cdrl.data import GridSet, TrainingSet
+from cdrl.data import GridSet, TrainingSet, to_bytes
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
@@ -29,11 +29,20 @@ from cdrl.training.engine import (
     TraineeSettings,
     World,
     barrier,
+    by_main,
     check_checkpoint,
     checkpoint_written_whole,
     linear_schedule,
 )
-from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
+from cdrl.training.interruption import (
+    Interrupted,
+    Stopwatch,
+    any_process,
+    pictures_of,
+    save_picture,
+    stop_requests,
+)
+from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 
 HELD_OUT = 256
@@ -158,12 +167,14 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
     Its autoencoder.json tells the ``step``, the ``images`` seen, and the wall and CPU seconds that these took.
 
     Raises:
+        ConfigError: it needs more than twice the memory that is free.
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergenceError: the loss or the weights are not finite, or reconstructions have become or stayed bad, see
             `StageOneWatch`; the last checkpoint stays as it was.
     """
     training = config.autoencoder.training
     assert training is not None
+    by_main(world, lambda: _expect_room(config, world))
     test = held_out.grids[:HELD_OUT].to(world.device) / 127.5 - 1
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
@@ -224,7 +235,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
             # Reconstructions of held-out images.
             if log is not None and (step % training.picture_every == 0 or done):
-                quality, picture = held_out_quality(trainer.autoencoder.averaged, test)
+                with pictures_of(run, step):
+                    quality, picture = held_out_quality(trainer.autoencoder.averaged, test)
                 log.write(step, quality)
                 log.picture(step, "reconstructions", picture)
                 save_picture(run.folder / "reconstructions" / f"step_{step:08d}.png", picture)
@@ -245,6 +257,25 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         # Also where nothing was left to do: a crash may have come between the last checkpoint and this.
         export()
         barrier()
+
+
+def _expect_room(config: StageOneConfig, world: World) -> None:
+    """Refuse networks or a batch that cannot fit into memory; of the objective's networks nothing is counted."""
+    training = config.autoencoder.training
+    assert training is not None
+    # A VQ bottleneck, which is counted as the other kind, asks for a device that computes.
+    architecture = config.autoencoder.architecture.model_copy(update={"bottleneck": "kl"})
+    with torch.device("meta"):
+        network = Autoencoder(architecture, config.data.channels, config.data.image_size)
+        micro = training.batch_size // world.size
+        images = torch.zeros(micro, network.image_channels, network.image_size, network.image_size)
+        noise = torch.zeros(micro, *network.latent_shape)
+    state = state_bytes(network, training.optimizer, min(config.zero_stage, 2), world)
+    kept = kept_bytes(lambda: network(images, noise), network)
+    if computes_in_bfloat16(training, world.device):
+        kept //= 2
+    key = f"autoencoder.training.batch_size={training.batch_size}"
+    expect_room(state, kept, world, f"{key}: lower it or autoencoder.architecture.channels")
 
 
 class StageOneWatch:
@@ -313,7 +344,10 @@ def held_out_quality(autoencoder: Autoencoder, images: Tensor) -> tuple[dict[str
 
 
 def pairs_picture(images: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
-    """Rows of images, each above the row of their reconstructions, as one uint8 picture [3, H, W]."""
+    """Rows of images, each above the row of their reconstructions, as one uint8 picture [3, H, W].
+
+    Raises:
+        ValueError: as `cdrl.data.to_bytes`.
+    """
     rows = [part for pair in zip(images.split(columns), reconstruction.split(columns), strict=True) for part in pair]
-    grid = make_grid(torch.cat(rows).clamp(-1, 1), nrow=columns, value_range=(-1, 1), normalize=True)
-    return (255 * grid).round().to(torch.uint8).cpu()
+    return make_grid(to_bytes(torch.cat(rows)), nrow=columns).cpu()

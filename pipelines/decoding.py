@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
-from cdrl.arguments import check_grids, check_kind, shown
+from cdrl.arguments import check_grids, check_kind
+from cdrl.data import expect_finite, to_bytes
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 
@@ -114,6 +115,7 @@ class PointDecoder:
         raise TypeError("a run of 2-D points has no images: read .grids")
 
     def picture(self, grids: Tensor) -> Tensor:
+        expect_finite(grids)  # matplotlib would leave such points out
         figure, axes = plt.subplots(figsize=(4, 4), dpi=100)
         across, up = grids.cpu().T.numpy()
         axes.scatter(across, up, s=1, color="black")
@@ -148,25 +150,6 @@ def load_decoder(folder: Path, record: ModelRecord, space: str) -> Decoder:
     return LatentDecoder(autoencoder, torch.tensor(record.latent_mean), torch.tensor(record.latent_std))
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Images in [-1, 1] rounded to 8 bits, uint8 of the same shape.
-
-    Raises:
-        TypeError: they are no tensor of floats.
-        ValueError: one holds NaN or infinity, which bytes would make black or white.
-    """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"images: expected a tensor of floats in [-1, 1], found {shown(images)}")
-    finite = torch.isfinite(images)
-    if not finite.all():
-        broken = int((~finite.flatten(1).all(dim=1)).sum()) if images.ndim > 1 else 1
-        raise ValueError(
-            f"{broken} of {len(images)} images hold NaN or infinity: the chains have run away (fewer or smaller steps "
-            "may help), or the model's weights are damaged"
-        )
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-
-
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Convert images [N, 1 or 3, H, W], uint8 or in [-1, 1], to 8-bit PIL images.
 
@@ -186,15 +169,14 @@ def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
 
     Raises:
         TypeError: they are no tensor.
-        ValueError: they have another shape, or there are none.
+        ValueError: they have another shape, or there are none; or as `to_bytes`.
     """
     check_kind("images", images, Tensor, "a tensor")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(f"images: expected at least one, [N, 1 or 3, H, W], found {list(images.shape)}")
     zoom = max(1, 32 // images.shape[-1])
-    enlarged = images.clamp(-1, 1).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
-    grid = make_grid((enlarged + 1) * 127.5, nrow=columns, pad_value=255)
-    return grid.round().to(torch.uint8).cpu()
+    enlarged = to_bytes(images).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
+    return make_grid(enlarged, nrow=columns, pad_value=255).cpu()
 
 
 def captioned_picture(rows: Sequence[tuple[Tensor, Sequence[str]]], columns: int = 8) -> Tensor:

@@ -450,8 +450,8 @@ def work(seed: int, cases: range, folder: Path) -> None:
             text = str(error)
             if file.name not in text and made[name].name not in text:
                 _tell(name, case, f"names no file: {text[:300]}")
-            # A name in a list may be as long as the system lets paths be.
-            if len(text) > 5000 or "<_io." in text:
+            # Of several mistakes each has a line of its own.
+            if any(len(line) > 600 for line in text.splitlines()) or len(text.splitlines()) > 5 or "<_io." in text:
                 _tell(name, case, f"no clear line: {text[:300]}")
         except BaseException as error:
             trace, last = error.__traceback__, ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -22,6 +24,7 @@ from cdrl.data import read_shards
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, read_json
+from pipelines.verbs.common import clear_errors
 from tests.helpers import (
     FIXTURES,
     metrics,
@@ -174,7 +177,10 @@ def test_a_damaged_model_is_one_line_with_the_file(tmp_path: Path) -> None:
 def test_an_imported_first_stage_encodes(tmp_path: Path) -> None:
     first, run = tmp_path / "first", tmp_path / "run"
     result = call("import-autoencoder", FIXTURES / "diffusers_kl_tiny", first, "--image-size", "8")
-    assert result.output == f"{first}: images 3 x 8 x 8 to latents 4 x 2 x 2 (kl)\n"
+    assert result.stdout.splitlines() == [
+        f"{first}: images 3 x 8 x 8 to latents 4 x 2 x 2 (kl)",
+        f"next: python run.py encode CONFIG autoencoder.run={first}",
+    ]
     values = tiny_values(
         space="latent", data={"channels": 3, "labels": "none"}, autoencoder={"run": str(tmp_path / "other")}
     )
@@ -249,6 +255,43 @@ def test_training_and_sampling_end_to_end(config: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == [*images, "grid.png", "sampling.json"]
     assert read_json(out / "sampling.json")["model_step"] == 4
     assert Image.open(out / "000000.png").size == (8, 8)
+
+
+def next_command(result: Result) -> list[str]:
+    """The words behind ``python run.py`` of the command that a verb's last line names."""
+    assert result.exit_code == 0, result.output
+    words = shlex.split(result.stdout.splitlines()[-1])
+    assert words[:3] == ["next:", "python", "run.py"]
+    return words[3:]
+
+
+def test_every_verb_of_training_says_where_its_results_are_and_what_comes_next(tmp_path: Path) -> None:
+    first = {
+        "architecture": {"channels": 32, "multipliers": [1], "num_blocks": 1, "pixel_unshuffle": 2},
+        "training": {"num_steps": 1, "batch_size": 2},
+    }
+    values = tiny_values(space="latent", autoencoder=first, training={"num_steps": 1})
+    config = write_config(tmp_path / "my run.yaml", values)
+    run, prepared = tmp_path / "run", f"data.prepared={tmp_path / 'prepared'}"
+    verbs, command = [], ["prepare", str(config), prepared]
+    for _ in range(5):
+        verbs.append(command[0])
+        command = next_command(call(*command))
+        if command[0] == "train-autoencoder":
+            command += ["--run", str(run)]
+    assert verbs == ["prepare", "train-autoencoder", "encode", "train", "sample"]
+    assert command == ["report", str(run)]
+    again = call("train", config, prepared, "--run", run)  # at its last step already
+    assert again.stdout.splitlines() == [
+        f"trained to the end, step 1: {run / 'model'}; pictures in {run / 'samples'}",
+        f"next: python run.py sample {run}",
+    ]
+
+
+def test_an_imported_model_says_what_comes_next(tmp_path: Path) -> None:
+    result = call("import-cdrl", FIXTURES / "official_uncond_tiny.pth.tar", tmp_path / "run")
+    assert next_command(result) == ["sample", str(tmp_path / "run")]
+    assert str(tmp_path / "run" / "model") in result.stdout
 
 
 def pictures(folder: Path) -> dict[str, bytes]:
@@ -380,6 +423,35 @@ def test_of_several_processes_one_tells_what_is_wrong_first_and_last(config: Pat
     assert errors.index(told[0]) < errors.index("ChildFailedError") < errors.index(told[1])
 
 
+def test_processes_that_run_py_starts_print_one_line_and_nothing_else(config: Path, tmp_path: Path) -> None:
+    Run(tmp_path / "run").open(tiny_config(training={"ema": 0.5}))
+    Run(tmp_path / "run").checkpoint_path(3).mkdir(parents=True)
+    command = start_command("train", config, "--run", tmp_path / "run", "--processes", "2")
+    output, errors = command.communicate(timeout=240)
+    assert (command.returncode, output) == (2, "")
+    (line,) = errors.splitlines()
+    assert re.fullmatch(r"error: .*training\.ema is 0\.5 there, 0\.9 here.* \[process \d of 2; with CDRL_.*\]", line)
+
+
+def test_processes_that_run_py_starts_train_together(config: Path, tmp_path: Path) -> None:
+    command = start_command("train", config, "training.num_steps=2", "--run", tmp_path / "run", "--processes", "2")
+    output, errors = command.communicate(timeout=240)
+    assert command.returncode == 0, errors
+    assert output.splitlines()[-1] == f"next: python run.py sample {tmp_path / 'run'}"
+    assert errors.count("500 images read") <= 1
+    assert "Warning" not in errors
+    assert read_json(Run(tmp_path / "run").checkpoint_path(2) / "state.json")["processes"] == 2
+
+
+def test_what_fails_after_another_process_has_nothing_to_add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "1" / "error.json"))
+    with pytest.raises(RuntimeError, match="closed by peer"), clear_errors():
+        raise RuntimeError("Connection closed by peer")
+    (tmp_path / "told").touch()
+    with pytest.raises(typer.Exit), clear_errors():
+        raise RuntimeError("Connection closed by peer")
+
+
 def test_runs_are_compared_side_by_side_and_one_that_fails_is_a_row(tmp_path: Path) -> None:
     values = tiny_values(space="point", data={"name": "checkerboard", "labels": "none"})
     steady = write_config(tmp_path / "steady.yaml", values)
@@ -414,7 +486,7 @@ def test_chains_and_interpolations_are_pictures_below_the_run(tmp_path: Path) ->
         "mala_4_steps_level_0.png",
     ]
     result = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "4")
-    assert result.stdout == f"{tmp_path / 'interpolations' / '3_to_8.png'}\n"
+    assert result.stdout == f"{tmp_path / 'interpolations' / '3_to_8.png'} and 3_to_8.json\n"
     assert "level: this model has 2 levels, 0 … 1; found 2" in mistake("chains", tmp_path, "--level", "2")
     refused = call("interpolate", tmp_path, "--from-seed", "3", "--to-seed", "8", "--num-images", "1")
     assert refused.exit_code == 2

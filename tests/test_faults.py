@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,7 @@ def huge_png(path: Path) -> None:
     file = path / "data" / "train" / "cat" / "huge.png"
     content = bytearray(file.with_name("0.png").read_bytes())
     content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     file.write_bytes(content)
 
 
@@ -177,13 +179,13 @@ def nothing(path: Path) -> None:
 
 PREPARE = "prepare CONFIG data.prepared=prepared data.name=folder data.labels=class data.path=data"
 FAULTS = {
-    "a hidden folder is no class": Fault(hidden_folder, PREPARE, 0, "left out: 1 hidden or system folders"),
+    "a hidden folder is no class": Fault(hidden_folder, PREPARE, 0, "left out: 1 hidden or system folder (first"),
     "splits in capital letters are splits": Fault(capital_splits, PREPARE, 0, "train split: 6 images read"),
     "links are followed, dangling ones told": Fault(links, PREPARE, 0, "2 links that lead nowhere"),
     "tif is a picture": Fault(other_endings, PREPARE, 0, "train split: 9 images read"),
     "a class nobody can learn is refused": Fault(empty_class, PREPARE, 2, "bird"),
     "test/ without train/ is refused": Fault(no_train, PREPARE, 2, "train"),
-    "a huge picture is refused unread": Fault(huge_png, PREPARE, 2, "huge.png"),
+    "a huge picture is refused unread": Fault(huge_png, PREPARE, 2, "huge.png: 60000 x 60000 pixels are"),
     "a cut picture is named": Fault(cut_picture, PREPARE, 2, "1.png"),
     "a pickle calls nothing": Fault(
         pickled_call, "prepare CONFIG data.prepared=p data.name=cifar10 data.path=data data.check_sums=false", 2,

@@ -2,9 +2,10 @@
 
 from cdrl.data.fingerprint import data_facts
 from cdrl.data.images.census import LEFT_OUT, data_in_words
+from cdrl.data.images.eight_bits import as_floats, expect_finite, image_batches, to_bytes
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
-from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split, as_floats, image_batches
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
 from cdrl.data.loading import (
     StreamedTrainingSet,
     TrainingSet,
@@ -50,6 +51,7 @@ __all__ = [
     "class_names",
     "data_facts",
     "data_in_words",
+    "expect_finite",
     "image_batches",
     "image_training_set",
     "inside_squares",
@@ -66,6 +68,7 @@ __all__ = [
     "sample_checkerboard",
     "square_index",
     "stream_shards",
+    "to_bytes",
     "training_images",
     "write_prepared",
     "write_shards",

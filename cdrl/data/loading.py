@@ -10,7 +10,8 @@ from kornia.geometry.transform import hflip
 from torch import Tensor
 
 from cdrl.config import DataConfig
-from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, as_floats, first_not_finite
+from cdrl.data.images.eight_bits import as_floats
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, first_not_finite
 from cdrl.sampling.noise import derive_seed
 
 _ALL = slice(None)

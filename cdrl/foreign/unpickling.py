@@ -92,6 +92,9 @@ class _Interpreter:
             return self._stack.pop()
         except IndexError:
             raise ValueError("it takes more from its stack than there is") from None
+        except (MemoryError, OverflowError):
+            # What is read is given the memory that it claims before a byte of it is seen.
+            raise ValueError("it claims more bytes than there is memory for") from None
 
     def _do(self, name: str, argument: Any) -> None:
         stack = self._stack

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cdrl.foreign.files import open_file, read_at_most, stand_in
 from cdrl.foreign.unpickling import Foreign, Named, read_pickle
-from cdrl.runs.run import RunError
+from cdrl.runs.run import RunError, reading
 
 _LONGEST_DESCRIPTION = 2**26  # bytes of data.pkl; those of the largest models have a few million
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
@@ -89,12 +89,8 @@ def check_is_there(path: Path) -> None:
     Raises:
         RunError: it cannot, or is.
     """
-    try:
+    with reading(path):
         wrong = stand_in(path)
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     if wrong is not None:
         raise RunError(f"{path}: {wrong}")
 

@@ -1,7 +1,7 @@
 """Run folders: what a run keeps on disk, written whole or not at all.
 
 config.yaml            the resolved configuration
-data.json              what the training data are: how many, and checksums
+data.json              what the data are, for training and for figures during it: how many, and checksums
 metrics.jsonl          one line a logged step; tensorboard/ holds the same
 samples/               pictures over training
 checkpoints/step_…/    everything needed to go on, bit for bit
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,21 +101,29 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         partial.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, names: Iterable[str] = ()) -> dict[str, Tensor]:
     """Read a safetensors file.
 
+    Args:
+        names: what it must hold.
+
     Raises:
-        RunError: the file is missing or damaged.
+        RunError: the file is missing or damaged, or lacks one of them.
     """
     try:
         with reading(path):
             open_file(path).close()  # a pipe in its place would be waited for
-            return load_file(path)
+            tensors = load_file(path)
     except SafetensorError as error:
         raise RunError(f"{path}: not a whole safetensors file ({error})") from None
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise RunError(f"{path}: damaged: it holds no '{missing[0]}'")
+    return tensors
 
 
 DATA_FACTS = "data.json"
+MEASURED_ON = "measured_on"
 _BEFORE_A_CHECKPOINT = (DATA_FACTS, "metrics.jsonl", "tensorboard", "samples", "reconstructions", "best")
 """What training may have written when there is no checkpoint yet."""
 
@@ -170,21 +179,37 @@ class Run:
         """Note what the data are, or check that they are what the run's last checkpoint has learned from.
 
         Args:
-            facts: what `cdrl.data.data_facts` says.
+            facts: what `cdrl.data.data_facts` says; under `MEASURED_ON` the same of the images, if there are any
+                others, that figures during training are measured on.
 
         Raises:
             RunError: they have changed; the message says what of them.
         """
         path = self.folder / DATA_FACTS
+        noted: dict[str, Any] = {}
         if path.exists() and self.last_checkpoint() is not None:
-            changed = _differences(read_json(path), json.loads(json.dumps(facts)))
+            noted = read_json(path)
+            # Of the images behind the figures runs may know nothing: those begun before these were noted, and those
+            # that are not measured, or not this time.
+            both = {key: value for key, value in facts.items() if key != MEASURED_ON or key in noted}
+            known = {key: value for key, value in noted.items() if key != MEASURED_ON or key in facts}
+            changed = _differences(known, json.loads(json.dumps(both)))
             if changed:
+                measured = all(change.startswith(MEASURED_ON) for change in changed)
+                what = "the images that it is measured on" if measured else "its training data"
                 raise RunError(
-                    f"{self.folder}: its training data have changed since its last checkpoint ({'; '.join(changed)}): "
+                    f"{self.folder}: {what} have changed since its last checkpoint ({'; '.join(changed)}): "
                     "bring them back, or train in another folder"
                 )
-            return
-        write_json(path, facts)
+            if facts.keys() <= noted.keys():
+                return
+            print(
+                f"{path}: says nothing of the images that the run is measured on: whether they have changed is not "
+                "checked this time",
+                file=sys.stderr,
+                flush=True,
+            )
+        write_json(path, {**noted, **facts})
 
     def last_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole checkpoint."""

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, RunError, load_tensors, read_json, save_tensors
 from cdrl.runs.whole import partial_name
 from cdrl.training.muon import Muon
+
+# DeepSpeed 0.19 calls these functions of torch 2.14 by their old names, under which they do the same; the versions that
+# pyproject.toml allows have both.
+for _name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+    warnings.filterwarnings("ignore", rf"`torch\.distributed\.{_name}` is deprecated", FutureWarning)
 
 TensorList = tuple[Tensor, ...] | list[Tensor]
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
+from cdrl.runs.run import Run
 from cdrl.runs.whole import written_whole
 from cdrl.training.engine import World
 from cdrl.training.monitor import summed_over_processes
@@ -33,6 +34,20 @@ def save_picture(path: Path, picture: Tensor) -> None:
     """Write a uint8 picture [C, H, W] as PNG."""
     with written_whole(path) as partial:
         Image.fromarray(picture.movedim(0, -1).cpu().numpy()).save(partial, format="png")
+
+
+@contextmanager
+def pictures_of(run: Run, step: int) -> Iterator[None]:
+    """Name the run and the step where images that are to be shown hold NaN or infinity.
+
+    Raises:
+        ValueError: they do; the message says which checkpoint is there.
+    """
+    try:
+        yield
+    except ValueError as error:
+        kept = run.last_checkpoint_in_words()
+        raise ValueError(f"{run.folder}: the pictures of step {step}: {error}; {kept}") from None
 
 
 def any_process(flag: bool, world: World) -> bool:

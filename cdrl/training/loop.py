@@ -20,8 +20,16 @@ from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json
-from cdrl.training.engine import World, barrier
-from cdrl.training.interruption import Interrupted, Stopwatch, any_process, save_picture, stop_requests
+from cdrl.training.engine import World, barrier, by_main
+from cdrl.training.interruption import (
+    Interrupted,
+    Stopwatch,
+    any_process,
+    pictures_of,
+    save_picture,
+    stop_requests,
+)
+from cdrl.training.memory import expect_room_for_training
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
 from cdrl.training.trainer import CooperativeTrainer
 
@@ -58,7 +66,7 @@ class Outputs:
     Attributes:
         description: what the model's config.json shall hold beside the model's own facts.
         add_files: puts further files (a decoder) into the model folder.
-        render: grids [N, *shape] -> one uint8 picture [3, H, W].
+        render: grids [N, *shape] -> one uint8 picture [3, H, W]; raises ValueError where they are not finite.
         evaluate: called as often as ``config.evaluation`` says; the best model by it is kept in ``run.best``.
     """
 
@@ -81,12 +89,14 @@ def train(config: Config, run: Run, data: TrainingSet, num_classes: int, outputs
     diverges is rolled back to its last checkpoint where the configuration says so.
 
     Raises:
+        ConfigError: it cannot fit into memory, see `expect_room_for_training`.
         DataError: a sample is not finite or has no valid class id; the message names it.
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergenceError: training has run away, and rolling back is not asked for or has not helped; the last
             checkpoint stays as it was.
     """
     data.check_labels(num_classes)
+    by_main(world, lambda: expect_room_for_training(config, data.grid_shape, num_classes, world))
     rollbacks = 0
     with stop_requests() as stop_requested:
         while True:
@@ -177,7 +187,8 @@ def _train_to_the_end(
 
             # Samples.
             if log is not None and (step % training.sample_every == 0 or done):
-                picture = outputs.render(trainer.samples(64))
+                with pictures_of(run, step):
+                    picture = outputs.render(trainer.samples(64))
                 save_picture(run.folder / "samples" / f"step_{step:08d}.png", picture)
                 log.picture(step, "samples", picture)
 

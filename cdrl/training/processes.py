@@ -1,12 +1,16 @@
-"""Many jobs side by side, each in a process of its own."""
+"""Processes: many jobs side by side, and one job in several that work together."""
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -22,6 +26,8 @@ import torch
 from cdrl.training.interruption import Interrupted, stop_requests
 
 _INTERRUPTED, _FAILED = 130, 2
+_GRACE = 30.0
+"""Seconds that processes have to end in after another has failed: some wait for it where no signal reaches them."""
 _ALONE: dict[str, str | None] = {
     "OMP_NUM_THREADS": "1",
     "TQDM_DISABLE": "1",
@@ -136,6 +142,50 @@ def stop_with_launcher(launcher: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def launch(processes: int) -> int:
+    """Run this very command in processes that train together on this machine; returns its exit code.
+
+    They find one another as those of torchrun do, but nothing is printed beside what they print. Where one fails the
+    others are ended; a request to stop goes to all, and they have the time that a last checkpoint takes.
+    """
+    with tempfile.TemporaryDirectory() as folder, stop_requests() as stop_requested:
+        port = _free_port()
+        running = [_member(rank, processes, Path(folder), port) for rank in range(processes)]
+        code, killed_at = 0, math.inf
+        while any(process.poll() is None for process in running):
+            failed = next((process.returncode for process in running if process.poll()), 0)
+            if code == 0 and (failed or stop_requested()):
+                code = failed or _INTERRUPTED
+                killed_at = time.monotonic() + _GRACE if failed else math.inf
+                for process in running:
+                    process.terminate()
+            if time.monotonic() > killed_at:
+                for process in running:
+                    process.kill()
+            time.sleep(0.1)
+        return code or max(abs(process.returncode) for process in running)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _member(rank: int, size: int, folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """One of the processes of `launch`, in a session of its own: Ctrl-C comes to it through the launcher alone."""
+    errors = folder / "attempt" / str(rank) / "error.json"
+    errors.parent.mkdir(parents=True)
+    own = {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"TORCHELASTIC_RUN_ID": folder.name, "TORCHELASTIC_ERROR_FILE": str(errors)},
+    }
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
+    environment = {**threads, **os.environ, **own}
+    return subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True)
+
+
 def first_to_fail(message: str) -> str | None:
     """Message that a failing process should print; None if another process of the same launch has printed its own.
 
@@ -144,7 +194,7 @@ def first_to_fail(message: str) -> str | None:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file is None:
         return message
-    told = Path(error_file).parent.parent / "told"
+    told = _told(error_file)
     try:
         os.close(os.open(told, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
@@ -156,6 +206,17 @@ def first_to_fail(message: str) -> str | None:
         Path(error_file).write_text(json.dumps({"message": failure}), encoding="utf-8")
     rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     return f"{message} [process {rank} of {size}; with CDRL_TRACEBACK=1 each shows where it ended]"
+
+
+def another_has_told() -> bool:
+    """Whether another process of the same launch has printed why it failed: what fails after it fails for that."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return error_file is not None and _told(error_file).exists()
+
+
+def _told(error_file: str) -> Path:
+    """What the first process of a launch to fail makes, for which each has a folder."""
+    return Path(error_file).parent.parent / "told"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ and ``kd_X``, with the features' name for X.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from cdrl.data import Grids
 from cdrl.foreign.arrays import read_npz
-from cdrl.runs.run import RunError
+from cdrl.runs.run import RunError, reading
 from pipelines.evaluation.features import Features
 
 Statistics = dict[str, np.ndarray]
@@ -72,24 +73,27 @@ def read_statistics(path: Path) -> Reference:
         RunError: the file is missing, damaged, or without them.
     """
     try:
-        stored = read_npz(path, ("mu", "sigma"), _MOST_BYTES)
+        with reading(path):
+            stored = read_npz(path, ("mu", "sigma"), _MOST_BYTES)
         missing = [name for name in ("mu", "sigma") if name not in stored]
         if missing:
             raise ValueError(f"it holds no {missing[0]}")
-        mu, sigma = stored["mu"], stored["sigma"]
-        if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
-            raise ValueError(f"mu {list(mu.shape)} and sigma {list(sigma.shape)} do not fit each other")
-        if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
-            raise ValueError("they hold NaN or infinity")
-        if (sigma.diagonal() < 0).any():
-            raise ValueError(f"sigma holds a variance of {sigma.diagonal().min():.3g}")
-    except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+        check_statistics(stored)
     except ValueError as error:
         raise RunError(f"{path}: expected an .npz file with mu [D] and sigma [D, D] ({error})") from None
+    mu, sigma = stored["mu"], stored["sigma"]
     return Reference(path.stem, None, {"mu": mu.astype(np.float32), "sigma": sigma.astype(np.float64)}, None)
+
+
+def check_statistics(statistics: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError for ``mu`` and ``sigma`` that are not the mean and the covariance of anything."""
+    mu, sigma = statistics["mu"], statistics["sigma"]
+    if mu.ndim != 1 or not len(mu) or sigma.shape != (len(mu), len(mu)):
+        raise ValueError(f"mu {list(mu.shape)} and sigma {list(sigma.shape)} do not fit each other")
+    if not np.isfinite(mu).all() or not np.isfinite(sigma).all():
+        raise ValueError("they hold NaN or infinity")
+    if (sigma.diagonal() < 0).any():
+        raise ValueError(f"sigma holds a variance of {sigma.diagonal().min():.3g}")
 
 
 def compared(samples: Features, reference: Reference, *, kernel: bool = True) -> dict[str, float]:

@@ -24,6 +24,7 @@ from pipelines.base import CDRLPipeline, check_options, find_model
 from pipelines.decoding import Decoder
 from pipelines.evaluation.distances import (
     Reference,
+    check_statistics,
     compared,
     read_statistics,
     some_of,
@@ -221,9 +222,26 @@ def read_reference(data: DataConfig, name: str, images: GridSet, extractor: Extr
             pooled = extractor(images.grids, progress=f"features of {data.name} {name}").pooled
             arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
             save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
-    stored = load_tensors(path)
-    statistics = {part: stored[part].numpy() for part in ("mu", "sigma")}
-    return Reference(name, len(images), statistics, stored["features"])
+    return _stored_reference(path, name, len(images))
+
+
+def _stored_reference(path: Path, name: str, images: int) -> Reference:
+    """What `read_reference` has stored. Raises RunError for a damaged file, which says how to have it made anew."""
+    anew = f"remove {path.name} to have it made anew"
+    try:
+        stored = load_tensors(path, ("mu", "sigma", "features"))
+        statistics = {part: stored[part].numpy() for part in ("mu", "sigma")}
+        features = stored["features"]
+        check_statistics(statistics)
+        if features.ndim != 2 or features.shape[1] != len(statistics["mu"]) or not torch.isfinite(features).all():
+            raise ValueError(
+                f"features {list(features.shape)} are not finite, or not of {len(statistics['mu'])} numbers"
+            )
+    except RunError as error:
+        raise RunError(f"{error}; {anew}") from None
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: damaged: {error}; {anew}") from None
+    return Reference(name, images, statistics, features)
 
 
 class TrainingEvaluation:
@@ -232,18 +250,20 @@ class TrainingEvaluation:
     Every process draws its share of the samples and makes their features; all of them come to the same value.
     """
 
-    def __init__(self, config: Config, decoder: Decoder, world: World) -> None:
+    def __init__(self, config: Config, decoder: Decoder, world: World, real: tuple[str, GridSet]) -> None:
         """
+        Args:
+            real: `real_images` of ``config.evaluation.split``, with their name.
+
         Raises:
-            RunError: Inception's weights cannot be used.
-            DataError: the data set cannot be read.
+            RunError: Inception's weights are missing or cannot be used.
         """
         assert config.evaluation is not None
         settings = config.evaluation
         self._config, self._decoder, self._world = config, decoder, world
         name: FeaturesName = "inception" if settings.metric == "fid" else "lite0"
         self._extractor = load_extractor(name, settings.weights or config.data.cache / INCEPTION_FILE, world.device)
-        self._reference = read_reference(config.data, *real_images(config.data, settings.split), self._extractor)
+        self._reference = read_reference(config.data, *real, self._extractor)
         self.name = metric_name("fid", self._extractor.label, settings.num_samples, self._reference.name)
 
     def __call__(self, model: CDRL) -> Measured:

@@ -14,12 +14,11 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 from torch_fidelity.registry import register_feature_extractor
 
 from autoencoder.lite0 import PACKAGE, Lite0
-from cdrl.data import Grids, as_floats, image_batches
+from cdrl.data import Grids, as_floats, image_batches, to_bytes
 from cdrl.runs.archives import check_finite, check_is_there
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
 from cdrl.training.engine import weights_only_unpickling
-from pipelines.decoding import to_bytes
 
 FeaturesName = Literal["inception", "lite0"]
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cdrl.data import to_bytes
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import load_tensors, save_tensors, write_json
+from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json
 from cdrl.sampling.noise import derive_seed
 from cdrl.sampling.settings import settings_that_change_images
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, stop_requests
 from pipelines.base import CDRLPipeline
-from pipelines.decoding import to_bytes
 from pipelines.generation import label_asked, labels_of
 
 
@@ -85,14 +86,19 @@ class SampleStore:
 
     def read(self, seeds: range) -> StoredImages:
         """Images uint8 [N, C, H, W] of ``seeds``, all drawn, which stay on disk until they are asked for."""
-        places = {seed: (path, row) for path in self._files() for row, seed in enumerate(_seeds_of(path))}
-        return StoredImages([places[seed] for seed in seeds])
+        places = {
+            seed: (path, row) for path in self._files() for row, seed in enumerate(self._load(path)["seeds"].tolist())
+        }
+        missing = [seed for seed in seeds if seed not in places]
+        if missing:
+            raise RunError(f"{self.folder}: the sample of seed {missing[0]} is gone; the same command draws it anew")
+        return StoredImages([places[seed] for seed in seeds], self._load)
 
     def rate(self) -> float:
         """How many images a second were drawn by all processes."""
         count, seconds = 0, 0.0
         for path in self._files():
-            stored = load_tensors(path)
+            stored = self._load(path)
             count += len(stored["seeds"])
             seconds += stored["seconds"].item() / stored["processes"].item()
         return count / seconds
@@ -117,7 +123,26 @@ class SampleStore:
         return sorted(self.folder.glob("from_*.safetensors"))
 
     def _seeds(self) -> set[int]:
-        return {seed for path in self._files() for seed in _seeds_of(path)}
+        return {seed for path in self._files() for seed in self._load(path)["seeds"].tolist()}
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """What `_draw_batch` has written. Raises RunError for a damaged file, which says how to have it drawn anew."""
+        anew = f"remove {path.name} to have its samples drawn anew"
+        try:
+            stored = load_tensors(path, ("seeds", "images", "seconds", "processes"))
+        except RunError as error:
+            raise RunError(f"{error}; {anew}") from None
+        seeds, images, data = stored["seeds"], stored["images"], self._pipeline.config.data
+        whole = (
+            seeds.dtype == torch.int64
+            and seeds.ndim == 1
+            and images.dtype == torch.uint8
+            and images.shape == (len(seeds), data.channels, data.image_size, data.image_size)
+        )
+        times = [stored[name] for name in ("seconds", "processes")]
+        if not whole or any(time.numel() != 1 or not 0 < time.item() < math.inf for time in times):
+            raise RunError(f"{path}: damaged: expected images with their seeds, and how long they took; {anew}")
+        return stored
 
 
 class StoredImages:
@@ -125,12 +150,13 @@ class StoredImages:
 
     dtype = torch.uint8
 
-    def __init__(self, places: Sequence[tuple[Path, int]]) -> None:
+    def __init__(self, places: Sequence[tuple[Path, int]], load: Callable[[Path], dict[str, Tensor]]) -> None:
         """
         Args:
             places: the file of each image, and its row there.
+            load: reads a file, see `SampleStore`.
         """
-        self._places = places
+        self._places, self._load = places, load
         self._open: tuple[Path, Tensor] | None = None
         self.shape = (len(places), *self[:1].shape[1:])
 
@@ -144,12 +170,8 @@ class StoredImages:
     def _read(self, path: Path, row: int) -> Tensor:
         # Images that follow one another lie in one file.
         if self._open is None or self._open[0] != path:
-            self._open = (path, load_tensors(path)["images"])
+            self._open = (path, self._load(path)["images"])
         return self._open[1][row]
-
-
-def _seeds_of(path: Path) -> list[int]:
-    return load_tensors(path)["seeds"].tolist()
 
 
 def _fingerprint(model: Path) -> str:

@@ -28,12 +28,12 @@ from cdrl.data import (
 )
 from cdrl.runs.lock import locked
 from cdrl.runs.pretrained import is_pretrained
-from cdrl.runs.run import Run, RunError, os_error_in_words
+from cdrl.runs.run import MEASURED_ON, Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
 from cdrl.training.loop import Outputs, train
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
-from pipelines.evaluation.evaluate import TrainingEvaluation
+from pipelines.evaluation.evaluate import TrainingEvaluation, real_images
 from pipelines.evaluation.features import INCEPTION_FILE
 from pipelines.generation import default_device
 
@@ -68,8 +68,15 @@ def stage_one_model(config: Config, run: Path) -> Path:
     return folder / "model"
 
 
-def run_stage_one(config: Config, run: Path) -> None:
-    """Train the first stage of ``run``, or go on with it.
+def verb_after_data(config: Config) -> str:
+    """The verb with which a configuration's training begins, once its data are there."""
+    if config.space != "latent" or config.autoencoder is None:
+        return "train"
+    return "encode" if config.autoencoder.training is None or config.autoencoder.run else "train-autoencoder"
+
+
+def run_stage_one(config: Config, run: Path) -> Path:
+    """Train the first stage of ``run``, or go on with it; returns the first stage's own run folder.
 
     Raises:
         ConfigError: the configuration has no first stage of its own to train.
@@ -88,11 +95,12 @@ def run_stage_one(config: Config, run: Path) -> None:
     stage_one, world = Run(folder), start()
     with training_in(stage_one, settings, world):
         batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
-        images = training_images(config.data)
-        by_main(world, lambda: stage_one.bind_data(data_facts(images)))
+        images, held_out = training_images(config.data), training_images(config.data, "test")
+        by_main(world, lambda: stage_one.bind_data({**data_facts(images), MEASURED_ON: data_facts(held_out)}))
         kind = StreamedTrainingSet if config.data.stream else TrainingSet
         data = kind(images.grids, batch_size, seed, flip=config.data.flip)
-        train_autoencoder(settings, stage_one, data, training_images(config.data, "test"), world)
+        train_autoencoder(settings, stage_one, data, held_out, world)
+    return folder
 
 
 def run_encoding(config: Config, run: Path) -> None:
@@ -168,27 +176,30 @@ def run_stage_two(config: Config, run: Path) -> None:
             # Threads of layers as small as these wait for one another: with two a step takes a quarter longer.
             torch.set_num_threads(1)
         data = stage_two_data(config, run)
+        real = images_to_evaluate_on(config, world)
         told = ""
         if data.read is not None:
             read = data.read
             told = data_in_words(config.data.name, "train", len(read), read.metadata)
-            by_main(world, lambda: stage_two.bind_data(data_facts(read)))
+            measured_on = {} if real is None else {MEASURED_ON: data_facts(real[1])}
+            by_main(world, lambda: stage_two.bind_data({**data_facts(read), **measured_on}))
         description = {
             "config": config.model_dump(mode="json"),
             "class_names": list(data.class_names),
             "data": told,
             **data.decoder.description(),
         }
-        evaluate = training_evaluation(config, data.decoder, world)
+        evaluate = None if real is None else TrainingEvaluation(config, data.decoder, world, real)
         outputs = Outputs(description, data.decoder.save, data.decoder.picture, evaluate)
         train(config, stage_two, data.training_set, len(data.class_names), outputs, world)
 
 
-def training_evaluation(config: Config, decoder: Decoder, world: World) -> TrainingEvaluation | None:
-    """Evaluation during training; None without an ``evaluation`` section, or where optional weights are missing.
+def images_to_evaluate_on(config: Config, world: World) -> tuple[str, GridSet] | None:
+    """Name and `real_images` of evaluation during training; None where the configuration has none.
+
+    Nor are there any where optional weights are missing, which one line tells.
 
     Raises:
-        RunError: Inception's weights are missing where they are not optional, or cannot be used.
         DataError: the data set cannot be read.
     """
     settings = config.evaluation
@@ -200,7 +211,7 @@ def training_evaluation(config: Config, decoder: Decoder, world: World) -> Train
             line = f"evaluation off: no Inception weights at {weights} (evaluation.optional); no best model is kept"
             print(line, file=sys.stderr, flush=True)
         return None
-    return TrainingEvaluation(config, decoder, world)
+    return real_images(config.data, settings.split)
 
 
 @contextmanager

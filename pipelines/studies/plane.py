@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cdrl.data import expect_finite
+
 # White for no density; lightness falls evenly to the last, so that darker is always more.
 _RAMP = ((255, 255, 255), (186, 219, 226), (103, 171, 192), (42, 110, 150), (20, 42, 84))
 
@@ -63,7 +65,12 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 
 def coloured(values: Tensor, pixels: int) -> Image.Image:
-    """Colour values [side^2] of a grid, 0 to 1; the picture's sides are ``pixels``, a multiple of the grid's."""
+    """Colour values [side^2] of a grid, 0 to 1; the picture's sides are ``pixels``, a multiple of the grid's.
+
+    Raises:
+        ValueError: values are NaN or infinite.
+    """
+    expect_finite(values)
     side = math.isqrt(len(values))
     rows = values.view(side, side).flip(0).clamp(0, 1).repeat_interleave(pixels // side, dim=0)
     position = rows.repeat_interleave(pixels // side, dim=1) * (len(_RAMP) - 1)

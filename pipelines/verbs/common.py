@@ -6,6 +6,7 @@ import errno
 import functools
 import inspect
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,7 +66,7 @@ app = _Door(
     help="Cooperative Diffusion Recovery Likelihood: energy-based models of pixels and of latents.\n\n"
     "A run is one YAML file under configs/. Pixels: train, then sample. Latents: train-autoencoder, encode, train, "
     "sample. To resume anything, type the same command again. Over several processes: "
-    "torchrun --standalone --nproc_per_node 2 run.py train configs/cifar10.yaml",
+    "python run.py train configs/cifar10.yaml --processes 2, or torchrun --nproc_per_node 2 run.py train …",
 )
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/digits.yaml")]
@@ -101,6 +102,9 @@ RunFolder = Annotated[
         metavar="RUN",
         help=f"folder of a trained run, e.g. runs/digits; or weights that ship: {', '.join(pretrained_names())}",
     ),
+]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, help="processes of this machine that work together; one for each GPU, say")
 ]
 
 
@@ -183,6 +187,34 @@ def run_folder(config: Path, run: Path | None) -> Path:
     return Path("runs") / config.stem if run is None else run
 
 
+def work_together(processes: int) -> None:
+    """Start the processes that are asked for and end with them, unless this is one of those that were started."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started not in ("1", str(processes)) and processes > 1:
+        raise typer.BadParameter(f"--processes {processes}: torchrun has started {started} already")
+    if processes > 1 and started == "1":
+        from cdrl.training.processes import launch
+
+        raise typer.Exit(launch(processes))
+
+
+def tell(result: str, *following: str | Path) -> None:
+    """Print where results lie and, if there is one, the command that comes next; of several processes one does.
+
+    Args:
+        following: the words behind ``python run.py`` of that command.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(result)
+        if following:
+            typer.echo(f"next: {shlex.join(['python', 'run.py', *map(str, following)])}")
+
+
+def as_asked(config: Path, overrides: list[str] | None, run: Path | None = None) -> list[str | Path]:
+    """Configuration, overrides and run folder as they were typed, for the command that comes next."""
+    return [config, *(overrides or ()), *(() if run is None else ("--run", run))]
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Mistakes that a user can mend, and files that cannot be written, are one line without a traceback.
@@ -196,7 +228,7 @@ def clear_errors() -> Iterator[None]:
     from cdrl.runs.run import RunError, os_error_in_words
     from cdrl.training.interruption import Interrupted
     from cdrl.training.monitor import DivergenceError
-    from cdrl.training.processes import first_to_fail, stop_with_launcher
+    from cdrl.training.processes import another_has_told, first_to_fail, stop_with_launcher
 
     stop_with_launcher(launcher)
 
@@ -215,6 +247,11 @@ def clear_errors() -> Iterator[None]:
         if os.environ.get("CDRL_TRACEBACK") or (isinstance(error, OSError) and error.errno == errno.EPIPE):
             raise
         end(f"error: {os_error_in_words(error) if isinstance(error, OSError) else error}", 2)
+    except Exception:
+        # Whoever works with a process that has failed fails in any way at all, and has nothing to add.
+        if os.environ.get("CDRL_TRACEBACK") or not another_has_told():
+            raise
+        raise typer.Exit(2) from None
 
 
 def _has_cuda() -> bool:

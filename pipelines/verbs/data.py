@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from pipelines.verbs.common import ConfigPath, Overrides, app, clear_errors
+from pipelines.verbs.common import ConfigPath, Overrides, app, as_asked, clear_errors, tell
 
 
 @app.command("prepare")
@@ -20,6 +18,13 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     with clear_errors():
         from cdrl.config import load_config
         from pipelines.jobs.preparing import run_preparation
+        from pipelines.jobs.training import verb_after_data
 
-        for line in run_preparation(load_config(config, overrides or ())):
-            typer.echo(line)
+        settings = load_config(config, overrides or ())
+        for line in run_preparation(settings):
+            tell(line)
+        tell(
+            f"shards of both splits in {settings.data.prepared}",
+            verb_after_data(settings),
+            *as_asked(config, overrides),
+        )

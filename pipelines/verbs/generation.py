@@ -14,6 +14,7 @@ from pipelines.verbs.common import (
     app,
     clear_errors,
     parse_label,
+    tell,
     with_sampler_options,
 )
 
@@ -51,6 +52,7 @@ def sample(
     python run.py sample runs/quickstart --num-images 1000 --batch-size 250 --out faces
     """
     with clear_errors():
+        from cdrl.names import counted
         from pipelines.generation import run_sample
         from pipelines.guidance import parse_guidance
 
@@ -64,7 +66,8 @@ def sample(
             out=out,
             **options,
         )
-        typer.echo(f"{num_images} samples in {folder}")
+        onward = ("report", run) if (run / "config.yaml").exists() else ()
+        tell(f"{counted(num_images, 'sample')} in {folder}", *onward)
 
 
 @app.command("chains")
@@ -137,7 +140,7 @@ def interpolate(
             label=label,
             **options,
         )
-        typer.echo(str(picture))
+        typer.echo(f"{picture} and {picture.with_suffix('.json').name}")
 
 
 @app.command("inpaint")
@@ -199,4 +202,4 @@ def inpaint(
         elif test is not None:
             folder, figures = measure_inpainting(run, test, gap, filling, out=out, **options)
             typer.echo(inpainting_lines(figures))
-        typer.echo(str(folder))
+        typer.echo(f"pictures and figures in {folder}")

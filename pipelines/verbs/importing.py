@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.verbs.common import RunFolder, app, clear_errors
+from pipelines.verbs.common import RunFolder, app, clear_errors, tell
 
 
 @app.command("import-cdrl")
@@ -27,6 +27,7 @@ def import_cdrl(
         from pipelines.jobs.importing import import_cdrl as make_run
 
         make_run(checkpoint, run, average=not raw, image_size=image_size)
+        tell(f"model of {checkpoint.name} in {run / 'model'}", "sample", run)
 
 
 @app.command("import-autoencoder")
@@ -58,7 +59,8 @@ def import_autoencoder(
         first_stage = make_run(path, run, average=not raw, image_size=image_size)
         image = (first_stage.image_channels, first_stage.image_size, first_stage.image_size)
         latent = first_stage.latent_shape
-        typer.echo(f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})")
+        told = f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})"
+        tell(told, "encode", "CONFIG", f"autoencoder.run={run}")
 
 
 @app.command("export")

@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines.verbs.common import LabelOption, Options, RunFolder, app, clear_errors, with_sampler_options
+from pipelines.verbs.common import (
+    LabelOption,
+    Options,
+    ProcessesOption,
+    RunFolder,
+    app,
+    clear_errors,
+    tell,
+    with_sampler_options,
+    work_together,
+)
 
 
 @app.command("judge")
@@ -25,6 +35,7 @@ def judge(
 
         for name, value in judge_run(run, num_images, seed).items():
             typer.echo(f"{name}: {value:.4g}")
+        tell(f"figures in {run / 'judge.json'}", "report", run)
 
 
 @app.command("evaluate")
@@ -51,6 +62,7 @@ def evaluate(
     guidance: Annotated[float, typer.Option(min=0, help="weight w of classifier-free guidance (eq. 11, 12)")] = 0.0,
     blocks: Annotated[int, typer.Option(min=1, help="parts of the seeds whose spread is told; 1 for none")] = 5,
     best: Annotated[bool, typer.Option("--best", help="the model that was best in training, not the last")] = False,
+    processes: ProcessesOption = 1,
     *,
     options: Options,
 ) -> None:
@@ -64,9 +76,10 @@ def evaluate(
 
     python run.py evaluate runs/cifar10 --num-images 50000 --weights weights-inception-2015-12-05-6726825d.pth
 
-    torchrun --standalone --nproc_per_node 8 run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500
+    python run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500 --processes 8
     """
     with clear_errors():
+        work_together(processes)
         from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines
 
         against = Comparison(split, reference_images, statistics, features, weights, blocks)
@@ -75,6 +88,7 @@ def evaluate(
         )
         if figures:
             typer.echo(figure_lines(figures))
+            tell(f"figures in {run / 'evaluation.json'}, samples below {run / 'evaluation'}", "report", run)
 
 
 @app.command("report")

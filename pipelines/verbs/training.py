@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pipelines.verbs.common import ConfigPath, Overrides, RunOption, app, clear_errors, run_folder
+from pipelines.verbs.common import (
+    ConfigPath,
+    Overrides,
+    ProcessesOption,
+    RunOption,
+    app,
+    as_asked,
+    clear_errors,
+    run_folder,
+    tell,
+    work_together,
+)
 
 
 @app.command("quickstart")
@@ -23,20 +34,27 @@ def quickstart(
     with clear_errors():
         from pipelines.jobs.quickstart import run_quickstart
 
-        run_quickstart(config, run_folder(config, run), short=short)
+        folder = run_folder(config, run)
+        run_quickstart(config, folder, short=short)
+        tell(f"pictures and figures.json in {folder}, models in {folder / 'model'}", "report", folder)
 
 
 @app.command("train-autoencoder")
-def train_autoencoder(config: ConfigPath, overrides: Overrides = None, run: RunOption = None) -> None:
+def train_autoencoder(
+    config: ConfigPath, overrides: Overrides = None, run: RunOption = None, processes: ProcessesOption = 1
+) -> None:
     """Train the first stage of a latent run.
 
     Example: python run.py train-autoencoder configs/fashion_mnist_latent.yaml
     """
     with clear_errors():
+        work_together(processes)
         from cdrl.config import load_config
         from pipelines.jobs.training import run_stage_one
 
-        run_stage_one(load_config(config, overrides or ()), run_folder(config, run))
+        folder = run_stage_one(load_config(config, overrides or ()), run_folder(config, run))
+        results = f"first stage trained to the end: {folder / 'model'}; reconstructions in {folder / 'reconstructions'}"
+        tell(results, "encode", *as_asked(config, overrides, run))
 
 
 @app.command("encode")
@@ -49,11 +67,15 @@ def encode(config: ConfigPath, overrides: Overrides = None, run: RunOption = Non
         from cdrl.config import load_config
         from pipelines.jobs.training import run_encoding
 
-        run_encoding(load_config(config, overrides or ()), run_folder(config, run))
+        folder = run_folder(config, run)
+        run_encoding(load_config(config, overrides or ()), folder)
+        tell(f"latents of both splits in {folder / 'latents'}", "train", *as_asked(config, overrides, run))
 
 
 @app.command("train")
-def train(config: ConfigPath, overrides: Overrides = None, run: RunOption = None) -> None:
+def train(
+    config: ConfigPath, overrides: Overrides = None, run: RunOption = None, processes: ProcessesOption = 1
+) -> None:
     """Train the energies and their initializers on pixels, latents or points.
 
     Examples:
@@ -62,10 +84,16 @@ def train(config: ConfigPath, overrides: Overrides = None, run: RunOption = None
 
     python run.py train configs/digits.yaml training.num_steps=5000 --run runs/longer
 
-    torchrun --standalone --nproc_per_node 2 run.py train configs/digits.yaml
+    python run.py train configs/digits.yaml --processes 2
     """
     with clear_errors():
+        work_together(processes)
         from cdrl.config import load_config
         from pipelines.jobs.training import run_stage_two
 
-        run_stage_two(load_config(config, overrides or ()), run_folder(config, run))
+        settings, folder = load_config(config, overrides or ()), run_folder(config, run)
+        run_stage_two(settings, folder)
+        results = f"trained to the end, step {settings.training.num_steps}: {folder / 'model'}"
+        tell(
+            f"{results}; pictures in {folder / 'samples'}", "density" if settings.space == "point" else "sample", folder
+        )

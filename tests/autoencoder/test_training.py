@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autoencoder.model import Autoencoder
 from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16, mean_image_psnr
 from cdrl.config import Config, StageOneTrainingConfig
 from cdrl.runs.checksums import write_checksums
@@ -192,3 +193,12 @@ def test_precision_auto_is_bfloat16_only_where_the_processor_has_it(
     assert computes_in_bfloat16(StageOneTrainingConfig(num_steps=1, precision="auto"), cpu) == chosen
     assert computes_in_bfloat16(StageOneTrainingConfig(num_steps=1, precision="bfloat16"), cpu)
     assert not computes_in_bfloat16(StageOneTrainingConfig(num_steps=1), cpu)
+
+
+def test_reconstructions_that_are_not_finite_are_told_with_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Autoencoder, "decode", lambda self, latents: torch.full((len(latents), 1, 8, 8), torch.nan))
+    with pytest.raises(ValueError, match=r"the pictures of step 6: \d+ of 64 images hold NaN or infinity: "):
+        run_stage_one(stage_one(), tmp_path)
+    assert not list(tmp_path.rglob("reconstructions/*.png"))

@@ -156,16 +156,47 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     values = tiny_values()
     del values[key]
     path = write_config(tmp_path / "run.yaml", values)
-    assert mistake(path) == f"{path}: missing key '{key}'"
+    assert mistake(path) == mistake(path, "seed=1") == f"{path}: missing key '{key}'"
 
 
 def test_several_mistakes_make_a_line_each(config_file: Path) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(config_file, ["training.a=1", "energy.b=2"])
-    assert str(error.value).splitlines() == [
-        f"{config_file}: unknown key 'energy.b'",
-        f"{config_file}: unknown key 'training.a'",
-    ]
+    first, second = str(error.value).splitlines()
+    assert first.startswith("override 'energy.b=2': unknown key 'energy.b'; expected one of channels, ")
+    assert second.startswith("override 'training.a=1': unknown key 'training.a'; expected one of num_steps, ")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.imge_size=3", "unknown key 'data.imge_size'; did you mean 'data.image_size'?"),
+        ("trainng.num_steps=3", "unknown key 'trainng'; did you mean 'training'?"),
+        ("num_steps=3", "unknown key 'num_steps'; did you mean 'training.num_steps'?"),
+        ("training={num_step: 3}", "unknown key 'training.num_step'; did you mean 'training.num_steps'?"),
+        ("training.optimizer=sgd", "training.optimizer: Input should be 'adam' or 'muon' (given: 'sgd')"),
+        ("sampling.steps=x", "(given: 'x'); or sampling.steps: Input should be 'auto' (given: 'x')"),
+        ("data.attributes=[1]", "data.attributes.0: Input should be a valid string (given: 1)"),
+        ("data.crop=178", "data: data.crop is for data.name=celeba"),
+        ("energy.multipliers=[1,1,1,1,1,1]", "energy.multipliers: 6 resolutions need a grid 32 wide"),
+    ],
+)
+def test_a_mistake_in_an_override_names_it_as_it_was_typed(config_file: Path, override: str, says: str) -> None:
+    message = mistake(config_file, "seed=1", override)
+    assert message.startswith(f"override '{override}': ")
+    assert says in message
+
+
+def test_overrides_that_contradict_the_file_are_named_beside_it(config_file: Path) -> None:
+    expected = f"{config_file} with override 'data.image_size=9': initializer.multipliers: 2 resolutions need"
+    assert mistake(config_file, "data.image_size=9").startswith(expected)
+
+
+def test_a_mistake_in_the_file_names_the_file_whatever_is_overridden(config_file: Path) -> None:
+    write_config(config_file, tiny_values(training={"num_step": 3}))
+    assert mistake(config_file, "training.ema=0.5", "seed=1").startswith(
+        f"{config_file}: unknown key 'training.num_step'; did you mean 'training.num_steps'?"
+    )
 
 
 def test_bases_that_come_back_to_themselves_are_refused(tmp_path: Path) -> None:
@@ -306,3 +337,11 @@ def test_yaml_that_is_not_plain_is_refused(tmp_path: Path, value: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"seed: {value}\n")
     assert "run.yaml: not a readable YAML file" in mistake(path)
+
+
+def test_of_many_mistakes_the_first_are_told_and_the_others_counted(config_file: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config_file, [f"training.wrong_{number}=1" for number in range(7)])
+    lines = str(error.value).splitlines()
+    assert len(lines) == 5
+    assert lines[-1] == f"{config_file}: and 3 mistakes more"

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.decoding import LatentDecoder, PixelDecoder, PointDecoder, grid_picture, to_bytes, to_pil
+from autoencoder.training import pairs_picture
+from cdrl.data import to_bytes
+from pipelines.decoding import LatentDecoder, PixelDecoder, PointDecoder, captioned_picture, grid_picture, to_pil
+from pipelines.studies.plane import coloured
 from tests.helpers import tiny_autoencoder
 
 
@@ -51,9 +54,18 @@ def test_points_are_shown_as_a_scatter_plot_and_have_no_images() -> None:
 def test_what_is_not_finite_becomes_no_picture(value: float) -> None:
     images = torch.zeros(3, 1, 4, 4)
     images[1, 0, 2, 3] = value
-    for turn in (to_bytes, to_pil):
-        with pytest.raises(ValueError, match="1 of 3 images hold NaN or infinity"):
+    for turn in (
+        to_bytes,
+        to_pil,
+        grid_picture,
+        lambda broken: captioned_picture([(broken, ["a"])]),
+        lambda broken: pairs_picture(broken, torch.zeros_like(broken)),
+        lambda broken: PointDecoder().picture(broken[:, 0, 2, 2:]),
+    ):
+        with pytest.raises(ValueError, match=r"1 of \d images hold NaN or infinity"):
             turn(images)
+    with pytest.raises(ValueError, match="hold NaN or infinity"):
+        coloured(images[1].flatten(), 4)
 
 
 LATENTS = LatentDecoder(tiny_autoencoder(), torch.zeros(3), torch.ones(3))

@@ -14,9 +14,28 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from cdrl.config import DataConfig
+from cdrl.names import counted
 
 LEFT_OUT = "left_out"
 """Under which the metadata of grids hold what was left out of them."""
+
+_LONGEST_NAME = 320
+"""Characters of a name that is shown whole: lists of files may hold any."""
+
+SINGULAR = {
+    "files beside the images": "file beside the images",
+    "files or folders that are no shards": "file or folder that is no shard",
+    "files that are no pictures by their endings": "file that is no picture by its ending",
+    "folders or pictures beside those of the splits": "folder or picture beside those of the splits",
+    "folders without a picture": "folder without a picture",
+    "hidden or system files": "hidden or system file",
+    "hidden or system folders": "hidden or system folder",
+    "links back to a folder above them": "link back to a folder above it",
+    "links that lead nowhere": "link that leads nowhere",
+    "pictures of formats that are not read": "picture of a format that is not read",
+    "pipes or devices named like pictures": "pipe or device named like a picture",
+}
+"""Reasons, which the metadata of data sets hold in the plural, as they are told of one file or folder."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +72,9 @@ class Tally:
 
 
 def printable(name: Path | str) -> str:
-    r"""A file name as printable text; bytes that are not UTF-8 are shown as ``\xe9``."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    r"""A file name as printable text; bytes that are not UTF-8 are shown as ``\xe9``, and very long ones are cut."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME // 2]} … {text[-_LONGEST_NAME // 4 :]}"
 
 
 def as_metadata(left_out: Sequence[LeftOut]) -> dict[str, Any]:
@@ -64,7 +84,7 @@ def as_metadata(left_out: Sequence[LeftOut]) -> dict[str, Any]:
 
 def data_in_words(name: str, split: str, count: int, metadata: Mapping[str, Any]) -> str:
     """One line about a split: the number of images read, and what its metadata say was left out."""
-    read = f"{name}, {split} split: {count:,} images read"
+    read = f"{name}, {split} split: {counted(count, 'image')} read"
     if LEFT_OUT not in metadata:
         return read
     try:
@@ -76,7 +96,10 @@ def data_in_words(name: str, split: str, count: int, metadata: Mapping[str, Any]
 
 def left_out_in_words(left_out: Sequence[LeftOut]) -> str:
     """Counts, reasons and the first name for each reason."""
-    return ", ".join(f"{each.count:,} {each.reason} (first: {each.first})" for each in left_out)
+    return ", ".join(
+        f"{counted(each.count, SINGULAR.get(each.reason, each.reason), each.reason)} (first: {each.first})"
+        for each in left_out
+    )
 
 
 def tell(data: DataConfig, split: str, count: int, metadata: Mapping[str, Any]) -> None:

@@ -100,6 +100,8 @@ def _decode(content: bytes, source: str, decoding: Decoding) -> np.ndarray:
             return np.asarray(_opaque(upright, decoding.background))
     except DataError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(source, _claimed_size(content), decoding) from error
     except UnidentifiedImageError:
         raise DataError(f"{source}: expected a whole picture (PNG, JPEG, …): {_describe_content(content)}") from None
     except Exception as error:
@@ -234,10 +236,26 @@ def _bound(picture: Image.Image, decoding: Decoding, source: str) -> None:
             if min(small) >= decoding.least_side and small[0] * small[1] <= decoding.max_pixels:
                 picture.draft(picture.mode, small)
                 return
-    raise DataError(
+    raise _too_large(source, picture.size, decoding)
+
+
+def _too_large(source: str, size: tuple[int, int], decoding: Decoding) -> DataError:
+    width, height = size
+    return DataError(
         f"{source}: {width} x {height} pixels are more than data.max_pixels={decoding.max_pixels}: make it smaller, or "
         "that larger"
     )
+
+
+def _claimed_size(content: bytes) -> tuple[int, int]:
+    """Width and height that the header of a picture claims which Pillow refuses to open for its size."""
+    for opened, accepts in Image.OPEN.values():
+        if accepts is None or accepts(content[:16]) is True:
+            try:
+                return opened(io.BytesIO(content), "").size
+            except Exception:
+                continue  # another format
+    return 0, 0
 
 
 def _upright(picture: Image.Image) -> Image.Image:

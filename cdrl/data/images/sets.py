@@ -18,7 +18,6 @@ Split = Literal["train", "test"]
 
 _LARGE = 2**20  # bytes; pictures are smaller, and many
 _END = 2**16
-_SIDE = 128
 
 
 class DataError(ValueError):
@@ -180,21 +179,6 @@ def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def as_floats(grids: Tensor) -> Tensor:
-    """Bytes 0 … 255 as float32 in [-1, 1]; other grids as they are."""
-    return grids / 127.5 - 1 if grids.dtype == torch.uint8 else grids
-
-
-def image_batches(images: Grids, size: int = 64) -> Iterator[Tensor]:
-    """Images uint8 or in [-1, 1], [N, C, H, W], as float32 in [-1, 1], so many at a time.
-
-    Of images beyond 128 x 128 pixels there are fewer in a batch: memory does not grow with their size.
-    """
-    size = max(1, min(size, size * _SIDE**2 // (images.shape[-1] * images.shape[-2])))
-    for start in range(0, len(images), size):
-        yield as_floats(images[start : start + size])
 
 
 def first_not_finite(grids: Grids) -> int | None:

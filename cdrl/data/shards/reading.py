@@ -18,6 +18,7 @@ from cdrl.data.images.files import load_array, read_bytes
 from cdrl.data.images.sets import DataError, GridSet
 from cdrl.data.shards.format import INDEX, PARTIAL, Index, Sample
 from cdrl.data.shards.tars import iterate_tar, parse_json, parse_label
+from cdrl.names import counted
 
 # Bytes of grids that a byte of a shard can hold: what deflate, and so PNG, can make of zeros.
 _UNFOLDED = 1100
@@ -44,14 +45,14 @@ def read_shards(folder: str | Path) -> GridSet:
             raise DataError(f"{path}: damaged: its SHA-256 differs from the one in {INDEX}")
         samples = [_parse_sample(sample, path, index) for sample in iterate_tar(content, path)]
         if len(samples) != shard.count or row + len(samples) > index.count:
-            raise DataError(f"{path}: expected {shard.count} samples, found {len(samples)}")
+            raise DataError(f"{path}: expected {counted(shard.count, 'sample')}, found {len(samples)}")
         for sample in samples:
             grids[row] = sample.grid
             labels[row] = -1 if sample.label is None else sample.label
             attributes[row] = torch.tensor(sample.attributes, dtype=torch.bool)
             row += 1
     if row != index.count:
-        raise DataError(f"{folder / INDEX}: expected shards of {index.count} samples, found {row}")
+        raise DataError(f"{folder / INDEX}: expected shards of {counted(index.count, 'sample')}, found {row}")
     return GridSet(
         grids=grids,
         labels=labels if index.label_names else None,
@@ -70,9 +71,8 @@ def _check_claim(folder: Path, index: Index) -> None:
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     if claimed > _UNFOLDED * there:
-        raise DataError(
-            f"{folder / INDEX}: expected what its shards can hold, found {index.count} grids of {list(index.shape)}"
-        )
+        found = f"{counted(index.count, 'grid')} of {list(index.shape)}"
+        raise DataError(f"{folder / INDEX}: expected what its shards can hold, found {found}")
 
 
 def has_index(folder: str | Path) -> bool:

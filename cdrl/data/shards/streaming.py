@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from cdrl.data.images.files import read_bytes
+from cdrl.data.images.files import open_regular, read_bytes
 from cdrl.data.images.sets import DataError, GridSet
 from cdrl.data.shards.format import TABLE, Index
 from cdrl.data.shards.reading import parse_grid, read_index
 from cdrl.data.shards.tars import MAX_MEMBER_BYTES
+from cdrl.names import counted
 
 
 class ShardGrids:
@@ -72,14 +73,8 @@ class ShardGrids:
 
     def _read(self, row: int, shard: int, offset: int, length: int, crc32: int) -> Tensor:
         path = self._paths[shard]
-        try:
-            file = os.open(path, os.O_RDONLY)
-            try:
-                content = os.pread(file, length, offset)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        with open_regular(Path(path)) as file:
+            content = os.pread(file.fileno(), length, offset)
         if len(content) != length or zlib.crc32(content) != crc32:
             raise DataError(f"{path}: damaged: sample {row} differs from what was written there")
         return parse_grid(content, f"{path}: sample {row}", self._index)
@@ -107,7 +102,7 @@ def stream_shards(folder: str | Path) -> GridSet:
     wanted += ["label"] * bool(index.label_names) + ["attributes"] * bool(index.attribute_names)
     for name in wanted:
         if name not in table or table[name].ndim < 1 or len(table[name]) != index.count:
-            raise DataError(f"{path}: expected '{name}' of {index.count} samples")
+            raise DataError(f"{path}: expected '{name}' of {counted(index.count, 'sample')}")
     for name in ("offset", "length"):
         column = table[name]
         if column.dtype != torch.int64 or column.ndim != 1 or column.min() < 0:
@@ -115,7 +110,7 @@ def stream_shards(folder: str | Path) -> GridSet:
     if table["length"].max() > MAX_MEMBER_BYTES:
         raise DataError(f"{path}: expected samples of at most {MAX_MEMBER_BYTES:,} bytes")
     if sum(shard.count for shard in index.shards) != index.count:
-        raise DataError(f"{folder}: expected shards of {index.count} samples, as the index says")
+        raise DataError(f"{folder}: expected shards of {counted(index.count, 'sample')}, as the index says")
     for shard in index.shards:
         if not (folder / shard.name).is_file():
             raise DataError(f"{folder / shard.name}: missing")

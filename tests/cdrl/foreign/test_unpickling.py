@@ -128,3 +128,11 @@ def test_a_pickle_of_too_many_opcodes_is_refused() -> None:
 def test_the_unknown_can_be_ignored() -> None:
     found = read_pickle(pickle.dumps({"a": Runs(), "b": {1, 2}, "c": frozenset("x")}), {}, ignore_unknown=True)
     assert all(isinstance(found[name], Foreign) for name in "abc")
+
+
+def test_a_file_that_claims_more_than_any_memory_is_refused(tmp_path: Path) -> None:
+    """In a file, unlike in bytes, what is claimed is asked for before it is read."""
+    path = tmp_path / "claims"
+    path.write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
+    with path.open("rb") as file, pytest.raises(ValueError, match="it claims more bytes than there is memory for"):
+        read_pickle(file, {})

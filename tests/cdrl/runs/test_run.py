@@ -125,6 +125,26 @@ def test_a_run_with_a_checkpoint_is_bound_to_its_data(tmp_path: Path) -> None:
         run.bind_data({"count": 4, "shape": (1, 8, 8), "contents": "b"})
 
 
+def test_a_run_with_a_checkpoint_is_bound_to_the_images_it_is_measured_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    run.checkpoint_path(3).mkdir(parents=True)
+    write_json(tmp_path / "data.json", {"count": 3})  # of before these were noted
+    facts = {"count": 3, "measured_on": {"count": 2, "contents": "a"}}
+    run.bind_data(facts)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{tmp_path / 'data.json'}: says nothing of the images that the run is measured on")
+    run.bind_data(facts)
+    run.bind_data({"count": 3})  # not measured this time
+    assert capsys.readouterr().err == ""
+    assert read_json(tmp_path / "data.json") == facts
+    with pytest.raises(RunError, match=r"the images that it is measured on have changed .*measured_on.contents is 'a'"):
+        run.bind_data({"count": 3, "measured_on": {"count": 2, "contents": "b"}})
+    with pytest.raises(RunError, match="its training data have changed"):
+        run.bind_data({"count": 4, "measured_on": {"count": 2, "contents": "a"}})
+
+
 def test_opening_a_run_clears_what_a_killed_process_left(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.open(tiny_config())

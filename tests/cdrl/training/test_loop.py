@@ -489,3 +489,13 @@ def test_samples_shown_in_training_are_those_that_the_pipeline_draws() -> None:
         torch.testing.assert_close(trainer.samples(12), expected, rtol=0, atol=1e-6)
     finally:
         trainer.close()
+
+
+def test_pictures_that_are_not_finite_are_told_with_the_step_and_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CooperativeTrainer, "samples", lambda self, count: torch.full((count, 1, 8, 8), torch.nan))
+    expected = r"the pictures of step 6: 64 of 64 images hold NaN or infinity: .*; the checkpoint of step 3 is kept$"
+    with pytest.raises(ValueError, match=expected):
+        run_stage_two(tiny_config(), tmp_path)
+    assert not list(tmp_path.rglob("samples/*.png"))

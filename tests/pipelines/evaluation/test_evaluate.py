@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from torch_fidelity import calculate_metrics, feature_extractor_inceptionv3
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from cdrl.config import ConfigError, DataConfig
-from cdrl.data import GridSet, load_images
+from cdrl.data import GridSet, load_images, to_bytes
 from cdrl.runs.model_folder import save_model
-from cdrl.runs.run import RunError, load_tensors
+from cdrl.runs.run import RunError, load_tensors, save_tensors
 from cdrl.training.loop import Measured
 from pipelines import CDRLPipeline
-from pipelines.decoding import to_bytes
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines, read_reference, real_images
 from pipelines.evaluation.features import INCEPTION_FILE, Extractor, lite0_features, load_extractor
@@ -114,6 +114,30 @@ def test_reference_features_are_cached_by_the_images_themselves(tmp_path: Path) 
     assert real_images(data, "test", 500)[0] == real_images(data, "test")[0] == "test"
     with pytest.raises(ValueError, match="the test split has 500 images, found 501"):
         real_images(data, "test", 501)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stored: {name: tensor for name, tensor in stored.items() if name != "mu"},
+        lambda stored: {name: tensor for name, tensor in stored.items() if name != "features"},
+        lambda stored: {**stored, "sigma": stored["sigma"][1:]},
+        lambda stored: {**stored, "mu": stored["mu"] * float("nan")},
+        lambda stored: {**stored, "mu": stored["mu"].bfloat16()},
+        lambda stored: {**stored, "features": stored["features"][:, 1:]},
+        lambda stored: {**stored, "features": stored["features"] * float("nan")},
+    ],
+)
+def test_damaged_reference_features_are_named_with_what_helps(tmp_path: Path, change: Callable[..., Any]) -> None:
+    data = DataConfig(name="digits", image_size=8, channels=1, cache=tmp_path)
+    asked = (data, *real_images(data, "test", 20), load_extractor("lite0", Path("unused"), CPU))
+    read_reference(*asked)
+    (path,) = (tmp_path / "features").glob("*.safetensors")
+    save_tensors(path, change(load_tensors(path)))
+    with pytest.raises(RunError, match=rf"{path.name}: damaged: .*; remove {path.name} to have it made anew"):
+        read_reference(*asked)
+    path.unlink()
+    assert read_reference(*asked).images == 20
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from cdrl.data import to_bytes
+from cdrl.runs.run import RunError, load_tensors, save_tensors
 from cdrl.training.engine import World
 from cdrl.training.interruption import Interrupted
 from pipelines import CDRLPipeline
-from pipelines.decoding import to_bytes
 from pipelines.evaluation.sample_store import SampleStore
 from tests.helpers import save_tiny_run
 
@@ -110,3 +111,30 @@ def test_every_setting_and_other_weights_have_a_folder_of_their_own(open_store: 
     # The steps that are the run's own need not be named.
     assert open_store(steps=1).folder == open_store().folder
     assert open_store(kernel="hmc", leapfrog_steps=5).folder != open_store(kernel="hmc").folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stored: {name: tensor for name, tensor in stored.items() if name != "seeds"},
+        lambda stored: {name: tensor for name, tensor in stored.items() if name != "processes"},
+        lambda stored: {**stored, "images": stored["images"][1:]},
+        lambda stored: {**stored, "images": stored["images"].float()},
+        lambda stored: {**stored, "images": stored["images"][..., 1:]},
+        lambda stored: {**stored, "seeds": stored["seeds"].float()},
+        lambda stored: {**stored, "seconds": torch.zeros(())},
+        lambda stored: {**stored, "processes": torch.ones(2)},
+    ],
+)
+def test_a_damaged_batch_is_named_with_what_helps(open_store: Open, change: Callable[..., Any]) -> None:
+    store = open_store(batch_size=3)
+    store.draw(range(3), ALONE)
+    (path,) = store.folder.glob("from_*.safetensors")
+    save_tensors(path, change(load_tensors(path)))
+    with pytest.raises(RunError, match=rf"{path.name}: damaged: .*; remove {path.name} to have its samples drawn anew"):
+        store.read(range(3))
+    path.unlink()
+    with pytest.raises(RunError, match="the sample of seed 0 is gone"):
+        store.read(range(3))
+    store.draw(range(3), ALONE)
+    assert len(store.read(range(3))[0]) == 3

@@ -156,7 +156,7 @@ def test_one_image_gives_files_a_picture_and_figures(run: Path, pipeline: CDRLPi
     code, output, _ = call(run, image, "--mask", mask, "--fills", "2", "--seed", "7", "--steps", "2", "--label", "4")
     assert code == 0
     folder = run / "inpainted" / "digit"
-    assert output.strip() == str(folder)
+    assert output.strip() == f"pictures and figures in {folder}"
     given = torch.from_numpy(pixels)[None, None] / 127.5 - 1
     expected = fill(pipeline, given.expand(2, -1, -1, -1), HIDDEN, seeds=[7, 8], label=4, steps=2)
     for index, image_ in enumerate(expected.images):

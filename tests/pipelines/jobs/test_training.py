@@ -180,6 +180,26 @@ def test_training_does_not_go_on_over_changed_data(stream: bool, tmp_path: Path)
         train()
 
 
+@pytest.mark.filterwarnings("ignore:.* are resized to")
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_training_does_not_go_on_over_changed_held_out_images(stage: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        save_pictures(tmp_path / "data" / split, range(100, 112))
+    data = {"name": "folder", "path": str(tmp_path / "data"), "labels": "none", "cache": str(tmp_path / "cache")}
+    if stage == "one":
+        architecture = {"channels": 32, "multipliers": [1], "num_blocks": 1, "pixel_unshuffle": 2}
+        first = {"architecture": architecture, "training": {"num_steps": 1, "batch_size": 2}}
+        config, train = tiny_config(space="latent", data=data, autoencoder=first), run_stage_one
+    else:
+        evaluation = {"every": 1, "num_samples": 100, "split": "test"}
+        config, train = tiny_config(data=data, training={"num_steps": 1}, evaluation=evaluation), run_stage_two
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    Image.new("L", (8, 8), 7).save(tmp_path / "data" / "test" / "102.png")
+    with pytest.raises(RunError, match=r"measured on have changed since .* \(measured_on\.contents is '\w+' there, "):
+        train(config, tmp_path / "run")
+
+
 def test_a_file_that_cannot_be_written_is_named_with_the_checkpoint_that_is_kept(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_stage_two(tiny_config(), run)

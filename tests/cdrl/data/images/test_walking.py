@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 
 from cdrl.config import DataConfig
 from cdrl.data import DataError, load_images, open_source, training_images, write_prepared
-from cdrl.data.images.census import LeftOut, Tally, data_in_words, printable
+from cdrl.data.images.census import SINGULAR, LeftOut, Tally, data_in_words, left_out_in_words, printable
 from cdrl.data.images.walking import pictures_below
+from tests.helpers import ROOT
 
 
 def save(path: Path, value: int = 0) -> Path:
@@ -91,7 +93,7 @@ def test_what_is_left_out_is_told_once_and_kept(tmp_path: Path, capsys: pytest.C
         save(tmp_path / "set" / split / "a.png")
     save(tmp_path / "set" / "train" / ".cache" / "b.png")
     data = DataConfig(name="folder", path=tmp_path / "set", image_size=4)
-    line = "train split: 1 images read; left out: 1 hidden or system folders (first: train/.cache)"
+    line = "train split: 1 image read; left out: 1 hidden or system folder (first: train/.cache)"
     images = training_images(data)
     load_images(data, "train")
     assert capsys.readouterr().err == f"folder in {tmp_path}/set, {line}\n"
@@ -107,3 +109,25 @@ def test_what_is_left_out_is_told_once_and_kept(tmp_path: Path, capsys: pytest.C
 def test_folders_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing: cannot be read: No such file"):
         pictures_below(tmp_path / "nothing", Tally(tmp_path))
+
+
+def test_what_is_left_out_is_counted_in_the_singular_and_the_plural() -> None:
+    one, many = ([LeftOut(reason, count, "x")] for count in (1, 2000) for reason in ["links that lead nowhere"])
+    assert left_out_in_words(one) == "1 link that leads nowhere (first: x)"
+    assert left_out_in_words(many) == "2,000 links that lead nowhere (first: x)"
+    assert data_in_words("digits", "train", 1, {}) == "digits, train split: 1 image read"
+
+
+def test_every_reason_has_a_singular() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cdrl" / "data").rglob("*.py"))
+    reasons = set(re.findall(r'tally\.add\(\s*"([^"]*)"', sources)) - {"of the validation part"}
+    assert len(reasons) >= 5
+    assert reasons <= SINGULAR.keys()
+
+
+def test_a_very_long_name_is_cut_in_the_middle() -> None:
+    assert printable("a/b.png") == "a/b.png"
+    shown = printable(f"data/{'[' * 3000}/1.png")
+    assert len(shown) < 300
+    assert shown.startswith("data/[[")
+    assert shown.endswith("[/1.png")

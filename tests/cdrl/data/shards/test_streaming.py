@@ -1,5 +1,6 @@
 """Shards on disk: that they serve what memory would, to every rank and worker, and that damage is named."""
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,9 @@ def test_damage_of_a_grid_is_named_when_it_is_asked_for(folder: Path) -> None:
         grids.grids[torch.tensor([9])]
     shard.unlink()
     with pytest.raises(DataError, match=r"shard-000001.tar: cannot be read"):
+        grids.grids[torch.tensor([5])]
+    os.mkfifo(shard)  # to open one waits for whoever writes into it
+    with pytest.raises(DataError, match=r"shard-000001.tar: cannot be read: expected a file, found a named pipe"):
         grids.grids[torch.tensor([5])]
 
 
