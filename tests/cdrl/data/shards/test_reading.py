@@ -182,7 +182,7 @@ LATENT = {"0.npy": npy(np.zeros((1, 2, 2), np.float32)), "0.cls": b"1", "0.json"
         ({**LATENT, "0.json": b"{"}, "sample 0: expected JSON"),
         ({**LATENT, "0.json": b"[]"}, "sample 0: expected a JSON object"),
         ({**LATENT, "0.json": b'{"attributes": {}}'}, "sample 0: expected a .json file with attributes x"),
-        ({**LATENT, **{name.replace("0", "1"): data for name, data in LATENT.items()}}, "expected 1 samples, found 2"),
+        ({**LATENT, **{name.replace("0", "1"): data for name, data in LATENT.items()}}, "expected 1 sample, found 2"),
     ],
 )
 def test_wrong_content_is_named_with_its_shard(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
