@@ -154,7 +154,7 @@ def judge_stages(
 
         for name, value in run_stages(run, num_images).items():
             typer.echo(f"{name}: {value}")
-        typer.echo(f"figures and pictures in {run / 'stages'}")
+        tell(f"figures and pictures in {run / 'stages'}", "report", run)
 
 
 @app.command("sweep-guidance")
