@@ -1,0 +1,50 @@
+"""Weights that ship: each opens by its name, draws, and has a card; together they stay small, and name no machine."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdrl.runs.checksums import CHECKSUMS, verify_checksums
+from cdrl.runs.pretrained import SHIPPED, pretrained_names
+from pipelines import CDRLPipeline
+from tests.helpers import ROOT
+
+NAMES = pretrained_names()
+MOST_BYTES = 120 * 10**6
+SECTIONS = ("## What it is", "## How it was trained", "## Data and licence", "## Figures", "## What it is bad at")
+
+
+def test_they_lie_in_the_project_and_are_small() -> None:
+    assert Path("pretrained").resolve() == SHIPPED == ROOT / "pretrained"
+    assert {"digits", "checkerboard"} <= set(NAMES)
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_open_by_name_and_draw(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_checksums(SHIPPED / name)
+    assert (SHIPPED / name / CHECKSUMS).exists()
+    monkeypatch.chdir(tmp_path)
+    pipeline = CDRLPipeline.from_pretrained(name)
+    label = 0 if pipeline.model.num_classes else None
+    drawn = pipeline(2, seed=1, label=label, steps=1)
+    assert torch.isfinite(drawn.grids).all()
+    if pipeline.config.space != "point":
+        assert drawn.bytes.float().std() > 10
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_says_what_they_are(name: str) -> None:
+    card = (SHIPPED / name / "README.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}\n")
+    assert [line for line in card.splitlines() if line.startswith("## ")] == list(SECTIONS)
+    assert "run.py train" in card
+    for path in (SHIPPED / name).rglob("*"):
+        if path.suffix in (".md", ".json"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r'["\s](/[\w.-]+){2,}|~/|[A-Z]:\\', text), path
