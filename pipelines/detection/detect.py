@@ -156,12 +156,12 @@ class Source:
         return f"{self.spec}: {self.split} split of {self.data.name}, {shape}, {kind}"
 
     def images(self, count: int, seed: int) -> Tensor:
-        """Up to ``count`` images that are read, chosen at random where there are more: [N, C, H, W] in [-1, 1]."""
+        """Up to ``count`` images that are read, chosen at random where there are more: uint8 [N, C, H, W]."""
         found = training_images(self.data, self.split).grids
         if len(found) > count:
             generator = torch.Generator().manual_seed(derive_seed(seed, "images", self.spec))
-            return as_floats(found[torch.randperm(len(found), generator=generator)[:count].sort().values])
-        return as_floats(found[:])
+            return found[torch.randperm(len(found), generator=generator)[:count].sort().values]
+        return found[:]
 
 
 def title(spec: str) -> str:
@@ -232,11 +232,9 @@ def detect(
     inside, sources = Source.parse(in_distribution, own), [Source.parse(spec, own) for spec in out]
     inside_images = inside.images(num_images, seed)
 
-    def images_of(source: Source) -> Tensor:
-        if source.spec in SYNTHETIC:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", source.spec))
-            return SYNTHETIC[source.spec](inside_images, generator)
-        return source.images(num_images, seed)
+    def made(spec: str) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", spec))
+        return SYNTHETIC[spec](as_floats(inside_images), generator)
 
     def readings_of(spec: str, found: Tensor) -> Readings:
         grids = pipeline.grids_of(found)
@@ -246,14 +244,15 @@ def detect(
             raise RunError(f"{spec}: the model's densities are NaN or infinite for {broken} of {len(found)} images")
         return readings
 
-    # All are read before any is scored, so that a missing one is told at once.
-    others = {**{source.spec: images_of(source) for source in sources}, **given}
+    # All are read before any is scored, so that a missing one is told at once; as bytes, which take little memory.
+    read = {each.spec: None if each.spec in SYNTHETIC else each.images(num_images, seed) for each in sources}
+    others = {**read, **given}
     notes = {**{source.spec: source.note() for source in sources}, **dict.fromkeys(given, "images that were given")}
     reference = readings_of("train", Source.parse("train", own).images(num_images, seed))
     inside_scores = all_scores(readings_of(in_distribution, inside_images), reference)
     sets, outside = {}, {}
     for name, found in others.items():
-        readings = reference if name == "train" else readings_of(name, found)
+        readings = reference if name == "train" else readings_of(name, made(name) if found is None else found)
         scores = all_scores(readings, reference)
         outside[name] = scores[PAPER_SCORE]
         sets[name] = {
