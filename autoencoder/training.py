@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 from autoencoder.model import Autoencoder, save_autoencoder
 from autoencoder.objective import StageOneObjective, psnr, ssim
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
-from cdrl.data import GridSet, TrainingSet, to_bytes
+from cdrl.data import GridSet, TrainingSet, as_floats, image_batches, to_bytes
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
@@ -46,7 +46,7 @@ from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 
 HELD_OUT = 256
-"""Held-out images on which PSNR and SSIM are logged during training."""
+"""Held-out images on which PSNR and SSIM are logged during training; fewer of more than 128 x 128 pixels."""
 
 
 class StageOneConfig(Section):
@@ -175,7 +175,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
     training = config.autoencoder.training
     assert training is not None
     by_main(world, lambda: _expect_room(config, world))
-    test = held_out.grids[:HELD_OUT].to(world.device) / 127.5 - 1
+    count = max(1, min(HELD_OUT, HELD_OUT * 128**2 // config.data.image_size**2))
+    test = as_floats(held_out.grids[:count]).to(world.device)
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
@@ -333,7 +334,7 @@ def held_out_quality(autoencoder: Autoencoder, images: Tensor) -> tuple[dict[str
     """PSNR and SSIM on held-out images [N, C, H, W] in [-1, 1], and a picture of pairs: image above reconstruction."""
     was_training = autoencoder.training
     autoencoder.eval()
-    parts = [autoencoder.decode(autoencoder.encode(part).mean) for part in images.split(64)]
+    parts = [autoencoder.decode(autoencoder.encode(part).mean) for part in image_batches(images)]
     autoencoder.train(was_training)
     reconstruction = torch.cat(parts).float().clamp(-1, 1)
     quality = {
