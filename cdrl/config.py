@@ -60,7 +60,7 @@ def expanded_path(value: Any) -> Any:
         ValueError: it is empty, a URL, another system's or not in UTF-8, or there is no such home folder.
     """
     if not isinstance(value, str | Path):
-        return value
+        raise ValueError("expected a path")
     text = str(value)
     if not text or not text.strip():
         raise ValueError("expected a path, found nothing")

@@ -362,10 +362,12 @@ def test_a_folder_in_use_is_one_line_that_says_by_whom(
 def test_a_file_where_a_folder_should_be_is_one_line(config: Path, tmp_path: Path) -> None:
     save_tiny_run(tmp_path / "run")
     (tmp_path / "file").touch()
-    assert f"{tmp_path / 'file'}: File exists; there is no checkpoint" in mistake(
+    assert f"{tmp_path / 'file'}: a file lies where a folder is to be; there is no checkpoint" in mistake(
         "train", config, "--run", tmp_path / "file"
     )
-    assert mistake("sample", tmp_path / "run", "--out", tmp_path / "file").endswith("file: File exists")
+    assert mistake("sample", tmp_path / "run", "--out", tmp_path / "file").endswith(
+        "file: a file lies where a folder is to be"
+    )
 
 
 @contextmanager

@@ -41,6 +41,8 @@ class RunError(RuntimeError):
 def os_error_in_words(error: OSError) -> str:
     """The file or folder and what went wrong there, in one line."""
     reason = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file lies where a folder is to be"
     # Of a file that was being written, the name that it was to take.
     return reason if error.filename is None else f"{error.filename}: {reason}".replace("/.partial-", "/")
 

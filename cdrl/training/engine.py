@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl.config import ConfigError
+from cdrl.names import counted
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums
 from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, RunError, load_tensors, read_json, save_tensors
@@ -196,9 +197,10 @@ class Trainee:
     def _not_loaded(self, folder: Path, name: str, reason: str) -> RunError:
         processes = read_json(folder / "state.json").get("processes", self.world.size)
         if processes != self.world.size:
+            others = counted(processes, "process", "processes")
             return RunError(
-                f"{folder}: written by {processes} processes, cannot be taken up by {self.world.size}: start as many "
-                f"as before (torchrun --nproc_per_node {processes}), or train in another folder"
+                f"{folder}: written by {others}, cannot be taken up by {self.world.size}: start as many as before "
+                f"(torchrun --nproc_per_node {processes}), or train in another folder"
             )
         return RunError(f"{folder / name}: {reason}; {_run_of(folder).way_on_without(folder)}")
 

@@ -45,6 +45,8 @@ _TEXT_BYTES = 2**28  # of a list, far above the largest published one
 
 # Pictures are measured here before they are decoded, and refused by a bound that the configuration names.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# A broken tag beside the orientation says nothing of the picture, and the warning does not name the file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 
 from cdrl.config import DataConfig
@@ -17,6 +18,8 @@ from cdrl.data.shards.reading import has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
 from cdrl.runs.progress import progress_bar
+from cdrl.runs.records import Record, read_record
+from cdrl.runs.run import write_json
 
 _MAY_BE_TRANSPARENT = ("folder", "celebahq", "shards")
 
@@ -41,11 +44,12 @@ def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
 def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
     """Write a split as shards below ``data.prepared``, or go on with it; returns their folder.
 
-    A set that is there already is left as it is. The pictures pass through memory a part at a time.
+    A set that is there already, made of the same files, is left as it is. The pictures pass through memory a part at a
+    time.
 
     Raises:
         DataError: a picture is damaged (the shards before it stay for the next call), or the folder holds a set that
-            was prepared otherwise, or shards of files that have changed since.
+            was prepared otherwise, or made of other files than lie in ``data.path`` now.
     """
     folder = _folder(data, split)
     metadata = {"preparation": preparation(data, split)}
@@ -57,6 +61,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if has_index(folder):
             _check_preparation(data, split)
+            _expect_same_files(data, split, source)
             discard_leftovers(folder)
             return folder
         write_images_resumably(
@@ -66,7 +71,8 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
             (data.channels, data.image_size, data.image_size),
             metadata,
         )
-    index = read_index(folder)
+        index = read_index(folder)
+        _note_origin(data, split, source, index.count)
     tell(data, split, index.count, index.metadata)
     return folder
 
@@ -81,6 +87,12 @@ def read_prepared(data: DataConfig, split: Split, *, stream: bool) -> GridSet:
     if not has_index(folder):
         raise DataError(f"{folder}: no prepared shards there; make them with: python run.py prepare CONFIG")
     _check_preparation(data, split)
+    origin = _origin(data, split)
+    if origin is not None and data.path is not None and origin.path != _resolved(data.path):
+        raise DataError(
+            f"{folder}: prepared from {origin.path}, but data.path is {data.path}: python run.py prepare CONFIG "
+            "compares the two"
+        )
     return stream_shards(folder) if stream else read_shards(folder)
 
 
@@ -101,6 +113,55 @@ def _check_preparation(data: DataConfig, split: Split) -> None:
                 f"{folder}: prepared otherwise ({name}: {found.get(name)} there, {expected.get(name)} here): name "
                 "another folder in data.prepared, or remove this one"
             )
+
+
+class _Origin(Record):
+    """What prepared shards were made of: the folder or file, and `Source.fingerprint` of all that was read there."""
+
+    path: str
+    fingerprint: str
+
+
+def _expect_same_files(data: DataConfig, split: Split, source: Source) -> None:
+    """Raise DataError where the shards of a split were made of other files than ``data.path`` holds now."""
+    folder, origin = _folder(data, split), _origin(data, split)
+    if origin is None:
+        return  # drawn by this project, or prepared before the origin was noted
+    count = read_index(folder).count
+    same = source.count in (None, count) and source.fingerprint(slice(0, count)) == origin.fingerprint
+    if not (same and _first_pictures_are_there(data, split, source)):
+        raise DataError(
+            f"{folder}: prepared from other files than lie in {data.path} now: name another folder in data.prepared, "
+            "or remove this one"
+        )
+    _note_origin(data, split, source, count)  # the files may have moved
+
+
+def _first_pictures_are_there(data: DataConfig, split: Split, source: Source) -> bool:
+    """Whether the first pictures are those of the shards: a fingerprint knows small files by name and size alone."""
+    part = next(prepared_parts(source, data.image_size, data.channels, data.name))
+    pictures = torch.as_tensor(part.pictures)
+    return torch.equal(pictures, stream_shards(_folder(data, split)).grids[: len(pictures)])
+
+
+def _note_origin(data: DataConfig, split: Split, source: Source, count: int) -> None:
+    if data.path is not None:
+        facts = {"path": _resolved(data.path), "fingerprint": source.fingerprint(slice(0, count))}
+        write_json(_origin_file(data, split), facts)
+
+
+def _origin(data: DataConfig, split: Split) -> _Origin | None:
+    path = _origin_file(data, split)
+    return read_record(path, _Origin) if path.exists() else None
+
+
+def _origin_file(data: DataConfig, split: Split) -> Path:
+    # Beside the folder of shards: what runs are bound to is in that folder, and does not change where files are moved.
+    return _folder(data, split).with_suffix(".origin.json")
+
+
+def _resolved(path: Path) -> str:
+    return str(path.resolve())
 
 
 def _samples(data: DataConfig, source: Source, start: int) -> Iterator[Sample]:

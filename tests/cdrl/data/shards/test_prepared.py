@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, load_images, open_source, training_images, write_prepared
+from cdrl.data import DataError, load_images, open_source, read_prepared, training_images, write_prepared
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.shards import writing
 
@@ -64,6 +64,7 @@ def test_prepared_images_are_those_of_the_published_files(pictures: Path, tmp_pa
     assert set(files) == {
         *(f"{split}/{name}" for split in ("train", "test") for name in ("index.json", "samples.safetensors")),
         *("train/shard-000000.tar", "test/shard-000000.tar", "train.lock", "test.lock"),
+        *("train.origin.json", "test.origin.json"),
     }
     raw = data.model_copy(update={"prepared": None})
     for split in ("train", "test"):
@@ -160,9 +161,9 @@ def test_shards_before_the_interruption_are_not_made_again(
 
     write_prepared(data, "train", replace(source, parts=parts))
     assert starts == [100]
-    # A set that is complete is not touched, nor are its pictures read.
+    # A set that is complete is not touched, and only its first pictures are compared.
     write_prepared(data, "train", replace(source, parts=parts))
-    assert starts == [100]
+    assert starts == [100, 0]
     # Nor is anything left of the first attempt, should it have been cut short between its very last two moves.
     leftover = tmp_path / "prepared" / "train" / "plan.json.partial"
     leftover.write_text("[]")
@@ -325,3 +326,34 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_bytes(
         assert not (tmp_path / "killed/train/index.json").exists()
     assert prepare(data) == prepare(whole)
     assert len(load_images(whole, "train")) == COUNT
+
+
+def recoloured(pictures: Path, folder: Path) -> Path:
+    """Files of the same names and sizes with other pictures."""
+    copy = copied(pictures, folder)
+    for path in copy.rglob("*.*"):
+        picture, size = Image.open(path), path.stat().st_size
+        Image.new(picture.mode, picture.size, (200, 0, 0)).save(path, quality=60)
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    return copy
+
+
+def test_a_whole_set_is_kept_for_the_files_that_it_was_made_of_alone(pictures: Path, tmp_path: Path) -> None:
+    first = copied(pictures, tmp_path / "first")
+    data = config(first, tmp_path / "prepared")
+    made = prepare(data)
+    assert prepare(data) == made
+    # Training asks for the same folder; moved files are the same once `prepare` has compared them.
+    moved = data.model_copy(update={"path": first.rename(tmp_path / "moved")})
+    with pytest.raises(DataError, match=r"prepared from .*first, but data.path is .*moved"):
+        read_prepared(moved, "train", stream=True)
+    prepare(moved)
+    assert len(read_prepared(moved, "train", stream=True)) > 0
+    others = recoloured(pictures, tmp_path / "others")
+    grown = copied(pictures, tmp_path / "grown")
+    last = sorted((grown / "train" / "dog").iterdir())[-1]
+    last.with_name("zzz.jpg").write_bytes(last.read_bytes())
+    for path in (others, grown):
+        with pytest.raises(DataError, match=rf"prepared from other files than lie in {path} now: name another folder"):
+            prepare(data.model_copy(update={"path": path}))
+        assert len(read_prepared(moved, "train", stream=True)) > 0
