@@ -1,7 +1,7 @@
 """Every kind of file that is read, damaged at random: one clear error or a result, and nothing else.
 
-    python -m pytest -m fuzz tests/fuzz.py
-    CDRL_FUZZ_SEED=7 CDRL_FUZZ_CASES=20000 python -m pytest -m fuzz tests/fuzz.py
+    python -m pytest -n 0 -m fuzz tests/fuzz.py
+    CDRL_FUZZ_SEED=7 CDRL_FUZZ_CASES=20000 python -m pytest -n 0 -m fuzz tests/fuzz.py
 
 A case is a kind of file and a number; together with the seed they say what is done to the file. Cases run in processes
 of their own, which may grow by 1.5 GB and have ten seconds a case. A finding is an error of a kind that the command
