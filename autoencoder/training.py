@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, save_autoencoder
-from autoencoder.objective import StageOneObjective, psnr, ssim
+from autoencoder.objective import StageOneObjective
+from autoencoder.reconstruction import held_out_quality, mean_image_psnr
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
-from cdrl.data import GridSet, TrainingSet, as_floats, image_batches, to_bytes
+from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
@@ -175,8 +175,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
     training = config.autoencoder.training
     assert training is not None
     by_main(world, lambda: _expect_room(config, world))
-    count = max(1, min(HELD_OUT, HELD_OUT * 128**2 // config.data.image_size**2))
-    test = as_floats(held_out.grids[:count]).to(world.device)
+    test = as_floats(held_out.grids[: fewer_of_large(HELD_OUT, config.data.image_size)]).to(world.device)
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
         trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
@@ -322,33 +321,3 @@ class StageOneWatch:
                 f"{self.mean_image:.1f} dB"
             )
         return None
-
-
-def mean_image_psnr(images: Tensor) -> float:
-    """PSNR in dB, on average, of the mean of ``images`` [N, C, H, W] in each one's place."""
-    return psnr(images, images.mean(dim=0, keepdim=True).expand_as(images)).clamp(max=100).mean().item()
-
-
-@torch.no_grad()
-def held_out_quality(autoencoder: Autoencoder, images: Tensor) -> tuple[dict[str, float], Tensor]:
-    """PSNR and SSIM on held-out images [N, C, H, W] in [-1, 1], and a picture of pairs: image above reconstruction."""
-    was_training = autoencoder.training
-    autoencoder.eval()
-    parts = [autoencoder.decode(autoencoder.encode(part).mean) for part in image_batches(images)]
-    autoencoder.train(was_training)
-    reconstruction = torch.cat(parts).float().clamp(-1, 1)
-    quality = {
-        "held_out_psnr": psnr(images, reconstruction).mean().item(),
-        "held_out_ssim": ssim(images, reconstruction).mean().item(),
-    }
-    return quality, pairs_picture(images[:32], reconstruction[:32])
-
-
-def pairs_picture(images: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
-    """Rows of images, each above the row of their reconstructions, as one uint8 picture [3, H, W].
-
-    Raises:
-        ValueError: as `cdrl.data.to_bytes`.
-    """
-    rows = [part for pair in zip(images.split(columns), reconstruction.split(columns), strict=True) for part in pair]
-    return make_grid(to_bytes(torch.cat(rows)), nrow=columns).cpu()

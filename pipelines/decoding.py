@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
 from cdrl.arguments import check_grids, check_kind
-from cdrl.data import expect_finite, to_bytes
+from cdrl.data import expect_finite, fewer_of_large, to_bytes
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 
@@ -81,12 +81,8 @@ class LatentDecoder:
     @torch.no_grad()
     def images(self, grids: Tensor) -> Tensor:
         check_grids("grids", grids, self.autoencoder.latent_shape)
-        return torch.cat([self.decoded(part).float().clamp(-1, 1) for part in grids.split(self.batch)])
-
-    @property
-    def batch(self) -> int:
-        """Images decoded together: fewer of large ones."""
-        return max(1, min(BATCH, BATCH * 128**2 // self.autoencoder.image_size**2))
+        parts = grids.split(fewer_of_large(BATCH, self.autoencoder.image_size))
+        return torch.cat([self.decoded(part).float().clamp(-1, 1) for part in parts])
 
     def decoded(self, grids: Tensor) -> Tensor:
         """Like `images`, but differentiable and not clamped."""

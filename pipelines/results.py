@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.config import SamplerSettings
-from pipelines.decoding import BATCH, Decoder, to_bytes, to_pil
+from cdrl.data import to_bytes
+from pipelines.decoding import BATCH, Decoder, to_pil
 from pipelines.guidance import Guidance
 
 

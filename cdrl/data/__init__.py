@@ -2,7 +2,7 @@
 
 from cdrl.data.fingerprint import data_facts
 from cdrl.data.images.census import LEFT_OUT, data_in_words
-from cdrl.data.images.eight_bits import as_floats, expect_finite, image_batches, to_bytes
+from cdrl.data.images.eight_bits import as_floats, expect_finite, fewer_of_large, image_batches, to_bytes
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
@@ -52,6 +52,7 @@ __all__ = [
     "data_facts",
     "data_in_words",
     "expect_finite",
+    "fewer_of_large",
     "image_batches",
     "image_training_set",
     "inside_squares",

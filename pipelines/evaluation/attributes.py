@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autoencoder.model import Autoencoder
+from autoencoder.reconstruction import reconstruct
 from cdrl.config import DataConfig
 from cdrl.data import GridSet, training_images
 from cdrl.runs.outputs import one_calls_output
@@ -21,7 +22,6 @@ from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, check_options
 from pipelines.composition import compose, concept_class
 from pipelines.decoding import LatentDecoder, captioned_picture
-from pipelines.evaluation.first_stage import reconstruct
 from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
 from pipelines.generation import default_device
 

@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 
 from autoencoder.lite0 import Lite0
-from autoencoder.training import pairs_picture
-from cdrl.data import Grids, GridSet, as_floats, read_shards, training_images
+from autoencoder.reconstruction import pairs_picture, reconstruct, worst_picture
+from cdrl.data import Grids, GridSet, as_floats, read_shards, to_bytes, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
-from pipelines.decoding import LatentDecoder, grid_picture, to_bytes
+from pipelines.decoding import LatentDecoder, grid_picture
 from pipelines.evaluation.attributes import known_attributes
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
 from pipelines.evaluation.figure_names import in_thousands
-from pipelines.evaluation.first_stage import reconstruct, worst_picture
 from pipelines.evaluation.judge import train_attribute_judge, train_class_judge
 from pipelines.evaluation.neighbours import nearest
 from pipelines.generation import default_device, labels_in_turn
 
 JUDGE_STEPS = 500
-MOST_COMPARED = 1000
 SHOWN = 64
 NEIGHBOURS = 200
 

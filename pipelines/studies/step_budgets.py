@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from autoencoder.lite0 import Lite0
+from autoencoder.reconstruction import reconstruct
 from cdrl.config import SamplerSettings
 from cdrl.data import Grids, training_images
 from cdrl.runs.lock import locked
@@ -21,7 +22,6 @@ from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
-from pipelines.evaluation.first_stage import reconstruct
 from pipelines.evaluation.referee import Referee
 from pipelines.generation import default_device, labels_in_turn
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from autoencoder.model import Autoencoder
-from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16, mean_image_psnr
+from autoencoder.reconstruction import mean_image_psnr
+from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16
 from cdrl.config import Config, StageOneTrainingConfig
 from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import Run, load_tensors, read_json, write_json

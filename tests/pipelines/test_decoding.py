@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoencoder.training import pairs_picture
+from autoencoder.reconstruction import pairs_picture
 from cdrl.data import to_bytes
 from pipelines.decoding import LatentDecoder, PixelDecoder, PointDecoder, captioned_picture, grid_picture, to_pil
 from pipelines.studies.plane import coloured

@@ -50,6 +50,11 @@ def image_batches(images: Grids, size: int = 64) -> Iterator[Tensor]:
 
     Of images beyond 128 x 128 pixels there are fewer in a batch: memory does not grow with their size.
     """
-    size = max(1, min(size, size * _SIDE**2 // (images.shape[-1] * images.shape[-2])))
+    size = fewer_of_large(size, images.shape[-1])
     for start in range(0, len(images), size):
         yield as_floats(images[start : start + size])
+
+
+def fewer_of_large(count: int, side: int) -> int:
+    """How many images of so many pixels a side take no more memory than ``count`` of 128 x 128; ``count`` at most."""
+    return max(1, min(count, count * _SIDE**2 // side**2))

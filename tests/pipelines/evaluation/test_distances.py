@@ -13,9 +13,9 @@ from torch import Tensor
 from torch_fidelity import calculate_metrics
 
 from cdrl.config import DataConfig
-from cdrl.data import DataError, ImageSet, load_images
+from cdrl.data import DataError, ImageSet, load_images, to_bytes
 from cdrl.runs.run import RunError
-from pipelines.decoding import to_bytes, to_pil
+from pipelines.decoding import to_pil
 from pipelines.evaluation.distances import (
     Reference,
     compared,

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autoencoder.lite0 import Lite0
+from autoencoder.reconstruction import reconstruct
 from cdrl.data import Sample, load_images, write_shards
 from cdrl.runs.run import RunError, read_json
 from pipelines import CDRLPipeline
@@ -15,7 +16,6 @@ from pipelines.decoding import LatentDecoder
 from pipelines.evaluation import stages
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
-from pipelines.evaluation.first_stage import reconstruct
 from tests.helpers import save_tiny_run
 
 

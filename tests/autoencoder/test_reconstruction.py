@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from autoencoder.objective import psnr, ssim
-from cdrl.data import image_batches
-from pipelines.decoding import to_bytes
-from pipelines.evaluation.first_stage import Reconstruction, reconstruct, worst_picture
+from autoencoder.reconstruction import Reconstruction, reconstruct, worst_picture
+from cdrl.data import image_batches, to_bytes
 from tests.helpers import tiny_autoencoder
 
 
