@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from autoencoder.model import WEIGHTS, Autoencoder, QuantizedLatent
-from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, read_shards, stream_shards, write_shards
+from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, as_floats, read_shards, stream_shards, write_shards
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Deviations, Record, Statistics, first_fault
 from cdrl.sampling.noise import ImageNoise, derive_seed
@@ -77,7 +77,7 @@ def encode_images(
         nonlocal count
         progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
         for start in range(0, len(images), BATCH):
-            part = images.grids[start : start + BATCH].to(device) / 127.5 - 1
+            part = as_floats(images.grids[start : start + BATCH].to(device))
             noise = None
             if kind == "sample":
                 noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)

@@ -267,7 +267,7 @@ def find_autoencoder(folder: Path) -> Path:
     for place in _PLACES:
         if (folder / place / DESCRIPTION).exists():
             return folder / place
-    raise RunError(f"{folder}: no first stage there; train one with: python run.py train-autoencoder CONFIG")
+    raise RunError(f"{folder}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cdrl.arguments import check_grids, check_kind, shown, whole_number, whole_numbers
+from cdrl.arguments import check_grids, check_kind, plain, shown, whole_number, whole_numbers
 from cdrl.config import Config
 from cdrl.networks import EnergyNetwork, FoldedEnergy, PointInitializer, UNetInitializer
 from cdrl.networks.energy import EnergyCondition
@@ -84,16 +84,17 @@ class CDRL(nn.Module):
         folded = self.energy.fold()
         return ConditionedCDRL(self, folded if gradients else folded.detach(dtype), label)
 
-    def check_level(self, level: int) -> None:
-        """Check that the model has an energy of this level.
+    def level_of(self, level: int) -> int:
+        """A level for which the model has an energy, as an int.
 
         Raises:
             TypeError: it is no number.
             ValueError: it is not whole, or there is no such level.
         """
-        levels = self.schedule.num_levels
-        if not 0 <= whole_number("level", level) < levels:
-            raise ValueError(f"level: this model has {levels} levels, 0 … {levels - 1}; found {level}")
+        levels, number = self.schedule.num_levels, whole_number("level", level)
+        if not 0 <= number < levels:
+            raise ValueError(f"level: this model has {levels} levels, 0 … {levels - 1}; found {number}")
+        return number
 
     def labels(self, label: Label, count: int, device: torch.device) -> Tensor:
         """Any accepted form of label as class ids, int64 [count].
@@ -227,11 +228,11 @@ class ConditionedCDRL:
     def _check(self, name: str, grid: Tensor, level: Level) -> None:
         check_grids(name, grid, self.model.shape)
         if not isinstance(level, Tensor) or level.ndim == 0:
-            self.model.check_level(whole_number("level", level))
+            self.model.level_of(plain(level))
             return
         if level.dtype != torch.int64 or len(level) != len(grid) or level.ndim > 1:
             raise ValueError(f"level: expected one for each image, int64 [{len(grid)}], found {shown(level)}")
         # Elsewhere a look at the values would wait for the device.
         if level.device.type == "cpu":
             for bound in (int(level.min()), int(level.max())):
-                self.model.check_level(bound)
+                self.model.level_of(bound)

@@ -343,8 +343,7 @@ class CDRLPipeline:
             TypeError: an argument is of another kind than it has to be.
             ValueError: there is no such level or class, or the data do not fit the model.
         """
-        self.model.check_level(level)
-        level, log_z = whole_number("level", level), finite_number("log_z", log_z)
+        level, log_z = self.model.level_of(level), finite_number("log_z", log_z)
         x = self.grids_of(data)
         alpha_y = self.model.schedule.alpha_y[level].to(x.device)
         value = self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from cdrl.arguments import folder_of, in_order
+from cdrl.data import as_floats
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, check_options, chosen_seeds, find_model
 from pipelines.composition import compose, parse_concepts
-from pipelines.decoding import captioned_picture
+from pipelines.decoding import captioned_picture, grid_picture, to_pil
 from pipelines.guidance import Guidance
 from pipelines.results import Generated
 
@@ -55,10 +56,8 @@ def run_sample(
     check_options(options, run_sample)
     if concepts and label is not None:
         raise ValueError("--label and --with: expected one of them, found both")
-    seeds, concepts = (
-        chosen_seeds(num_images, None, seed),
-        in_order("concepts", concepts, "a list, such as ['Smiling=1']"),
-    )
+    seeds = chosen_seeds(num_images, None, seed)
+    concepts = in_order("concepts", concepts, "a list, such as ['Smiling=1']")
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     folder = folder_of("run", run) / "generated" if out is None else folder_of("out", out)
     asked: dict[str, Any] = {"concepts": concepts} if concepts else {"label": label_asked(pipeline, label)}
@@ -92,10 +91,10 @@ def write_samples(pipeline: CDRLPipeline, generated: Generated, folder: Path, ca
         np.save(folder / "points.npy", generated.grids.cpu().numpy(), allow_pickle=False)
         save_picture(folder / "grid.png", pipeline.decoder.picture(generated.grids))
         return
-    write_images(generated.images, folder)
-    shown = generated.grids[:GRID_IMAGES]
-    decoder = pipeline.decoder
-    picture = captioned_picture([(decoder.images(shown), caption)]) if caption else decoder.picture(shown)
+    pixels = generated.bytes
+    write_images(to_pil(pixels), folder)
+    shown = as_floats(pixels[:GRID_IMAGES])
+    picture = captioned_picture([(shown, caption)]) if caption else grid_picture(shown)
     save_picture(folder / "grid.png", picture)
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from cdrl.arguments import check_image_range, check_kind, in_order, shown
+from cdrl.data import as_floats
 
 Images = Tensor | Image.Image | Sequence[Image.Image]
 """One or several images: PIL, or a tensor [N, C, H, W] or [C, H, W], float in [-1, 1] or uint8 in 0 … 255."""
@@ -54,7 +55,7 @@ def _in_range(tensor: Tensor) -> Tensor:
     # The memory order decides how convolutions round: equal images shall have equal answers, however they came.
     tensor = tensor.clone(memory_format=torch.contiguous_format)
     if tensor.dtype == torch.uint8:
-        return tensor / 127.5 - 1
+        return as_floats(tensor)
     if not tensor.is_floating_point():
         raise ValueError(f"images: expected float in [-1, 1] or uint8, found {tensor.dtype}")
     check_image_range(tensor, also=", or uint8")

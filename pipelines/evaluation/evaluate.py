@@ -132,7 +132,8 @@ def evaluate_run(
             name, real = real_images(data, against.split, against.reference_images)
             store.draw(seeds, world)
             reference = read_reference(data, name, real, extractor)
-        drawn, rate = extractor(store.read(seeds), progress="features"), store.rate()
+        images, rate = store.read(seeds)
+        drawn = extractor(images, progress="features")
         blocks, size = against.blocks, num_images // against.blocks
         kernel = against.features != "lite0"
         values = compared(drawn, reference, kernel=kernel)

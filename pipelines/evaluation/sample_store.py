@@ -84,24 +84,21 @@ class SampleStore:
         bar.close()
         barrier()
 
-    def read(self, seeds: range) -> StoredImages:
-        """Images uint8 [N, C, H, W] of ``seeds``, all drawn, which stay on disk until they are asked for."""
-        places = {
-            seed: (path, row) for path in self._files() for row, seed in enumerate(self._load(path)["seeds"].tolist())
-        }
+    def read(self, seeds: range) -> tuple[StoredImages, float]:
+        """Images uint8 [N, C, H, W] of ``seeds``, all drawn, and how many a second were drawn by all processes.
+
+        The images stay on disk until they are asked for.
+        """
+        places: dict[int, tuple[Path, int]] = {}
+        seconds = 0.0
+        for path in self._files():
+            stored = self._load(path)
+            places.update({seed: (path, row) for row, seed in enumerate(stored["seeds"].tolist())})
+            seconds += stored["seconds"].item() / stored["processes"].item()
         missing = [seed for seed in seeds if seed not in places]
         if missing:
             raise RunError(f"{self.folder}: the sample of seed {missing[0]} is gone; the same command draws it anew")
-        return StoredImages([places[seed] for seed in seeds], self._load)
-
-    def rate(self) -> float:
-        """How many images a second were drawn by all processes."""
-        count, seconds = 0, 0.0
-        for path in self._files():
-            stored = self._load(path)
-            count += len(stored["seeds"])
-            seconds += stored["seconds"].item() / stored["processes"].item()
-        return count / seconds
+        return StoredImages([places[seed] for seed in seeds], self._load), len(places) / seconds
 
     def _draw_batch(self, batch: Sequence[int], world: World) -> None:
         started = time.monotonic()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
-from cdrl.data import Decoding, load_images, prepare_images, read_picture, training_images
+from cdrl.data import Decoding, as_floats, load_images, prepare_images, read_picture, to_bytes, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
@@ -126,7 +126,7 @@ def run_inpainting(
     picture = read_picture(image, Decoding.of(data, reduced=False))
     observation = gap.observation(data, (picture.shape[1], picture.shape[2]))
     prepared = prepared_image(picture, data, image, observation)
-    given = prepared.pixels[None] / 127.5 - 1
+    given = as_floats(prepared.pixels[None])
     folder = run / "inpainted" / image.stem if out is None else out
     with one_calls_output(folder, RECORD) as output:
         filled = filled_in(pipeline, given, observation, filling, **options)
@@ -165,7 +165,7 @@ def measure_inpainting(
     if not 2 <= num_images <= len(held_out):
         raise ValueError(f"test: expected 2 … {len(held_out)} held-out images, found {num_images}")
     held_out = held_out.select(range(num_images))
-    given = held_out.images / 127.5 - 1
+    given = as_floats(held_out.images)
     observation = gap.observation(data, (data.image_size, data.image_size))
     classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
     name = "_".join(("test", *gap.given)).replace(":", "_").replace(",", "_")
@@ -270,8 +270,8 @@ def distances(filled: Tensor, truth: Tensor, observation: Observation) -> dict[s
     in units of [-1, 1], from the truth, for all fills and for the closest of each image, and between fills of one
     image; the last is None for one fill.
     """
-    levels = _in_8_bits(filled)
-    difference = observation.seen((levels - _in_8_bits(truth)[:, None]).flatten(0, 1)).abs().max()
+    levels = to_bytes(filled).float()
+    difference = observation.seen((levels - to_bytes(truth)[:, None].float()).flatten(0, 1)).abs().max()
     unknown = observation.unknown
     squares = (filled - truth[:, None]).square().flatten(2).mean(dim=2) / unknown
     pairs = [
@@ -340,7 +340,3 @@ def _pipeline_of_images(run: Path) -> CDRLPipeline:
     if pipeline.config.space == "point":
         raise RunError(f"{run}: images are filled in, but this is a run of 2-D points")
     return pipeline
-
-
-def _in_8_bits(images: Tensor) -> Tensor:
-    return ((images.clamp(-1, 1) + 1) * 127.5).round()

@@ -20,7 +20,7 @@ RUNS = Path("runs") / "pretrained"
 def export_model(run: Path, folder: Path, *, half: bool) -> None:
     """Write the model of a run into a new folder: weights in safetensors, their descriptions, checksums.
 
-    Of absolute paths in the descriptions the last part is left.
+    Of absolute paths in the configuration the last part is left.
 
     Args:
         half: store weights in half precision; they are computed with in single precision all the same.
@@ -39,7 +39,10 @@ def export_model(run: Path, folder: Path, *, half: bool) -> None:
             if path.suffix == ".safetensors":
                 save_tensors(target, {name: _stored(path, name, t, half) for name, t in load_tensors(path).items()})
             elif path.suffix == ".json" and path.name != CHECKSUMS:
-                write_json(target, _without_absolute_paths(read_json(path)))
+                described = read_json(path)
+                if "config" in described:
+                    described["config"] = _without_absolute_paths(described["config"])
+                write_json(target, described)
 
 
 def run_of_pretrained(name: str) -> Path:

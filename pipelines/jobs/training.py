@@ -27,7 +27,6 @@ from cdrl.data import (
     training_images,
 )
 from cdrl.runs.lock import locked
-from cdrl.runs.pretrained import is_pretrained
 from cdrl.runs.run import MEASURED_ON, Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
@@ -58,14 +57,7 @@ def stage_one_model(config: Config, run: Path) -> Path:
         ConfigError: the configuration has no first stage.
         RunError: it has not been trained.
     """
-    folder = stage_one_folder(config, run)
-    if is_pretrained(folder):
-        return find_autoencoder(folder)
-    if not (folder / "model").exists():
-        raise RunError(
-            f"{folder / 'model'}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG"
-        )
-    return folder / "model"
+    return find_autoencoder(stage_one_folder(config, run))
 
 
 def verb_after_data(config: Config) -> str:

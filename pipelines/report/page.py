@@ -191,7 +191,7 @@ def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
     seeds = range(count)
     store = SampleStore(run, find_model(run), pipeline, progress=True)
     store.draw(seeds, World(0, 1, device))
-    samples = store.read(seeds)[:]
+    samples = store.read(seeds)[0][:]
     distances, images = nearest_images(samples, known, NEAREST, mirrored=data.flip)
     usual, _ = nearest_images(some_of(held_out, min(HELD_OUT, len(held_out))), known, mirrored=data.flip)
     gap = torch.full_like(samples, 255)

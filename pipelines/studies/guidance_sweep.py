@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from cdrl.data import load_images
+from cdrl.data import as_floats, load_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
@@ -82,7 +82,7 @@ def guidance_sweep(
     """Evaluate samples of the same seeds under every weight, in blocks of seeds, with the classes in turn."""
     test = load_images(pipeline.config.data, "test")
     assert test.labels is not None
-    real_distance = mean_distance_within(test.images / 127.5 - 1, test.labels)
+    real_distance = mean_distance_within(as_floats(test.images), test.labels)
     points = []
     for weight in weights:
         figures: list[dict[str, float]] = []

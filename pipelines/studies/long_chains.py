@@ -164,7 +164,7 @@ def run_chains(
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     if pipeline.config.space == "point":
         raise RunError(f"{run}: chains are shown as images, but this is a run of 2-D points")
-    pipeline.model.check_level(level)
+    level = pipeline.model.level_of(level)
     seeds = range(seed, seed + num_images)
     labels = labels_of(pipeline, label, seeds)
     steps = long_steps(options)

@@ -72,7 +72,8 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
             metadata,
         )
         index = read_index(folder)
-        _note_origin(data, split, source, index.count)
+        if data.path is not None:
+            write_json(_origin_file(data, split), _origin(data.path, source, index.count).model_dump())
     tell(data, split, index.count, index.metadata)
     return folder
 
@@ -87,7 +88,7 @@ def read_prepared(data: DataConfig, split: Split, *, stream: bool) -> GridSet:
     if not has_index(folder):
         raise DataError(f"{folder}: no prepared shards there; make them with: python run.py prepare CONFIG")
     _check_preparation(data, split)
-    origin = _origin(data, split)
+    origin = _noted_origin(data, split)
     if origin is not None and data.path is not None and origin.path != _resolved(data.path):
         raise DataError(
             f"{folder}: prepared from {origin.path}, but data.path is {data.path}: python run.py prepare CONFIG "
@@ -124,17 +125,19 @@ class _Origin(Record):
 
 def _expect_same_files(data: DataConfig, split: Split, source: Source) -> None:
     """Raise DataError where the shards of a split were made of other files than ``data.path`` holds now."""
-    folder, origin = _folder(data, split), _origin(data, split)
-    if origin is None:
-        return  # drawn by this project, or prepared before the origin was noted
+    if data.path is None:
+        return  # drawn by this project
+    folder, noted = _folder(data, split), _noted_origin(data, split)
     count = read_index(folder).count
-    same = source.count in (None, count) and source.fingerprint(slice(0, count)) == origin.fingerprint
+    origin = _origin(data.path, source, count)
+    # Sets that were prepared before origins were noted are known by their first pictures alone.
+    same = source.count in (None, count) and (noted is None or noted.fingerprint == origin.fingerprint)
     if not (same and _first_pictures_are_there(data, split, source)):
         raise DataError(
             f"{folder}: prepared from other files than lie in {data.path} now: name another folder in data.prepared, "
             "or remove this one"
         )
-    _note_origin(data, split, source, count)  # the files may have moved
+    write_json(_origin_file(data, split), origin.model_dump())  # the files may have moved
 
 
 def _first_pictures_are_there(data: DataConfig, split: Split, source: Source) -> bool:
@@ -144,13 +147,11 @@ def _first_pictures_are_there(data: DataConfig, split: Split, source: Source) ->
     return torch.equal(pictures, stream_shards(_folder(data, split)).grids[: len(pictures)])
 
 
-def _note_origin(data: DataConfig, split: Split, source: Source, count: int) -> None:
-    if data.path is not None:
-        facts = {"path": _resolved(data.path), "fingerprint": source.fingerprint(slice(0, count))}
-        write_json(_origin_file(data, split), facts)
+def _origin(path: Path, source: Source, count: int) -> _Origin:
+    return _Origin(path=_resolved(path), fingerprint=source.fingerprint(slice(0, count)))
 
 
-def _origin(data: DataConfig, split: Split) -> _Origin | None:
+def _noted_origin(data: DataConfig, split: Split) -> _Origin | None:
     path = _origin_file(data, split)
     return read_record(path, _Origin) if path.exists() else None
 

@@ -185,7 +185,7 @@ def test_inception_gives_torch_fidelitys_figures_and_is_called_fid_with_publishe
     data = CDRLPipeline.from_pretrained(run).config.data
     real = load_images(data, "test").images
     chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:14].sort().values
-    samples = SampleStore(run, run / "model", CDRLPipeline.from_pretrained(run)).read(range(12))[:]
+    samples = SampleStore(run, run / "model", CDRLPipeline.from_pretrained(run)).read(range(12))[0][:]
     theirs = calculate_metrics(
         input1=Grey(samples),
         input2=Grey(real[chosen]),

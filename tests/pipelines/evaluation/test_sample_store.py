@@ -35,7 +35,7 @@ def files(store: SampleStore) -> dict[str, int]:
 def test_a_store_gives_what_the_pipeline_draws_with_the_classes_in_turn(open_store: Open, tmp_path: Path) -> None:
     store = open_store(batch_size=3, guidance=0.5)
     store.draw(range(7, 15), ALONE)
-    images, rate = store.read(range(8, 14))[:], store.rate()
+    images, rate = store.read(range(8, 14))
     labels = [seed % 10 for seed in range(8, 14)]
     pipeline = CDRLPipeline.from_pretrained(tmp_path)
     expected = pipeline(6, seeds=range(8, 14), label=labels, guidance=0.5)
@@ -71,7 +71,7 @@ def test_what_is_drawn_is_not_drawn_again_and_an_interruption_changes_nothing(
     monkeypatch.undo()
     again = SampleStore(tmp_path / "again", tmp_path / "model", CDRLPipeline.from_pretrained(tmp_path), batch_size=2)
     again.draw(range(8), ALONE)
-    assert torch.equal(again.read(range(8))[:], store.read(range(8))[:])
+    assert torch.equal(again.read(range(8))[0][:], store.read(range(8))[0][:])
     assert whole.folder != store.folder
 
 
@@ -79,12 +79,12 @@ def test_more_images_or_other_batches_leave_what_is_there(open_store: Open) -> N
     open_store(batch_size=3).draw(range(6), ALONE)
     store = open_store(batch_size=4)
     before = files(store)
-    first = store.read(range(6))[:]
+    first = store.read(range(6))[0][:]
     store.draw(range(10), ALONE)
     after = files(store)
     assert {name: after[name] for name in before if name != "settings.json"}.items() <= before.items()
     assert sorted(after.keys() - before.keys()) == ["from_00000006.safetensors", "from_00000008.safetensors"]
-    assert torch.equal(store.read(range(10))[:6], first)
+    assert torch.equal(store.read(range(10))[0][:6], first)
 
 
 def test_processes_divide_the_batches_and_come_to_the_same_images(open_store: Open, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_processes_divide_the_batches_and_come_to_the_same_images(open_store: Op
     store.draw(range(9), World(0, 2, ALONE.device))
     assert sorted(files(store)) == [*(f"from_{seed:08d}.safetensors" for seed in (0, 4, 8)), "settings.json"]
     second.draw(range(9), World(1, 2, ALONE.device))
-    assert torch.equal(store.read(range(9))[:], single.read(range(9))[:])
+    assert torch.equal(store.read(range(9))[0][:], single.read(range(9))[0][:])
 
 
 def test_every_setting_and_other_weights_have_a_folder_of_their_own(open_store: Open, tmp_path: Path) -> None:
@@ -137,4 +137,4 @@ def test_a_damaged_batch_is_named_with_what_helps(open_store: Open, change: Call
     with pytest.raises(RunError, match="the sample of seed 0 is gone"):
         store.read(range(3))
     store.draw(range(3), ALONE)
-    assert len(store.read(range(3))) == 3
+    assert len(store.read(range(3))[0]) == 3

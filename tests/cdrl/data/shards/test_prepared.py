@@ -357,3 +357,9 @@ def test_a_whole_set_is_kept_for_the_files_that_it_was_made_of_alone(pictures: P
         with pytest.raises(DataError, match=rf"prepared from other files than lie in {path} now: name another folder"):
             prepare(data.model_copy(update={"path": path}))
         assert len(read_prepared(moved, "train", stream=True)) > 0
+    # A set from before origins were noted is compared by its first pictures, and noted.
+    for split in ("train", "test"):
+        (tmp_path / "prepared" / f"{split}.origin.json").unlink()
+    with pytest.raises(DataError, match="prepared from other files"):
+        prepare(data.model_copy(update={"path": others}))
+    assert "train.origin.json" in prepare(moved)
