@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.plain import PlainCDRL, PlainEnergy, PlainInitializer
-from cdrl.config import Config, load_config
+from cdrl.config import Config
+from cdrl.config_files import load_config
 from cdrl.model import CDRL
 
 

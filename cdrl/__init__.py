@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from cdrl.exports import on_demand
 
 if TYPE_CHECKING:
-    from cdrl.config import BottleneckConfig, Config, ConfigError, SamplerSettings, load_config
+    from cdrl.config import BottleneckConfig, Config, ConfigError, SamplerSettings
+    from cdrl.config_files import load_config
     from cdrl.data import DataError, load_images
     from cdrl.model import CDRL
     from cdrl.runs.run import RunError
@@ -18,7 +19,8 @@ else:  # not for type checkers, to which any name would then be right
     __getattr__, __dir__ = on_demand(
         __name__,
         {
-            "cdrl.config": ("BottleneckConfig", "Config", "ConfigError", "SamplerSettings", "load_config"),
+            "cdrl.config": ("BottleneckConfig", "Config", "ConfigError", "SamplerSettings"),
+            "cdrl.config_files": ("load_config",),
             "cdrl.data": ("DataError", "load_images"),
             "cdrl.model": ("CDRL",),
             "cdrl.runs.run": ("RunError",),

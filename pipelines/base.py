@@ -26,7 +26,8 @@ from cdrl.arguments import (
     whole_number,
     whole_numbers,
 )
-from cdrl.config import Config, SamplerSettings, parse_config
+from cdrl.config import Config, SamplerSettings
+from cdrl.config_files import parse_config
 from cdrl.model import CDRL, Label
 from cdrl.names import one_of, suggestion
 from cdrl.runs.model_folder import load_model, replaced_model, save_model

@@ -74,7 +74,8 @@ def kinds() -> dict[str, Kind]:
     from autoencoder.importing import load_published_autoencoder
     from autoencoder.latents import encode_images, fingerprint, read_latents
     from autoencoder.model import load_autoencoder
-    from cdrl.config import DataConfig, load_config
+    from cdrl.config import DataConfig
+    from cdrl.config_files import load_config
     from cdrl.data import GridSet, Sample, read_shards, stream_shards, write_shards
     from cdrl.data.images.files import read_bytes
     from cdrl.data.readers.celeba import open_celeba, open_celebahq

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from autoencoder.model import Autoencoder
-from cdrl.config import BottleneckConfig, Config, parse_config
+from cdrl.config import BottleneckConfig, Config
+from cdrl.config_files import parse_config
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.runs.model_folder import save_model

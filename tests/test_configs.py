@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from autoencoder.model import Autoencoder
-from cdrl.config import Config, load_config
+from cdrl.config import Config
+from cdrl.config_files import load_config
 from cdrl.model import CDRL
 from cdrl.schedule import NoiseSchedule
 from tests.helpers import ROOT

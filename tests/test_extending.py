@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import run as door
 from cdrl import registry
-from cdrl.config import ConfigError, parse_config
+from cdrl.config import ConfigError
+from cdrl.config_files import parse_config
 from cdrl.data import DataError, load_images
 from pipelines import CDRLPipeline, guidance
 from tests.helpers import ROOT, save_tiny_run, tiny_values

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdrl.config import parse_config
+from cdrl.config_files import parse_config
 from cdrl.model import CDRL
 from cdrl.runs.archives import check_finite
 from cdrl.runs.checksums import verify_checksums

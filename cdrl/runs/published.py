@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cdrl.config import Config, parse_config
+from cdrl.config import Config
+from cdrl.config_files import parse_config
 from cdrl.model import CDRL
 from cdrl.runs.archives import StoredTensor, read_description, read_tensors
 from cdrl.runs.run import RunError

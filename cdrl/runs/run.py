@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from cdrl.config import Section, dump_config
+from cdrl.config import Section
+from cdrl.config_files import dump_config
 from cdrl.foreign.files import open_file, read_file
 from cdrl.foreign.values import load_json, load_yaml
 from cdrl.runs.whole import clear_all_leftovers, clear_leftovers, discard, file_named, written_whole

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoencoder.model import DESCRIPTION
-from cdrl.config import ConfigError, load_config
+from cdrl.config import ConfigError
+from cdrl.config_files import load_config
 from cdrl.data import training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.outputs import one_calls_output

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cdrl.config import Config, ConfigError, load_config
+from cdrl.config import Config, ConfigError
+from cdrl.config_files import load_config
 from cdrl.runs.lock import locked
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import Run, read_json, write_json

@@ -16,7 +16,7 @@ def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
     python run.py prepare configs/celeba64_composition.yaml data.crop=178 data.prepared=data/prepared/celeba178
     """
     with clear_errors():
-        from cdrl.config import load_config
+        from cdrl.config_files import load_config
         from pipelines.jobs.preparing import run_preparation
         from pipelines.jobs.training import verb_after_data
 

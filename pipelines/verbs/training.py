@@ -49,7 +49,7 @@ def train_autoencoder(
     """
     with clear_errors():
         work_together(processes)
-        from cdrl.config import load_config
+        from cdrl.config_files import load_config
         from pipelines.jobs.training import run_stage_one
 
         folder = run_stage_one(load_config(config, overrides or ()), run_folder(config, run))
@@ -64,7 +64,7 @@ def encode(config: ConfigPath, overrides: Overrides = None, run: RunOption = Non
     Example: python run.py encode configs/fashion_mnist_latent.yaml
     """
     with clear_errors():
-        from cdrl.config import load_config
+        from cdrl.config_files import load_config
         from pipelines.jobs.training import run_encoding
 
         folder = run_folder(config, run)
@@ -88,7 +88,7 @@ def train(
     """
     with clear_errors():
         work_together(processes)
-        from cdrl.config import load_config
+        from cdrl.config_files import load_config
         from pipelines.jobs.training import run_stage_two
 
         settings, folder = load_config(config, overrides or ()), run_folder(config, run)

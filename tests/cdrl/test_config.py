@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cdrl.config import Config, ConfigError, dump_config, load_config, parse_config
+from cdrl.config import Config, ConfigError
+from cdrl.config_files import dump_config, load_config, parse_config
 from tests.helpers import tiny_config, tiny_values, write_config
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from autoencoder.importing import load_published_autoencoder
-from cdrl.config import ConfigError, load_config
+from cdrl.config import ConfigError
+from cdrl.config_files import load_config
 from cdrl.data import DataError
 from cdrl.data.images.files import read_bytes
 from cdrl.foreign.files import open_file, read_file, stand_in

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdrl.config import load_config
+from cdrl.config_files import load_config
 from cdrl.model import CDRL
 from cdrl.runs.published import load_published
 from cdrl.runs.run import RunError

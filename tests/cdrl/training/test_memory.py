@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from autoencoder.training import StageOneConfig, _expect_room
-from cdrl.config import AutoencoderConfig, ConfigError, load_config
+from cdrl.config import AutoencoderConfig, ConfigError
+from cdrl.config_files import load_config
 from cdrl.model import CDRL
 from cdrl.training import memory
 from cdrl.training.engine import World

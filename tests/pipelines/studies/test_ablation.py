@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cdrl.config import ConfigError, load_config
+from cdrl.config import ConfigError
+from cdrl.config_files import load_config
 from cdrl.data import inside_squares
 from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import RunError, write_json
