@@ -16,7 +16,7 @@ from kornia.filters import gaussian_blur2d
 from kornia.geometry.transform import hflip
 from torch import Tensor, nn
 
-from cdrl.data import Grids, as_floats, image_batches
+from cdrl.data import Grids, as_floats, image_batches, to_bytes
 from cdrl.runs.model_folder import load_weights
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import save_tensors
@@ -24,14 +24,21 @@ from cdrl.sampling.noise import derive_seed
 
 WIDTH = 32
 BATCH = 64
+LOOKS_AT = 64
+"""Side in pixels to which larger images are averaged: what four convolutions see of a face is then most of it, not a
+patch of its skin."""
 _READ = 256  # images that are judged together
 
 
 class JudgeNetwork(nn.Module):
-    """Four convolutions and global mean pooling: images [N, C, H, W] in [-1, 1] -> logits [N, outputs]."""
+    """Four convolutions and global mean pooling: images [N, C, H, W] in [-1, 1] -> logits [N, outputs].
+
+    Images of more than `LOOKS_AT` pixels a side are averaged down to that first.
+    """
 
     def __init__(self, channels: int, size: int, outputs: int) -> None:
         super().__init__()
+        size = min(size, LOOKS_AT)
         layers: list[nn.Module] = []
         inputs, width = channels, WIDTH
         for index in range(4):
@@ -43,7 +50,7 @@ class JudgeNetwork(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features, the input of the last layer: [N, 128]."""
-        return self.trunk(images).mean(dim=(2, 3))
+        return self.trunk(_reduced(images)).mean(dim=(2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.features(images))
@@ -109,6 +116,7 @@ def train_class_judge(images: Grids, labels: Tensor, num_classes: int, *, steps:
     Args:
         images: uint8, or in [-1, 1]; in memory or on disk.
     """
+    images = _all_reduced(images)
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
@@ -127,6 +135,7 @@ def train_attribute_judge(images: Grids, attributes: Tensor, *, steps: int, seed
         images: uint8, or in [-1, 1]; in memory or on disk.
         attributes: the true attributes, bool [N, A].
     """
+    images = _all_reduced(images)
     generator = torch.Generator().manual_seed(derive_seed(seed, "judge"))
 
     def loss(network: JudgeNetwork, rows: Tensor) -> Tensor:
@@ -163,6 +172,17 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Shift images by at most one pixel, so that the judge does not depend on exact positions."""
     dx, dy = torch.randint(-1, 2, (2,), generator=generator).tolist()
     return torch.roll(images, (dx, dy), dims=(2, 3))
+
+
+def _reduced(images: Tensor) -> Tensor:
+    return images if images.shape[-1] <= LOOKS_AT else F.adaptive_avg_pool2d(images, LOOKS_AT)
+
+
+def _all_reduced(images: Grids) -> Grids:
+    """The images as they are, or, where they are larger than the judge looks at, reduced: uint8, in memory."""
+    if images.shape[-1] <= LOOKS_AT:
+        return images
+    return torch.cat([to_bytes(_reduced(part)) for part in image_batches(images)])
 
 
 def _rows(count: int, generator: torch.Generator) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipelines.evaluation.judge import corrupted, train_attribute_judge, train_class_judge
+from cdrl.data import to_bytes
+from pipelines.evaluation.judge import LOOKS_AT, corrupted, train_attribute_judge, train_class_judge
 
 
 def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -56,3 +57,18 @@ def test_junk_is_made_in_four_ways_within_the_range_of_images() -> None:
     change = (junk - images).flatten(1).square().mean(dim=1)
     for way in range(4):
         assert change[way::4].mean() > 0.01
+
+
+def test_large_images_are_judged_as_their_averages_over_blocks_of_pixels() -> None:
+    small, labels = stripes(60, seed=0)
+    small = to_bytes(torch.nn.functional.interpolate(small, LOOKS_AT))
+    # Pairs of columns, one brighter and one darker by the same, average to the small images.
+    texture = torch.tensor([10, -10]).repeat(LOOKS_AT)
+    large = small.clamp(20, 235).int().repeat_interleave(2, dim=2).repeat_interleave(2, dim=3) + texture
+    large, small = large.to(torch.uint8), small.clamp(20, 235)
+    of_large, of_small = (train_class_judge(images, labels, 3, steps=3, seed=0) for images in (large, small))
+    torch.testing.assert_close(of_large.features(large), of_small.features(small), rtol=1e-4, atol=1e-5)
+
+    attributes = (labels == 0)[:, None]
+    pairs = [train_attribute_judge(images, attributes, steps=3, seed=0).features(images) for images in (large, small)]
+    torch.testing.assert_close(*pairs, rtol=1e-4, atol=1e-5)
