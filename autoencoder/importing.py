@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autoencoder.model import Autoencoder
 from cdrl.config import BottleneckConfig
+from cdrl.installation import program
 from cdrl.runs.archives import check_finite, check_is_there, read_description, read_tensors
 from cdrl.runs.records import Record, read_record
 from cdrl.runs.run import RunError, load_tensors, read_json
@@ -100,7 +101,7 @@ def _read_checkpoint(path: Path, average: bool) -> tuple[State, int | None]:
         return _floats(path, _first_stage(path, _load_safetensors(path), average)), None
     entries = _named(path, read_description(path))
     if "pi_state_dict" in entries:
-        raise RunError(f"{path}: a CDRL checkpoint, not a first stage; python run.py import-cdrl reads it")
+        raise RunError(f"{path}: a CDRL checkpoint, not a first stage; {program()} import-cdrl reads it")
     settings: Any = entries
     for name in ("hyper_parameters", "ddconfig", "resolution"):
         settings = settings.get(name) if isinstance(settings, dict) else None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from autoencoder.model import WEIGHTS, Autoencoder, QuantizedLatent
 from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, as_floats, read_shards, stream_shards, write_shards
+from cdrl.installation import program
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Deviations, Record, Statistics, first_fault
 from cdrl.sampling.noise import ImageNoise, derive_seed
@@ -110,7 +111,7 @@ def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) 
         DataError: there are none, they are damaged, or another first stage made them, or they are of another kind.
     """
     if not (folder / "index.json").exists():
-        raise DataError(f"{folder}: no latents there; make them with: python run.py encode CONFIG")
+        raise DataError(f"{folder}: no latents there; make them with: {program()} encode CONFIG")
     latents = stream_shards(folder) if stream else read_shards(folder)
     channels = latents.grids.shape[-3] if len(latents.grids.shape) > 3 else 0
     try:
@@ -121,10 +122,10 @@ def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) 
         raise DataError(f"{folder / 'index.json'}: metadata: expected mean and std of {channels} channels")
     if latents.metadata.get("autoencoder") != fingerprint(model):
         raise DataError(
-            f"{folder}: made by another first stage than {model}; make them anew: python run.py encode CONFIG"
+            f"{folder}: made by another first stage than {model}; make them anew: {program()} encode CONFIG"
         )
     if latents.metadata.get("kind") != kind:
         raise DataError(
-            f"{folder}: not made with autoencoder.latents={kind}; make them anew: python run.py encode CONFIG"
+            f"{folder}: not made with autoencoder.latents={kind}; make them anew: {program()} encode CONFIG"
         )
     return latents

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from cdrl.arguments import check_grids, check_image_range, check_kind, device_of, folder_of, whole_number
 from cdrl.config import BottleneckConfig, ConfigError
+from cdrl.installation import program
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import load_weights, replaced_model
 from cdrl.runs.pretrained import shipped_or
@@ -267,7 +268,7 @@ def find_autoencoder(folder: Path) -> Path:
     for place in _PLACES:
         if (folder / place / DESCRIPTION).exists():
             return folder / place
-    raise RunError(f"{folder}: no trained first stage there; train it with: python run.py train-autoencoder CONFIG")
+    raise RunError(f"{folder}: no trained first stage there; train it with: {program()} train-autoencoder CONFIG")
 
 
 def load_autoencoder(folder: Path) -> Autoencoder:

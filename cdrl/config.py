@@ -137,7 +137,7 @@ class DataConfig(Section):
         if self.zoom != 1 and self.name != "faces":
             raise ValueError("data.zoom is for data.name=faces")
         if self.stream and self.prepared is None and self.name != "faces":
-            raise ValueError("data.stream needs data.prepared, a folder for shards; run.py prepare fills it")
+            raise ValueError("data.stream needs data.prepared, a folder for shards, which prepare fills")
         if (self.labels == "attributes") != bool(self.attributes):
             raise ValueError("data.attributes must name attributes if, and only if, data.labels is 'attributes'")
         return self

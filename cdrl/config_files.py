@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from cdrl.config import Config, ConfigError, Section, expanded_path
 from cdrl.foreign.files import read_file
 from cdrl.foreign.values import load_yaml
+from cdrl.installation import config_file, config_names
 from cdrl.names import counted, suggestion
 
 _LONGEST_CONFIG = 2**20
@@ -26,13 +27,16 @@ _MOST_MISTAKES = 4
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
-    """Read a configuration file and its bases, apply ``section.key=value`` overrides, and check the result.
+    """Read a configuration and its bases, apply ``section.key=value`` overrides, and check the result.
+
+    Args:
+        path: of a YAML file; or the name of a configuration that ships, such as ``digits``.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value has the wrong type or cannot be combined
             with another; one line a mistake, which names the file or the override that it is in.
     """
-    values = _read_merged(Path(path), seen=())
+    values = _read_merged(config_file(Path(path)), seen=())
     for override in overrides:
         _apply_override(values, override)
     return parse_config(values, source=str(path), overrides=overrides)
@@ -65,7 +69,8 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
         values = load_yaml(read_file(path, _LONGEST_CONFIG).decode("utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file") from None
+        shipped = "" if path.is_absolute() else f"; {suggestion(path.stem, config_names())}"
+        raise ConfigError(f"{path}: no such config file{shipped}") from None
     except OSError as error:
         raise ConfigError(f"{path}: not a readable YAML file: {error.strerror}") from None
     except ValueError as error:

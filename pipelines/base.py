@@ -28,6 +28,7 @@ from cdrl.arguments import (
 )
 from cdrl.config import Config, SamplerSettings
 from cdrl.config_files import parse_config
+from cdrl.installation import program
 from cdrl.model import CDRL, Label
 from cdrl.names import one_of, suggestion
 from cdrl.runs.model_folder import load_model, replaced_model, save_model
@@ -363,7 +364,7 @@ def find_model(folder: Path) -> Path:
     if not (model / "config.json").exists():
         names = ", ".join(pretrained_names())
         raise RunError(
-            f"{folder}: no trained model there; train it with: python run.py train CONFIG; or name weights that ship: "
+            f"{folder}: no trained model there; train it with: {program()} train CONFIG; or name weights that ship: "
             f"{names or 'there are none here'}"
         )
     return model

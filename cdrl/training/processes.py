@@ -183,7 +183,7 @@ def _member(rank: int, size: int, folder: Path, port: int) -> subprocess.Popen[b
     }
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
     environment = {**threads, **os.environ, **own}
-    return subprocess.Popen([sys.executable, *sys.argv], env=environment, start_new_session=True)
+    return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, start_new_session=True)
 
 
 def first_to_fail(message: str) -> str | None:

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from cdrl.config import Config, DataConfig
 from cdrl.data import GridSet, Split, data_facts, training_images
+from cdrl.installation import program
 from cdrl.model import CDRL
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
@@ -116,7 +117,7 @@ def evaluate_run(
     pipeline = CDRLPipeline.from_pretrained(model, world.device)
     data = pipeline.config.data
     if pipeline.config.space == "point":
-        raise RunError(f"{run}: images are evaluated, but this is a run of 2-D points: python run.py density {run}")
+        raise RunError(f"{run}: images are evaluated, but this is a run of 2-D points: {program()} density {run}")
     with locked_by_main(run / "evaluation", world):
         store = SampleStore(run, model, pipeline, label=label, guidance=guidance, **options)
         seeds = range(seed, seed + num_images)

@@ -13,6 +13,7 @@ from torch import Tensor
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
 from cdrl.data import Grids, inside_squares, num_classes, training_images
+from cdrl.installation import program
 from cdrl.runs.lock import locked
 from cdrl.runs.run import RunError, write_json
 from cdrl.sampling.noise import derive_seed
@@ -90,7 +91,7 @@ def judge_run(run: Path, num_images: int, seed: int) -> dict[str, float]:
     pipeline = CDRLPipeline.from_pretrained(run, default_device())
     data = pipeline.config.data
     if not has_classes(pipeline.config):
-        attributes = "; see: python run.py judge-composition" if data.labels == "attributes" else ""
+        attributes = f"; see: {program()} judge-composition" if data.labels == "attributes" else ""
         raise RunError(f"{run}: the judge reads classes, but this run has data.labels={data.labels}{attributes}")
     with locked(run, "judge.json"):
         figures = _judged(pipeline, Referee.of(data), num_images, seed)

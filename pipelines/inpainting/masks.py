@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdrl.arguments import check_kind, whole_number
 from cdrl.data import DataError, Decoding, prepare_images, read_picture
+from cdrl.installation import program
 
 _BOXES: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
     "center": lambda height, width: (height // 4, width // 4, height // 2, width // 2),
@@ -138,7 +139,7 @@ def as_mask(mask: Tensor) -> Tensor:
 def checked(hidden: Tensor, source: str) -> Tensor:
     """The mask itself. Raises DataError naming ``source`` where there is nothing to do, or nothing to go by."""
     if hidden.all():
-        raise DataError(f"{source}: hides the whole image: to draw one, use: python run.py sample RUN")
+        raise DataError(f"{source}: hides the whole image: to draw one, use: {program()} sample RUN")
     if not hidden.any():
         raise DataError(f"{source}: hides nothing of the image")
     return hidden

@@ -16,7 +16,9 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
+from cdrl import __version__
 from cdrl.config import SamplerSettings
+from cdrl.installation import program
 from cdrl.runs.pretrained import is_pretrained, pretrained_names
 
 _JOURNEY = ("quickstart", "prepare", "train-autoencoder", "encode", "train", "sample", "judge", "evaluate", "report")
@@ -33,9 +35,15 @@ class _Door(typer.Typer):
     """A door whose verbs are given paths with ~ at their beginning expanded: a shell leaves it in --out=~/here."""
 
     def command(self, *names: Any, **settings: Any) -> Callable[[Any], Any]:
-        """As Typer's, for a verb whose paths may begin with ~."""
+        """As Typer's, for a verb whose paths may begin with ~, and whose examples are written for run.py."""
         register = super().command(*names, **settings)
-        return lambda verb: register(_with_expanded_paths(verb))
+
+        def registered(verb: Callable[..., None]) -> Callable[..., None]:
+            asked = _with_expanded_paths(verb)
+            asked.__doc__ = (verb.__doc__ or "").replace("python run.py", program())
+            return register(asked)
+
+        return registered
 
 
 def _with_expanded_paths(verb: Callable[..., None]) -> Callable[..., None]:
@@ -59,17 +67,36 @@ def _expanded(value: Any) -> Any:
 
 app = _Door(
     cls=_JourneyFirst,
-    add_completion=False,
+    add_completion=program() == "cdrl",  # a shell completes commands, not arguments of python
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Cooperative Diffusion Recovery Likelihood: energy-based models of pixels and of latents.\n\n"
     "A run is one YAML file under configs/. Pixels: train, then sample. Latents: train-autoencoder, encode, train, "
     "sample. To resume anything, type the same command again. Over several processes: "
-    "python run.py train configs/cifar10.yaml --processes 2, or torchrun --nproc_per_node 2 run.py train …",
+    f"{program()} train configs/cifar10.yaml --processes 2, or torchrun --nproc_per_node 2 {program().split()[-1]} "
+    "train …",
 )
 
-ConfigPath = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/digits.yaml")]
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"cdrl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _door(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Its text is the door's own, above."""
+
+
+ConfigPath = Annotated[
+    Path, typer.Argument(help="YAML file of the run, e.g. configs/digits.yaml; or the name of one that ships: digits")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="settings to change, e.g. training.batch_size=64 space=latent")
 ]
@@ -202,12 +229,12 @@ def tell(result: str, *following: str | Path) -> None:
     """Print where results lie and, if there is one, the command that comes next; of several processes one does.
 
     Args:
-        following: the words behind ``python run.py`` of that command.
+        following: the words of that command, from its verb on.
     """
     if os.environ.get("RANK", "0") == "0":
         typer.echo(result)
         if following:
-            typer.echo(f"next: {shlex.join(['python', 'run.py', *map(str, following)])}")
+            typer.echo(f"next: {program()} {shlex.join(map(str, following))}")
 
 
 def as_asked(config: Path, overrides: list[str] | None, run: Path | None = None) -> list[str | Path]:

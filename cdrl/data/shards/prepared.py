@@ -17,6 +17,7 @@ from cdrl.data.shards.format import Sample
 from cdrl.data.shards.reading import has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
+from cdrl.installation import program
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Record, read_record
 from cdrl.runs.run import write_json
@@ -86,12 +87,12 @@ def read_prepared(data: DataConfig, split: Split, *, stream: bool) -> GridSet:
     """
     folder = _folder(data, split)
     if not has_index(folder):
-        raise DataError(f"{folder}: no prepared shards there; make them with: python run.py prepare CONFIG")
+        raise DataError(f"{folder}: no prepared shards there; make them with: {program()} prepare CONFIG")
     _check_preparation(data, split)
     origin = _noted_origin(data, split)
     if origin is not None and data.path is not None and origin.path != _resolved(data.path):
         raise DataError(
-            f"{folder}: prepared from {origin.path}, but data.path is {data.path}: python run.py prepare CONFIG "
+            f"{folder}: prepared from {origin.path}, but data.path is {data.path}: {program()} prepare CONFIG "
             "compares the two"
         )
     return stream_shards(folder) if stream else read_shards(folder)
@@ -107,7 +108,7 @@ def _check_preparation(data: DataConfig, split: Split) -> None:
     folder = _folder(data, split)
     found, expected = read_index(folder).metadata.get("preparation"), preparation(data, split)
     if not isinstance(found, dict):
-        raise DataError(f"{folder}: holds shards that were not written by: python run.py prepare CONFIG")
+        raise DataError(f"{folder}: holds shards that were not written by: {program()} prepare CONFIG")
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise DataError(
