@@ -75,38 +75,58 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Training data: the data set, the preparation of its images, and the classes.
+    """Training data: the data set, the preparation of its images, and the classes."""
 
-    ``path`` is the folder or file of published data sets; drawn faces, digits and the checkerboard need none.
-    ``prepared`` is a folder of shards, which ``run.py prepare`` writes and everything else then reads instead; with
-    ``stream`` training reads each batch from them, and the set need not fit into memory; drawn faces are streamed from
-    the cache without being prepared. ``crop`` is the side of the
-    central square of CelebA's pictures.
-    ``background`` is the colour, by name or as '#rrggbb', that is seen through transparent pixels. A picture of more
-    than ``max_pixels`` is refused before it takes memory; a JPEG is decoded at a half, a quarter or an eighth instead.
-    ``labels`` chooses the condition: ``none``; ``class``, the data set's own classes; or ``attributes``, where
-    every value of every attribute in ``attributes`` is a class of its own (class 2i: the i-th attribute is
-    false, class 2i+1: it is true) and each image of a batch is given one of its attributes at random.
-    """
-
-    name: str = Field(description="a data set of `cdrl.registry.DATA_SETS`, or checkerboard")
-    path: UserPath | None = None
+    name: str = Field(description=f"data set: {', '.join(DATA_SETS)}, or checkerboard")
+    path: UserPath | None = Field(
+        default=None,
+        description="folder or file of a published data set; drawn faces, digits and the checkerboard need none",
+    )
     check_sums: bool = Field(default=True, description="refuse files whose MD5 differs from the published one")
-    crop: Literal[140, 178] = 140
-    prepared: UserPath | None = None
-    stream: bool = False
-    image_size: int = Field(default=32, ge=2)
-    channels: Literal[1, 3] = 3
-    background: str = Field(default="white", validate_default=True)
-    max_pixels: int = Field(default=2**26, ge=1, le=2**27, description="of one picture that is read")
-    flip: bool = False
-    labels: Literal["none", "class", "attributes"] = "none"
-    attributes: tuple[str, ...] = ()
-    style: Literal["avataaars", "toon-head"] = "avataaars"
+    crop: Literal[140, 178] = Field(
+        default=140, description="side of the central square of CelebA's pictures, in pixels (the paper's is 140)"
+    )
+    prepared: UserPath | None = Field(
+        default=None,
+        description=(
+            "folder of shards, which prepare writes, and which is read instead of the published files from then on"
+        ),
+    )
+    stream: bool = Field(
+        default=False,
+        description=(
+            "read each batch from the shards: the set need not fit into memory; drawn faces are streamed from the cache"
+        ),
+    )
+    image_size: int = Field(default=32, ge=2, description="side in pixels to which images are resized")
+    channels: Literal[1, 3] = Field(default=3, description="3 for colour, 1 for grey")
+    background: str = Field(
+        default="white", validate_default=True, description="colour behind transparent pixels, by name or as '#rrggbb'"
+    )
+    max_pixels: int = Field(
+        default=2**26,
+        ge=1,
+        le=2**27,
+        description="of one picture: a larger one is refused, but for a JPEG, which can be decoded at a smaller size",
+    )
+    flip: bool = Field(default=False, description="mirror half of the images of a batch, chosen at random")
+    labels: Literal["none", "class", "attributes"] = Field(
+        default="none",
+        description=(
+            "condition: none; the data set's classes; or one class for each value of each of data.attributes (2i: "
+            "the i-th is false, 2i+1: true), of which an image of a batch is given one at random (sec. 4.5)"
+        ),
+    )
+    attributes: tuple[str, ...] = Field(
+        default=(), description="attributes to be conditioned on, for labels: attributes"
+    )
+    style: Literal["avataaars", "toon-head"] = Field(default="avataaars", description="of drawn faces")
     zoom: float = Field(default=1.0, ge=1, le=4, description="drawn faces: so many times larger, cut off by the edges")
     num_train: int = Field(default=5000, ge=1, description="drawn faces: images in the training split")
     num_test: int = Field(default=1000, ge=1, description="drawn faces: images in the held-out split")
-    cache: UserPath = Path("data")
+    cache: UserPath = Field(
+        default=Path("data"), description="folder for drawn faces, and for weights that are downloaded"
+    )
 
     @field_validator("name")
     @classmethod
@@ -144,22 +164,32 @@ class DataConfig(Section):
 
 
 class BottleneckConfig(Section):
-    """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck.
+    """Architecture of the first stage: taming's Encoder and Decoder around a KL or a VQ bottleneck."""
 
-    ``pixel_unshuffle`` first folds blocks of pixels into channels; each multiplier after the first halves the
-    resolution. ``z_channels`` is the number of channels of the encoder's output and the decoder's input where it
-    differs from ``latent_channels``, as in some published models; 1x1 convolutions convert between the two.
-    """
-
-    bottleneck: Literal["kl", "vq"] = "kl"
-    pixel_unshuffle: Literal[1, 2, 4, 8] = 1
-    channels: int = Field(default=128, ge=32, le=4096, multiple_of=32)
-    multipliers: Multipliers = (1, 2, 4)
-    num_blocks: int = Field(default=2, ge=1, le=64)
-    attention_resolutions: tuple[int, ...] = ()
-    latent_channels: int = Field(default=3, ge=1, le=1024)
-    z_channels: int | None = Field(default=None, ge=1, le=1024)
-    codebook_size: int = Field(default=8192, ge=2, le=2**20)
+    bottleneck: Literal["kl", "vq"] = Field(
+        default="kl", description="kl, Gaussian latents, or vq, entries of a codebook"
+    )
+    pixel_unshuffle: Literal[1, 2, 4, 8] = Field(
+        default=1, description="side of the blocks of pixels that are folded into channels first"
+    )
+    channels: int = Field(default=128, ge=32, le=4096, multiple_of=32, description="width at the highest resolution")
+    multipliers: Multipliers = Field(
+        default=(1, 2, 4), description="widths of the resolutions, in channels; each after the first halves the grid"
+    )
+    num_blocks: int = Field(
+        default=2, ge=1, le=64, description="residual blocks a resolution; the decoder has one more"
+    )
+    attention_resolutions: tuple[int, ...] = Field(
+        default=(), description="sides of the grids with attention; the smallest has it always"
+    )
+    latent_channels: int = Field(default=3, ge=1, le=1024, description="channels of a latent")
+    z_channels: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="channels beside the bottleneck, where some published models have others than latent_channels",
+    )
+    codebook_size: int = Field(default=8192, ge=2, le=2**20, description="entries of a VQ codebook")
 
     @property
     def shrinks_by(self) -> int:
@@ -168,23 +198,27 @@ class BottleneckConfig(Section):
 
 
 class ReconstructionConfig(Section):
-    """Terms of the first stage's objective. A weight of 0 switches a term off.
+    """Terms of the first stage's objective."""
 
-    ``reconstruction`` is the mean absolute (``l1``) or squared (``l2``) error or their ``sum``. ``perceptual`` is
-    ``lpips``, with weights from the folder ``lpips_weights`` (vgg16-397923af.pth and vgg.pth), or ``lite0``, a
-    distance on the features of the packaged EfficientNet-Lite0. The patch discriminator starts after
-    ``adversarial_start`` steps.
-    """
-
-    reconstruction: Literal["l1", "l2", "sum"] = "l1"
+    reconstruction: Literal["l1", "l2", "sum"] = Field(
+        default="l1", description="mean absolute error, squared error, or their sum"
+    )
     center_weight: float = Field(default=0.0, ge=0, description="excess weight of the middle over the rim; 0: none")
-    perceptual: Literal["none", "lpips", "lite0"] = "none"
-    perceptual_weight: float = Field(default=1.0, ge=0)
-    lpips_weights: UserPath | None = None
-    adversarial_weight: float = Field(default=0.0, ge=0)
-    adversarial_start: int = Field(default=0, ge=0)
-    kl_weight: float = Field(default=1e-6, ge=0)
-    codebook_weight: float = Field(default=1.0, ge=0)
+    perceptual: Literal["none", "lpips", "lite0"] = Field(
+        default="none", description="distance on features: LPIPS, of VGG16, or that of the packaged EfficientNet-Lite0"
+    )
+    perceptual_weight: float = Field(default=1.0, ge=0, description="of the perceptual distance; 0: none")
+    lpips_weights: UserPath | None = Field(
+        default=None, description="folder with vgg16-397923af.pth and vgg.pth, for perceptual: lpips"
+    )
+    adversarial_weight: float = Field(
+        default=0.0, ge=0, description="of the patch discriminator's verdict; 0: no discriminator"
+    )
+    adversarial_start: int = Field(default=0, ge=0, description="updates before the discriminator takes part")
+    kl_weight: float = Field(
+        default=1e-6, ge=0, description="of the KL divergence to the standard normal, in nats an image value"
+    )
+    codebook_weight: float = Field(default=1.0, ge=0, description="of the codebook's loss")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -196,58 +230,82 @@ class ReconstructionConfig(Section):
 
 
 class StageOneTrainingConfig(Section):
-    """Optimization of the first stage; ``batch_size`` is the global one, over all processes."""
+    """Optimization of the first stage."""
 
-    num_steps: int = Field(ge=1)
-    batch_size: BatchSize = 16
-    optimizer: Literal["adam", "muon"] = "adam"
-    learning_rate: float = Field(default=4.5e-6, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
+    num_steps: int = Field(ge=1, description="updates")
+    batch_size: BatchSize = Field(default=16, description="images an update, over all processes")
+    optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, or Muon, which learns more an update")
+    learning_rate: float = Field(default=4.5e-6, gt=0, description="after the warm-up")
+    warmup_steps: int = Field(default=0, ge=0, description="updates over which the learning rate grows from 0")
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    gradient_clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is what is kept; 0: none",
+    )
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         default="float32", description="of matrix work; auto: bfloat16 where the processor has it built in"
     )
-    log_every: int = Field(default=50, ge=1)
-    picture_every: int = Field(default=500, ge=1)
-    checkpoint_every: int = Field(default=1000, ge=1)
+    log_every: int = Field(default=50, ge=1, description="updates between two lines of metrics.jsonl")
+    picture_every: int = Field(default=500, ge=1, description="updates between two pictures of reconstructions")
+    checkpoint_every: int = Field(default=1000, ge=1, description="updates between two checkpoints")
 
 
 class AutoencoderConfig(Section):
-    """The first stage of a latent run. ``run`` is an existing first-stage run to use instead of training one.
+    """The first stage of a latent run."""
 
-    ``latents`` says what the second stage is trained on with a KL bottleneck: a ``sample`` of each posterior, as in
-    latent diffusion, or each posterior's ``mean``, without its noise, which the decoder does not show.
-    """
-
-    run: UserPath | None = None
-    latents: Literal["sample", "mean"] = "sample"
-    architecture: BottleneckConfig = BottleneckConfig()
-    objective: ReconstructionConfig = ReconstructionConfig()
-    training: StageOneTrainingConfig | None = None
+    run: UserPath | None = Field(
+        default=None, description="run, folder or shipped name of a first stage to be used instead of training one"
+    )
+    latents: Literal["sample", "mean"] = Field(
+        default="sample",
+        description=(
+            "what a KL bottleneck gives the second stage: a draw of each posterior, as in latent diffusion, or its "
+            "mean, without noise that the decoder does not show"
+        ),
+    )
+    architecture: BottleneckConfig = Field(default=BottleneckConfig(), description="of encoder and decoder")
+    objective: ReconstructionConfig = Field(default=ReconstructionConfig(), description="terms of the loss")
+    training: StageOneTrainingConfig | None = Field(default=None, description="optimization; needed to train one")
 
 
 class ScheduleConfig(Section):
-    """Noise levels and Langevin step sizes: s_t^2 = step_coefficient * r_t * sigma_{t+1}^2 (eq. 16, 19, 20).
+    """Noise levels and Langevin step sizes."""
 
-    ``kind`` is CDRL's ``cosine`` schedule between ``logsnr_max`` and ``logsnr_min``, or ``drl``, that of its
-    predecessor: a linear beta from 1e-4 to 0.02 over 1000 steps, of which six levels take steps 0, 100, …, 500 and
-    999. Fewer levels divide the first half, more divide the second (the CDRL paper's DRL-T8 has eight).
-    ``step_coefficient`` is by default each method's own, 4e-4 or 2e-4. ``r_t`` is sigma_bar_t / sigma_bar_0 for
-    ``step_scaling: sigma_bar`` (images), 1 for ``constant`` (2-D points).
-    The log density is the network's output divided by a temperature: s_t^2 for ``temperature: step_size`` (Appendix
-    A.2), or 1 for ``one``. If s_t is small compared with the edges to be learned, dividing by s_t^2 makes every
-    update of the network change the log density too much.
-    """
-
-    kind: Literal["cosine", "drl"] = "cosine"
-    num_levels: int = Field(default=6, ge=2, le=10_000)
-    logsnr_max: float = Field(default=9.8, le=30, description="beyond it single precision knows no noise")
-    logsnr_min: float = Field(default=-5.1, ge=-30)
-    step_coefficient: float = Field(default=4e-4, gt=0)
-    step_scaling: Literal["sigma_bar", "constant"] = "sigma_bar"
-    temperature: Literal["step_size", "one"] = "step_size"
+    kind: Literal["cosine", "drl"] = Field(
+        default="cosine",
+        description=(
+            "CDRL's cosine schedule (sec. 3.2), or that of DRL: a linear beta from 1e-4 to 0.02 over 1000 steps, "
+            "cut at 0, 100, …, 500, 999 (fewer levels divide the first half, more the second)"
+        ),
+    )
+    num_levels: int = Field(default=6, ge=2, le=10_000, description="T, noise levels with an energy each")
+    logsnr_max: float = Field(
+        default=9.8,
+        le=30,
+        description="log signal-to-noise ratio of level 0; beyond 30 single precision knows no noise",
+    )
+    logsnr_min: float = Field(default=-5.1, ge=-30, description="log signal-to-noise ratio of pure noise, level T")
+    step_coefficient: float = Field(
+        default=4e-4,
+        gt=0,
+        description=(
+            "of the Langevin step size, s_t^2 = coefficient x r_t x sigma_{t+1}^2 (eq. 16, 19, 20); 2e-4 by "
+            "default for kind drl"
+        ),
+    )
+    step_scaling: Literal["sigma_bar", "constant"] = Field(
+        default="sigma_bar", description="r_t: sigma_bar_t / sigma_bar_0, for images, or 1, for 2-D points"
+    )
+    temperature: Literal["step_size", "one"] = Field(
+        default="step_size",
+        description=(
+            "divisor of the network's output in the log density: s_t^2 (Appendix A.2), or 1, where s_t is small "
+            "beside the edges to be learned"
+        ),
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -268,73 +326,107 @@ class ScheduleConfig(Section):
 
 
 class EnergyConfig(Section):
-    """The energy network (Tables 5, 6). ``output_scale`` multiplies the network's scalar output.
+    """The energy network."""
 
-    ``fourier_features`` is the number of random Fourier features added to the input; for 2-D points only.
-
-    ``reference`` is the density that is multiplied by the exponential of the network: ``flat``, as in the paper, or
-    ``gaussian``, N(0, alpha_y^2 I), the density of standardized data without structure. With the latter, chains
-    cannot drift away from the data's scale even while the network has learned little.
-    """
-
-    channels: int = Field(default=128, ge=4, le=4096, multiple_of=2)
-    multipliers: Multipliers = (1, 2, 2, 2)
-    num_blocks: int = Field(default=8, ge=1, le=100)
-    spectral_norm: bool = True
-    fourier_features: int = Field(default=0, ge=0, le=65_536)
-    output_scale: float = Field(default=1.0, gt=0)
-    reference: Literal["flat", "gaussian"] = "flat"
+    channels: int = Field(
+        default=128, ge=4, le=4096, multiple_of=2, description="width at the highest resolution (Tables 5, 6)"
+    )
+    multipliers: Multipliers = Field(
+        default=(1, 2, 2, 2), description="widths of the resolutions, in channels; each after the first halves the grid"
+    )
+    num_blocks: int = Field(default=8, ge=1, le=100, description="residual blocks a resolution")
+    spectral_norm: bool = Field(
+        default=True, description="divide every layer but the last by its largest singular value (Appendix A.1)"
+    )
+    fourier_features: int = Field(
+        default=0, ge=0, le=65_536, description="random Fourier features added to the input, for space: point"
+    )
+    output_scale: float = Field(
+        default=1.0, gt=0, description="factor of the network's scalar output; more than 1 for short chains"
+    )
+    reference: Literal["flat", "gaussian"] = Field(
+        default="flat",
+        description=(
+            "density that is multiplied by exp of the network: flat, as in the paper, or gaussian, N(0, alpha^2 "
+            "I), which keeps chains at the data's scale while little is learned"
+        ),
+    )
 
 
 class InitializerConfig(Section):
-    """The initializer (Appendix A.1): a U-Net on grids, an MLP on 2-D points.
+    """The initializer: a U-Net on grids, an MLP on 2-D points."""
 
-    ``conditional: false`` makes it unconditional beside a conditional energy, as for composition (sec. 4.5).
-    ``predicts`` is the meaning of the network's output: ``y``, the mean of the proposal; or the clean image ``x0`` or
-    the whole noise ``epsilon`` in x_{t+1}, from which that mean is computed (Appendix G.1). ``target`` is the
-    regression target of the proposal: ``refined``, the end of its own chain (eq. 8), or ``data``, the true y_t
-    (Appendix G.2). ``fourier_features`` is as in the energy, for 2-D points only.
-    """
-
-    channels: int = Field(default=64, ge=8, le=4096, multiple_of=2)
-    multipliers: Multipliers = (1, 1, 1)
-    num_blocks: int = Field(default=3, ge=1, le=100)
-    attention_resolutions: tuple[int, ...] = (16, 8)
-    fourier_features: int = Field(default=0, ge=0, le=65_536)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    conditional: bool = True
-    predicts: Literal["y", "x0", "epsilon"] = "y"
-    target: Literal["refined", "data"] = "refined"
+    channels: int = Field(
+        default=64, ge=8, le=4096, multiple_of=2, description="width at the highest resolution (Appendix A.1)"
+    )
+    multipliers: Multipliers = Field(
+        default=(1, 1, 1), description="widths of the resolutions, in channels; each after the first halves the grid"
+    )
+    num_blocks: int = Field(default=3, ge=1, le=100, description="residual blocks a resolution")
+    attention_resolutions: tuple[int, ...] = Field(default=(16, 8), description="sides of the grids with attention")
+    fourier_features: int = Field(
+        default=0, ge=0, le=65_536, description="random Fourier features added to the input, for space: point"
+    )
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="share of activations dropped in training")
+    conditional: bool = Field(default=True, description="whether it sees the class; no for composition (sec. 4.5)")
+    predicts: Literal["y", "x0", "epsilon"] = Field(
+        default="y",
+        description=(
+            "y, the mean of the proposal; or the clean image x0, or all noise epsilon, from which that mean "
+            "follows (Appendix G.1)"
+        ),
+    )
+    target: Literal["refined", "data"] = Field(
+        default="refined",
+        description=(
+            "what the proposal regresses on: the refined end of its own chain (eq. 8), or data, the true y_t "
+            "(Appendix G.2)"
+        ),
+    )
 
 
 class TrainingConfig(Section):
-    """Cooperative training (Algorithm 1, Appendix A.2); ``batch_size`` is the global one, over all processes.
+    """Cooperative training (Algorithm 1, Appendix A.2)."""
 
-    ``pairs`` says how x_{t+1} is made: with the same noise as x_t (``shared_noise``, eq. 9), or from x_t by one more
-    noising step (``independent_noise``, the true joint distribution, as in DRL). ``on_divergence``: ``stop``, or
-    ``rollback`` to the last checkpoint with both learning rates halved, three times at most.
-    """
-
-    num_steps: int = Field(default=400_000, ge=1)
-    batch_size: BatchSize = 256
+    num_steps: int = Field(default=400_000, ge=1, description="updates of both networks")
+    batch_size: BatchSize = Field(default=256, description="images an update, over all processes")
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
-    langevin_steps: int = Field(default=15, ge=1, description="K")
+    langevin_steps: int = Field(default=15, ge=1, description="K, steps that refine a proposal (Algorithm 1)")
     optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")
-    pairs: Literal["shared_noise", "independent_noise"] = "shared_noise"
-    energy_lr: float = Field(default=1e-4, gt=0)
-    initializer_lr: float = Field(default=1e-5, gt=0)
-    warmup_steps: int = Field(default=10_000, ge=0)
+    pairs: Literal["shared_noise", "independent_noise"] = Field(
+        default="shared_noise",
+        description="x_{t+1} with the noise of x_t (eq. 9), or from x_t by one more noising step, as in DRL",
+    )
+    energy_lr: float = Field(default=1e-4, gt=0, description="learning rate of the energies, after the warm-up")
+    initializer_lr: float = Field(
+        default=1e-5, gt=0, description="learning rate of the initializers, after the warm-up"
+    )
+    warmup_steps: int = Field(
+        default=10_000, ge=0, description="updates over which the learning rates grow from 0 (Appendix A.2)"
+    )
     initializer_head_start: int = Field(default=500, ge=0, description="steps by which its warm-up is ahead (eq. 15)")
     decay_fraction: float = Field(default=0.0, ge=0, le=1, description="last share of the steps with linear decay")
     decay_floor: float = Field(default=0.02, ge=0, le=1, description="share of the learning rate at the end")
-    ema: float = Field(default=0.9999, ge=0, lt=1)
-    gradient_clip: float = Field(default=1.0, gt=0)
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
-    chain_dtype: Literal["float32", "bfloat16"] = "float32"
-    log_every: int = Field(default=100, ge=1)
-    sample_every: int = Field(default=5000, ge=1)
-    checkpoint_every: int = Field(default=5000, ge=1)
-    on_divergence: Literal["stop", "rollback"] = "stop"
+    ema: float = Field(
+        default=0.9999,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which is what samples; it warms up",
+    )
+    gradient_clip: float = Field(default=1.0, gt=0, description="largest norm of a gradient, for each network")
+    label_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="share of images whose class is dropped, for classifier-free guidance"
+    )
+    chain_dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="precision of the energies' matrix work in chains"
+    )
+    log_every: int = Field(default=100, ge=1, description="updates between two lines of metrics.jsonl")
+    sample_every: int = Field(default=5000, ge=1, description="updates between two pictures of samples")
+    checkpoint_every: int = Field(default=5000, ge=1, description="updates between two checkpoints")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        default="stop",
+        description="stop, or go back to the last checkpoint with both learning rates halved, three times at most",
+    )
 
 
 class SamplerSettings(Section):
@@ -378,46 +470,53 @@ class SamplerSettings(Section):
 
 
 class EvaluationConfig(Section):
-    """Evaluation during training, every ``every`` steps; the best model so far is kept in RUN/best.
+    """Evaluation during training."""
 
-    ``metric`` is ``fd_lite0``, the Fréchet distance on features that need no download, or ``fid``, for which
-    ``weights`` names the file of Inception's weights (by default it is looked for in ``data.cache``). Compared are
-    ``num_samples`` samples with all images of the ``split``. With ``optional`` a run whose weights of Inception are
-    missing is trained without being measured, and says so in one line; otherwise it is refused.
-    """
-
-    every: int = Field(ge=1)
-    metric: Literal["fd_lite0", "fid"] = "fd_lite0"
-    num_samples: int = Field(default=1000, ge=100)
-    split: Literal["train", "test"] = "train"
-    weights: UserPath | None = None
-    optional: bool = False
+    every: int = Field(ge=1, description="updates between two evaluations; the best model so far is kept in RUN/best")
+    metric: Literal["fd_lite0", "fid"] = Field(
+        default="fd_lite0", description="Fréchet distance on features that ship with a dependency, or FID"
+    )
+    num_samples: int = Field(default=1000, ge=100, description="samples that are compared with all images of the split")
+    split: Literal["train", "test"] = Field(default="train", description="real images that samples are compared with")
+    weights: UserPath | None = Field(
+        default=None, description="file of Inception's weights, for fid; looked for in data.cache by default"
+    )
+    optional: bool = Field(
+        default=False,
+        description="train without being measured where Inception's weights are missing, instead of refusing",
+    )
 
 
 class DeepSpeedConfig(Section):
     """Options passed to DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description=(
+            "what processes share among them: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing"
+        ),
+    )
 
 
 class Config(Section):
-    """Configuration of a whole run. ``space`` alone decides whether CDRL models pixels, latents or 2-D points.
+    """Configuration of a whole run."""
 
-    ``initializer: null`` means no initializer, as in DRL: chains start at x_{t+1}. Without a section
-    ``evaluation``, samples are not evaluated during training.
-    """
-
-    space: Literal["pixel", "latent", "point"]
-    seed: int = Field(default=0, ge=0)
-    data: DataConfig
-    autoencoder: AutoencoderConfig | None = None
-    schedule: ScheduleConfig = ScheduleConfig()
-    energy: EnergyConfig = EnergyConfig()
-    initializer: InitializerConfig | None = InitializerConfig()
-    training: TrainingConfig = TrainingConfig()
-    sampling: SamplerSettings = SamplerSettings()
-    evaluation: EvaluationConfig | None = None
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    space: Literal["pixel", "latent", "point"] = Field(
+        description="what the energies model: pixels, latents of a first stage, or 2-D points"
+    )
+    seed: int = Field(default=0, ge=0, description="of everything random; the same seed, the same run")
+    data: DataConfig = Field(description="the data set and the preparation of its images")
+    autoencoder: AutoencoderConfig | None = Field(default=None, description="the first stage, for space: latent")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="noise levels and Langevin step sizes")
+    energy: EnergyConfig = Field(default=EnergyConfig(), description="the energy network")
+    initializer: InitializerConfig | None = Field(
+        default=InitializerConfig(),
+        description="the network that proposes; null for none, as in DRL: chains then start at x_{t+1}",
+    )
+    training: TrainingConfig = Field(default=TrainingConfig(), description="cooperative training (Algorithm 1)")
+    sampling: SamplerSettings = Field(default=SamplerSettings(), description="the sampler (Algorithm 2)")
+    evaluation: EvaluationConfig | None = Field(default=None, description="evaluation during training; none by default")
+    deepspeed: DeepSpeedConfig = Field(default=DeepSpeedConfig(), description="options of DeepSpeed")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
