@@ -15,8 +15,8 @@ FLOORS = {"run": 3, "pipelines": 2, "autoencoder": 1, "cdrl": 0}
 """Imports run from a higher number to a lower one, or stay on their floor."""
 OPEN_TO_THE_FIRST_STAGE = ("data", "runs", "training")
 """The rooms of ``cdrl`` that ``autoencoder`` uses, beside what `SHARED` names."""
-SHARED = {"cdrl", "cdrl.arguments", "cdrl.config", "cdrl.exports", "cdrl.sampling.noise"}
-"""Settings, checks of arguments, the lazy exports, the version, and seeds."""
+SHARED = {"cdrl", "cdrl.arguments", "cdrl.config", "cdrl.exports", "cdrl.installation", "cdrl.sampling.noise"}
+"""Settings, checks of arguments, the lazy exports, the version, how the project is called, and seeds."""
 MOST_FILES = 13
 MOST_ARGUMENTS = 8
 
@@ -69,7 +69,8 @@ def arrows() -> set[tuple[str, str]]:
 
 
 def floor(module: str) -> int:
-    return FLOORS[module.partition(".")[0]]
+    # The installed command is a door like run.py; it lies where no package of another's name can stand before it.
+    return FLOORS["run"] if module == "cdrl.__main__" else FLOORS[module.partition(".")[0]]
 
 
 def room(module: str) -> str:
