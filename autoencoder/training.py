@@ -22,7 +22,7 @@ from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
-from cdrl.runs.run import MetricsLog, Run, write_json
+from cdrl.runs.run import MetricsLog, Run, tell_if_finished, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import (
     Trainee,
@@ -182,6 +182,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         last = run.last_checkpoint()
         state = trainer.load(last[1]) if last else {"step": 0}
         step, stopwatch = int(state["step"]), Stopwatch(state)
+        if world.is_main:
+            tell_if_finished(run, step, "autoencoder.training.num_steps", training.num_steps)
         terms = RunningMeans(world.device)
         terms.sums |= load_sums(last[1], world).get("terms", {}) if last else {}
         watch = StageOneWatch(mean_image_psnr(test), training, best=state.get("best_psnr"))

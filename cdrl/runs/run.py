@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -29,6 +28,7 @@ from cdrl.config import Section
 from cdrl.config_files import dump_config
 from cdrl.foreign.files import open_file, read_file
 from cdrl.foreign.values import load_json, load_yaml
+from cdrl.runs.changes import LENGTHS, changes, settings_changes
 from cdrl.runs.whole import clear_all_leftovers, clear_leftovers, discard, file_named, written_whole
 
 LONGEST_TEXT = 2**26
@@ -155,27 +155,38 @@ class Run:
     def open(self, config: Section) -> None:
         """Create the folder, or check that it was made with the same configuration; clear what a killed process left.
 
-        A folder that holds neither a checkpoint nor a model binds nobody: it is taken over.
+        A folder that holds neither a checkpoint nor a model binds nobody: it is taken over. What changes nothing of
+        what is learned may have changed, and the length may have grown, see `cdrl.runs.changes`; a line says so.
 
         Raises:
-            RunError: the folder holds a run with other settings; the message names them. Or its config.yaml is damaged.
+            RunError: the folder holds a run with other settings; the message names them. Or there is no checkpoint from
+                which a longer run could go on. Or its config.yaml is damaged.
         """
         self._clear()
         path = self.folder / "config.yaml"
         bound = self.last_checkpoint() is not None or self.model.exists()
         if path.exists() and bound:
-            stored = read_yaml(path)
-            changed = _differences(stored, yaml.safe_load(dump_config(config)))
-            if changed:
+            changed = settings_changes(read_yaml(path), config)
+            refused = [change for change in changed if not change.is_allowed]
+            if refused:
                 raise RunError(
-                    f"{self.folder}: holds a run with other settings ({'; '.join(changed)}): "
+                    f"{self.folder}: holds a run with other settings ({'; '.join(map(str, refused))}): "
                     "name another folder, or remove this one"
                 )
+            if self.last_checkpoint() is None and any(change.key in LENGTHS for change in changed):
+                raise RunError(f"{self.folder}: no checkpoint is left to go on from; train in another folder")
+            if changed:
+                told = ", ".join(f"{change.key} {change.there!r} -> {change.here!r}" for change in changed)
+                print(f"{self.folder}: goes on with {told}", file=sys.stderr, flush=True)
+                self._note(config)
             return
         if path.exists():  # otherwise what lies here may be anybody's
             for name in _BEFORE_A_CHECKPOINT:
                 discard(self.folder / name)
-        with written_whole(path) as partial:
+        self._note(config)
+
+    def _note(self, config: Section) -> None:
+        with written_whole(self.folder / "config.yaml") as partial:
             partial.write_text(dump_config(config), encoding="utf-8")
 
     def bind_data(self, facts: Mapping[str, Any]) -> None:
@@ -196,12 +207,12 @@ class Run:
             # that are not measured, or not this time.
             both = {key: value for key, value in facts.items() if key != MEASURED_ON or key in noted}
             known = {key: value for key, value in noted.items() if key != MEASURED_ON or key in facts}
-            changed = _differences(known, json.loads(json.dumps(both)))
+            changed = changes(known, json.loads(json.dumps(both)))
             if changed:
-                measured = all(change.startswith(MEASURED_ON) for change in changed)
+                measured = all(change.key.startswith(MEASURED_ON) for change in changed)
                 what = "the images that it is measured on" if measured else "its training data"
                 raise RunError(
-                    f"{self.folder}: {what} have changed since its last checkpoint ({'; '.join(changed)}): "
+                    f"{self.folder}: {what} have changed since its last checkpoint ({'; '.join(map(str, changed))}): "
                     "bring them back, or train in another folder"
                 )
             if facts.keys() <= noted.keys():
@@ -253,6 +264,13 @@ class Run:
             clear_all_leftovers(folder)
 
 
+def tell_if_finished(run: Run, step: int, key: str, num_steps: int) -> None:
+    """Say in one line of a run that was trained to its end before that there is nothing to do, and how it can go on."""
+    if step >= num_steps:
+        line = f"{run.folder}: was trained to its end before, step {step}; to go on from there: {key}={2 * step}, say"
+        print(line, file=sys.stderr, flush=True)
+
+
 class MetricsLog:
     """metrics.jsonl and TensorBoard of a run; what was logged after ``from_step`` is forgotten on resuming."""
 
@@ -294,10 +312,3 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line cut short by a crash
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = list(dict.fromkeys([*old, *new]))
-        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))]
-    return [] if old == new else [f"{where} is {old!r} there, {new!r} here"]

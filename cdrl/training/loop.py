@@ -19,7 +19,7 @@ from cdrl.model import CDRL
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json
+from cdrl.runs.run import MetricsLog, Run, read_json, tell_if_finished
 from cdrl.training.engine import World, barrier, by_main
 from cdrl.training.interruption import (
     Interrupted,
@@ -47,16 +47,24 @@ Evaluate = Callable[[CDRL], Measured]
 """Measures the averaged model; every process calls it and gets the same answer."""
 
 
+def _is_exported(model_folder: Path, step: int, config: Mapping[str, Any]) -> bool:
+    """Whether a model folder holds what a run has learned by ``step``, with its settings of now."""
+    path = model_folder / "config.json"
+    exported = read_json(path) if path.exists() else {}
+    return (exported.get("step"), exported.get("config")) == (step, config)
+
+
 def trained_steps(model_folder: Path) -> int | None:
     """Updates behind the model that a run has exported; None without one."""
     path = model_folder / "config.json"
     return read_json(path).get("step") if path.exists() else None
 
 
-def best_value(model_folder: Path) -> float:
-    """What the best model so far has been measured at; infinity without one."""
+def best_value(model_folder: Path, name: str) -> float:
+    """What the best model so far has been measured at, under this name; infinity without one."""
     path = model_folder / "config.json"
-    return read_json(path)["evaluation"]["value"] if path.exists() else float("inf")
+    best = read_json(path)["evaluation"] if path.exists() else {}
+    return best["value"] if best.get("name") == name else float("inf")
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ def _train_to_the_end(
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
     step, stopwatch = int(state["step"]), Stopwatch(state)
+    if world.is_main:
+        tell_if_finished(run, step, "training.num_steps", training.num_steps)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
     sums = load_sums(last[1], world) if last else {}
     monitor.sums |= sums.get("monitor", {})
@@ -197,7 +207,7 @@ def _train_to_the_end(
                 figure, state = outputs.evaluate(trainer.averaged), state_now()
                 if log is not None:
                     log.write(step, {figure.name: figure.value})
-                    if figure.value < best_value(run.best):
+                    if figure.value < best_value(run.best, figure.name):
                         outputs.export(run.best, trainer.averaged, {**state, "evaluation": figure._asdict()})
 
             # Checkpoint.
@@ -210,8 +220,8 @@ def _train_to_the_end(
             if stop and not done:
                 raise Interrupted.at(step, training.num_steps)
 
-    # A crash may have come between the last checkpoint and its export.
+    # A crash may have come between the last checkpoint and its export, or settings have changed since.
     state = state_now()
-    if world.is_main and trained_steps(run.model) != step:
+    if world.is_main and not _is_exported(run.model, step, outputs.description["config"]):
         outputs.export(run.model, trainer.averaged, state)
     barrier()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdrl import load_config
 from cdrl.runs.model_folder import load_model, load_weights
 from cdrl.runs.run import (
     MetricsLog,
@@ -94,6 +95,46 @@ def test_a_run_of_another_configuration_is_refused_with_the_keys_named(tmp_path:
     assert "seed is 0 there, 7 here" in message
     assert "training.batch_size is 8 there, 4 here" in message
     assert "ema" not in message
+
+
+def test_what_changes_nothing_of_what_is_learned_may_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(tmp_path / "run")
+    run.open(tiny_config())
+    run.checkpoint_path(3).mkdir(parents=True)
+    changed = tiny_config(
+        training={"log_every": 7, "num_steps": 9}, sampling={"steps": 4}, evaluation={"every": 5}, data={"cache": "x"}
+    )
+    run.open(changed)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{run.folder}: goes on with data.cache 'data' -> 'x', training.num_steps 6 -> 9, ")
+    assert load_config(run.folder / "config.yaml") == changed
+    run.open(changed)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(RunError, match=r"other settings \(training.num_steps is 9 there, 6 here\): name another"):
+        run.open(tiny_config())
+    assert load_config(run.folder / "config.yaml") == changed
+
+
+def test_a_run_can_be_prolonged_from_a_checkpoint_only(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.open(tiny_config())
+    run.model.mkdir()
+    with pytest.raises(RunError, match="no checkpoint is left to go on from"):
+        run.open(tiny_config(training={"num_steps": 9}))
+
+
+def test_settings_that_came_later_count_as_their_defaults_and_those_that_went_are_changes(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.open(tiny_config())
+    run.checkpoint_path(3).mkdir(parents=True)
+    path = run.folder / "config.yaml"
+    path.write_text(path.read_text().replace("  pairs: shared_noise\n", ""))
+    run.open(tiny_config())
+    with pytest.raises(RunError, match=r"training\.pairs is 'shared_noise' there, 'independent_noise' here"):
+        run.open(tiny_config(training={"pairs": "independent_noise"}))
+    path.write_text(path.read_text() + "colour: red\n")
+    with pytest.raises(RunError, match="colour is 'red' there, None here"):
+        run.open(tiny_config())
 
 
 def test_a_folder_without_a_checkpoint_binds_nobody(tmp_path: Path) -> None:

@@ -217,6 +217,28 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3]
 
 
+def test_a_finished_run_that_is_prolonged_equals_one_that_was_long_from_the_start(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, prolonged = tmp_path / "whole", tmp_path / "prolonged"
+    run_stage_two(tiny_config(), whole)
+    run_stage_two(tiny_config(training={"num_steps": 3}), prolonged)
+    capfd.readouterr()
+    run_stage_two(tiny_config(training={"num_steps": 3}), prolonged)
+    again = f"{prolonged}: was trained to its end before, step 3; to go on from there: training.num_steps=6, say"
+    assert again in capfd.readouterr().err
+    run_stage_two(tiny_config(), prolonged)
+    assert_same_run(prolonged, whole)
+
+
+def test_what_a_model_draws_by_default_follows_the_settings_of_a_finished_run(tmp_path: Path) -> None:
+    run_stage_two(tiny_config(), tmp_path)
+    before = weights(tmp_path)
+    run_stage_two(tiny_config(sampling={"steps": 3}), tmp_path)
+    assert CDRLPipeline.from_pretrained(tmp_path).config.sampling.steps == 3
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(tmp_path).items())
+
+
 def test_a_finished_run_whose_model_was_lost_writes_it_again(tmp_path: Path) -> None:
     config = tiny_config(training={"num_steps": 3})
     run_stage_two(config, tmp_path)
