@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoencoder.model import Autoencoder, save_autoencoder
+from autoencoder.model import WEIGHTS, Autoencoder, find_autoencoder, save_autoencoder
 from autoencoder.objective import StageOneObjective
 from autoencoder.reconstruction import held_out_quality, mean_image_psnr
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
-from cdrl.runs.checksums import folder_with_checksums
+from cdrl.runs.checksums import folder_with_checksums, verify_checksums
+from cdrl.runs.model_folder import take_over
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
 from cdrl.runs.run import MetricsLog, Run, tell_if_finished, write_json
@@ -59,15 +60,27 @@ class StageOneConfig(Section):
 
 
 class StageOneTrainer:
-    """Autoencoder and discriminator in their engines, and one update of both."""
+    """Autoencoder and discriminator in their engines, and one update of both.
 
-    def __init__(self, config: StageOneConfig, data: TrainingSet, world: World) -> None:
+    Args:
+        initial: the folder of the first stage whose weights are taken over, as far as they fit.
+
+    Raises:
+        RunError: a file of that folder is missing or damaged, or nothing of it fits.
+    """
+
+    def __init__(self, config: StageOneConfig, data: TrainingSet, world: World, initial: Path | None = None) -> None:
         training = config.autoencoder.training
         assert training is not None
         self.config, self.data, self.world, self.training = config, data, world, training
         (self.rows,) = world.rows(training.batch_size, accumulation=1)
         torch.manual_seed(derive_seed(config.seed, "autoencoder weights"))
         network = Autoencoder(config.autoencoder.architecture, config.data.channels, config.data.image_size)
+        if initial is not None:
+            verify_checksums(initial)
+            told = take_over(network, initial / WEIGHTS)
+            if world.is_main:
+                print(told, file=sys.stderr, flush=True)
         objective = StageOneObjective(config.autoencoder.objective, config.data.channels, config.data.image_size)
         self.objective = objective.to(world.device)
         self.autoencoder = self._trainee(network, training.ema)
@@ -171,6 +184,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergenceError: the loss or the weights are not finite, or reconstructions have become or stayed bad, see
             `StageOneWatch`; the last checkpoint stays as it was.
+        RunError: there is no first stage in ``autoencoder.training.init``, or it does not fit.
     """
     training = config.autoencoder.training
     assert training is not None
@@ -178,8 +192,9 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
     test = as_floats(held_out.grids[: fewer_of_large(HELD_OUT, config.data.image_size)]).to(world.device)
     with contextlib.ExitStack() as stack:
         stop_requested = stack.enter_context(stop_requests())
-        trainer = stack.enter_context(closing(StageOneTrainer(config, data, world)))
         last = run.last_checkpoint()
+        initial = find_autoencoder(training.init) if training.init is not None and last is None else None
+        trainer = stack.enter_context(closing(StageOneTrainer(config, data, world, initial)))
         state = trainer.load(last[1]) if last else {"step": 0}
         step, stopwatch = int(state["step"]), Stopwatch(state)
         if world.is_main:

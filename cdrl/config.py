@@ -234,6 +234,10 @@ class StageOneTrainingConfig(Section):
 
     num_steps: int = Field(ge=1, description="updates")
     batch_size: BatchSize = Field(default=16, description="images an update, over all processes")
+    init: UserPath | None = Field(
+        default=None,
+        description="run, folder or shipped name whose weights training starts from, as far as they fit (fine-tuning)",
+    )
     optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, or Muon, which learns more an update")
     learning_rate: float = Field(default=4.5e-6, gt=0, description="after the warm-up")
     warmup_steps: int = Field(default=0, ge=0, description="updates over which the learning rate grows from 0")
@@ -390,6 +394,10 @@ class TrainingConfig(Section):
 
     num_steps: int = Field(default=400_000, ge=1, description="updates of both networks")
     batch_size: BatchSize = Field(default=256, description="images an update, over all processes")
+    init: UserPath | None = Field(
+        default=None,
+        description="run, folder or shipped name whose weights training starts from, as far as they fit (fine-tuning)",
+    )
     accumulation: int = Field(default=1, ge=1, description="micro-batches a process sums before an update")
     langevin_steps: int = Field(default=15, ge=1, description="K, steps that refine a proposal (Algorithm 1)")
     optimizer: Literal["adam", "muon"] = Field(default="adam", description="Adam, as in the paper, or Muon")

@@ -28,11 +28,9 @@ from cdrl.arguments import (
 )
 from cdrl.config import Config, SamplerSettings
 from cdrl.config_files import parse_config
-from cdrl.installation import program
 from cdrl.model import CDRL, Label
 from cdrl.names import one_of, suggestion
-from cdrl.runs.model_folder import load_model, replaced_model, save_model
-from cdrl.runs.pretrained import pretrained_names, shipped_or
+from cdrl.runs.model_folder import find_model, load_model, replaced_model, save_model
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import ImageNoise, derive_seed
@@ -351,23 +349,6 @@ class CDRLPipeline:
         value = self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
         return value - log_z + x[0].numel() * alpha_y.log()
-
-
-def find_model(folder: Path) -> Path:
-    """The model folder of a run, or ``folder`` itself if it is one, or that of weights that ship under this name.
-
-    Raises:
-        RunError: there is none.
-    """
-    folder = shipped_or(folder)
-    model = folder if (folder / "energy.safetensors").exists() else folder / "model"
-    if not (model / "config.json").exists():
-        names = ", ".join(pretrained_names())
-        raise RunError(
-            f"{folder}: no trained model there; train it with: {program()} train CONFIG; or name weights that ship: "
-            f"{names or 'there are none here'}"
-        )
-    return model
 
 
 def chosen_seeds(num_images: int | None, seeds: Sequence[int] | None, seed: int | None = None) -> list[int]:

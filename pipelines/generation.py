@@ -12,11 +12,12 @@ from PIL import Image
 
 from cdrl.arguments import folder_of, in_order
 from cdrl.data import as_floats
+from cdrl.runs.model_folder import find_model
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.sampling.settings import effective
 from cdrl.training.interruption import save_picture
-from pipelines.base import CDRLPipeline, check_options, chosen_seeds, find_model
+from pipelines.base import CDRLPipeline, check_options, chosen_seeds
 from pipelines.composition import compose, parse_concepts
 from pipelines.decoding import captioned_picture, grid_picture, to_pil
 from pipelines.guidance import Guidance

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from cdrl.config_files import parse_config
+from cdrl.installation import program
 from cdrl.model import CDRL
 from cdrl.runs.archives import check_finite
 from cdrl.runs.checksums import verify_checksums
+from cdrl.runs.pretrained import pretrained_names, shipped_or
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.runs.run import RunError, load_tensors, save_tensors, write_json, written_whole
 
@@ -55,6 +57,23 @@ def load_model(folder: Path) -> tuple[CDRL, ModelRecord]:
     if model.initializer is not None:
         load_weights(model.initializer, folder / "initializer.safetensors")
     return model.eval().requires_grad_(False), record
+
+
+def find_model(folder: Path) -> Path:
+    """The model folder of a run, or ``folder`` itself if it is one, or that of weights that ship under this name.
+
+    Raises:
+        RunError: there is none.
+    """
+    folder = shipped_or(folder)
+    model = folder if (folder / "energy.safetensors").exists() else folder / "model"
+    if not (model / "config.json").exists():
+        names = ", ".join(pretrained_names())
+        raise RunError(
+            f"{folder}: no trained model there; train it with: {program()} train CONFIG; or name weights that ship: "
+            f"{names or 'there are none here'}"
+        )
+    return model
 
 
 @contextmanager
@@ -99,3 +118,34 @@ def load_weights(module: nn.Module, path: Path) -> None:
     if any(value.is_meta for value in expected.values()):
         module.to_empty(device="cpu")
     module.load_state_dict(tensors)
+
+
+def take_over(module: nn.Module, path: Path) -> str:
+    """Copy those weights of a safetensors file that ``module`` has under the same names and in the same shapes.
+
+    Returns:
+        What was taken over and what was not, in one line.
+
+    Raises:
+        RunError: the file is missing or damaged, or none of its weights fit.
+    """
+    tensors, expected = load_tensors(path), module.state_dict()
+    check_finite(path, tensors)
+    fitting = {name for name, value in expected.items() if name in tensors and tensors[name].shape == value.shape}
+    if not fitting:
+        raise RunError(f"{path}: none of its {len(tensors)} tensors has a name and a shape of this network's")
+    module.load_state_dict({name: tensors[name] for name in fitting}, strict=False)
+    new = [
+        f"{name} {list(value.shape)}" + (f", there {list(tensors[name].shape)}" if name in tensors else "")
+        for name, value in expected.items()
+        if name not in fitting
+    ]
+    left = sorted(tensors.keys() - expected.keys())
+    told = [f"{path}: {len(fitting)} of {len(expected)} tensors taken over"]
+    told += [f"new from scratch: {_first_few(new)}"] if new else []
+    told += [f"not used: {_first_few(left)}"] if left else []
+    return "; ".join(told)
+
+
+def _first_few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -17,7 +17,7 @@ from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.runs.checksums import folder_with_checksums
-from cdrl.runs.model_folder import save_model
+from cdrl.runs.model_folder import find_model, save_model
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import MetricsLog, Run, read_json, tell_if_finished
 from cdrl.training.engine import World, barrier, by_main
@@ -102,13 +102,16 @@ def train(config: Config, run: Run, data: TrainingSet, num_classes: int, outputs
         Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
         DivergenceError: training has run away, and rolling back is not asked for or has not helped; the last
             checkpoint stays as it was.
+        RunError: there is no model in ``training.init``, or it does not fit.
     """
     data.check_labels(num_classes)
     by_main(world, lambda: expect_room_for_training(config, data.grid_shape, num_classes, world))
     rollbacks = 0
     with stop_requests() as stop_requested:
         while True:
-            trainer = CooperativeTrainer(config, data, num_classes, world, rollbacks)
+            begins = config.training.init is not None and run.last_checkpoint() is None
+            initial = find_model(config.training.init) if begins else None
+            trainer = CooperativeTrainer(config, data, num_classes, world, rollbacks, initial)
             try:
                 _train_to_the_end(trainer, run, outputs, stop_requested)
                 return

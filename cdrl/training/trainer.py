@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from cdrl.config import Config
 from cdrl.data import DataError, TrainingSet, check_batch
 from cdrl.model import CDRL
 from cdrl.networks.initializer import dropout_noise
+from cdrl.runs.checksums import verify_checksums
+from cdrl.runs.model_folder import take_over
 from cdrl.runs.records import read_checkpoint_record
 from cdrl.runs.run import write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
@@ -48,14 +51,28 @@ class CooperativeTrainer:
 
     Args:
         rollbacks: how often the run has been rolled back; each time halves the learning rates.
+        initial: the model folder that the weights are taken over from, as far as they fit.
+
+    Raises:
+        RunError: a file of that folder is missing or damaged, or nothing of it fits.
     """
 
-    def __init__(self, config: Config, data: TrainingSet, num_classes: int, world: World, rollbacks: int = 0) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: TrainingSet,
+        num_classes: int,
+        world: World,
+        rollbacks: int = 0,
+        initial: Path | None = None,
+    ) -> None:
         training = config.training
         self.config, self.data, self.world, self.rollbacks = config, data, world, rollbacks
         self.rows = world.rows(training.batch_size, training.accumulation)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         model = CDRL.from_config(config, data.grid_shape, num_classes)
+        if initial is not None:
+            _take_over(model, initial, world)
         self.schedule = model.schedule.to(world.device)
         self.settings = LossSettings.from_config(config)
         self.chain_dtype = DTYPES[training.chain_dtype]
@@ -176,3 +193,14 @@ class CooperativeTrainer:
         """Let go of the engines."""
         for trainee in self.trainees.values():
             trainee.close()
+
+
+def _take_over(model: CDRL, initial: Path, world: World) -> None:
+    """Weights of another run's model, as far as they fit; the main process tells which."""
+    verify_checksums(initial)
+    lines = [take_over(model.energy, initial / "energy.safetensors")]
+    path = initial / "initializer.safetensors"
+    if model.initializer is not None:
+        lines.append(take_over(model.initializer, path) if path.exists() else f"{initial}: holds no initializer")
+    if world.is_main:
+        print("\n".join(lines), file=sys.stderr, flush=True)

@@ -16,12 +16,13 @@ from cdrl.config import Config, DataConfig
 from cdrl.data import GridSet, Split, data_facts, training_images
 from cdrl.installation import program
 from cdrl.model import CDRL
+from cdrl.runs.model_folder import find_model
 from cdrl.runs.records import ModelRecord, read_record
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
 from cdrl.training.engine import World, locked_by_main, start
 from cdrl.training.loop import Measured
 from cdrl.training.monitor import summed_over_processes
-from pipelines.base import CDRLPipeline, check_options, find_model
+from pipelines.base import CDRLPipeline, check_options
 from pipelines.decoding import Decoder
 from pipelines.evaluation.distances import (
     Reference,

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from cdrl.runs.checksums import CHECKSUMS, folder_with_checksums, verify_checksums
+from cdrl.runs.model_folder import find_model
 from cdrl.runs.pretrained import SHIPPED
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
-from pipelines.base import find_model
 
 RUNS = Path("runs") / "pretrained"
 """Where results of weights that ship go."""

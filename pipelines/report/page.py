@@ -22,10 +22,11 @@ from torch import Tensor
 from cdrl.config import ConfigError
 from cdrl.data import DataError, as_floats, training_images
 from cdrl.runs.lock import locked
+from cdrl.runs.model_folder import find_model
 from cdrl.runs.run import RunError
 from cdrl.runs.whole import written_whole
 from cdrl.training.engine import World
-from pipelines.base import CDRLPipeline, find_model
+from pipelines.base import CDRLPipeline
 from pipelines.decoding import grid_picture
 from pipelines.evaluation.distances import some_of
 from pipelines.evaluation.neighbours import nearest_images

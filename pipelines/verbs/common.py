@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import json
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator
@@ -130,6 +131,10 @@ RunFolder = Annotated[
         help=f"folder of a trained run, e.g. runs/digits; or weights that ship: {', '.join(pretrained_names())}",
     ),
 ]
+InitOption = Annotated[
+    Path | None,
+    typer.Option(help="run, or weights that ship, whose weights training starts from as far as they fit: fine-tuning"),
+]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, help="processes of this machine that work together; one for each GPU, say")
 ]
@@ -223,6 +228,11 @@ def work_together(processes: int) -> None:
         from cdrl.training.processes import launch
 
         raise typer.Exit(launch(processes))
+
+
+def with_init(overrides: list[str] | None, key: str, init: Path | None) -> list[str]:
+    """The overrides, and that of --init."""
+    return [*(overrides or ()), *(() if init is None else (f"{key}={json.dumps(str(init))}",))]
 
 
 def tell(result: str, *following: str | Path) -> None:

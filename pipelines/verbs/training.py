@@ -9,6 +9,7 @@ import typer
 
 from pipelines.verbs.common import (
     ConfigPath,
+    InitOption,
     Overrides,
     ProcessesOption,
     RunOption,
@@ -17,6 +18,7 @@ from pipelines.verbs.common import (
     clear_errors,
     run_folder,
     tell,
+    with_init,
     work_together,
 )
 
@@ -41,7 +43,11 @@ def quickstart(
 
 @app.command("train-autoencoder")
 def train_autoencoder(
-    config: ConfigPath, overrides: Overrides = None, run: RunOption = None, processes: ProcessesOption = 1
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    init: InitOption = None,
+    processes: ProcessesOption = 1,
 ) -> None:
     """Train the first stage of a latent run.
 
@@ -52,7 +58,8 @@ def train_autoencoder(
         from cdrl.config_files import load_config
         from pipelines.jobs.training import run_stage_one
 
-        folder = run_stage_one(load_config(config, overrides or ()), run_folder(config, run))
+        settings = load_config(config, with_init(overrides, "autoencoder.training.init", init))
+        folder = run_stage_one(settings, run_folder(config, run))
         results = f"first stage trained to the end: {folder / 'model'}; reconstructions in {folder / 'reconstructions'}"
         tell(results, "encode", *as_asked(config, overrides, run))
 
@@ -74,7 +81,11 @@ def encode(config: ConfigPath, overrides: Overrides = None, run: RunOption = Non
 
 @app.command("train")
 def train(
-    config: ConfigPath, overrides: Overrides = None, run: RunOption = None, processes: ProcessesOption = 1
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run: RunOption = None,
+    init: InitOption = None,
+    processes: ProcessesOption = 1,
 ) -> None:
     """Train the energies and their initializers on pixels, latents or points.
 
@@ -85,13 +96,16 @@ def train(
     python run.py train configs/digits.yaml training.num_steps=5000 --run runs/longer
 
     python run.py train configs/digits.yaml --processes 2
+
+    python run.py train configs/digits.yaml --init digits --run runs/tuned
     """
     with clear_errors():
         work_together(processes)
         from cdrl.config_files import load_config
         from pipelines.jobs.training import run_stage_two
 
-        settings, folder = load_config(config, overrides or ()), run_folder(config, run)
+        settings = load_config(config, with_init(overrides, "training.init", init))
+        folder = run_folder(config, run)
         run_stage_two(settings, folder)
         results = f"trained to the end, step {settings.training.num_steps}: {folder / 'model'}"
         tell(

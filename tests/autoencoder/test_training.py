@@ -19,7 +19,7 @@ from autoencoder.reconstruction import mean_image_psnr
 from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16
 from cdrl.config import Config, StageOneTrainingConfig
 from cdrl.runs.checksums import write_checksums
-from cdrl.runs.run import Run, load_tensors, read_json, write_json
+from cdrl.runs.run import Run, RunError, load_tensors, read_json, write_json
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import DivergenceError
 from pipelines.jobs.training import run_stage_one
@@ -68,6 +68,21 @@ def test_a_stopped_first_stage_goes_on_exactly_there(
         assert torch.equal(weights(tmp_path)[name], tensor), name
     assert any(not torch.equal(partial[name], tensor) for name, tensor in weights(whole).items())
     assert metrics(tmp_path / "autoencoder") == metrics(whole / "autoencoder")
+
+
+def test_a_first_stage_starts_from_another_and_goes_on_without_it(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(whole, start)
+    at_rest = {"num_steps": 1, "learning_rate": 1e-30, "init": str(start)}
+    run_stage_one(stage_one(**at_rest), tmp_path)
+    assert all(torch.equal(tensor, weights(tmp_path)[name]) for name, tensor in weights(whole).items())
+    assert " tensors taken over" in capfd.readouterr().err
+    shutil.rmtree(start)
+    run_stage_one(stage_one(**{**at_rest, "num_steps": 2}), tmp_path)
+    with pytest.raises(RunError, match="start: no trained first stage there"):
+        run_stage_one(stage_one(**at_rest), tmp_path / "new")
 
 
 def test_a_model_older_than_the_last_checkpoint_is_exported_anew(
