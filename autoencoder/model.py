@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -173,10 +174,27 @@ class Autoencoder(nn.Module):
         with replaced_model(folder_of("folder", folder), WEIGHTS) as partial:
             save_autoencoder(partial, self)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last layer, at which the adversarial term's gradient is balanced."""
-        return self.decoder.conv_out.weight
+    @contextlib.contextmanager
+    def last_layer_watched(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Within it, one forward pass is watched, of which losses' gradients at the last layer are wanted.
+
+        Yields:
+            gradient of a loss at the reconstruction, [N, C, H, W] -> its gradient at the weight of the decoder's last
+            convolution. It touches no other part of the graph, and so none of the hooks by which an engine that trains
+            the network notices its backward pass.
+        """
+        last, outputs = self.decoder.conv_out, list[Tensor]()
+
+        def at_last_layer(gradient: Tensor) -> Tensor:
+            (output,) = outputs
+            folded = F.pixel_unshuffle(gradient, self.fold).to(output.dtype)
+            return torch.autograd.grad(output, last.weight, folded, retain_graph=True)[0]
+
+        handle = last.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        try:
+            yield at_last_layer
+        finally:
+            handle.remove()
 
     def encode(self, images: Tensor) -> LatentDistribution:
         """Latent distribution of ``images`` [N, C, H, W] in [-1, 1].

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,10 +39,11 @@ class StageOneObjective(nn.Module):
 
     Each of the two has its own engine, with one forward and one backward pass per step::
 
-        reconstruction, latent = autoencoder_engine(images)
-        loss, diagnostics = objective.autoencoder_loss(
-            images, reconstruction, latent, last_layer=autoencoder.last_layer, step=step
-        )
+        with autoencoder.last_layer_watched() as at_last_layer:
+            reconstruction, latent = autoencoder_engine(images, noise)
+            loss, diagnostics = objective.autoencoder_loss(
+                images, reconstruction, latent, at_last_layer=at_last_layer, step=step
+            )
         autoencoder_engine.backward(loss)
         if objective.is_adversarial(step):
             logits = discriminator_engine(images, reconstruction.detach())
@@ -76,7 +77,7 @@ class StageOneObjective(nn.Module):
         reconstruction: Tensor,
         latent: LatentDistribution,
         *,
-        last_layer: Tensor,
+        at_last_layer: Callable[[Tensor], Tensor],
         step: int,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of the autoencoder, a scalar, and its terms before weighting.
@@ -85,11 +86,13 @@ class StageOneObjective(nn.Module):
             images: [N, C, H, W] in [-1, 1].
             reconstruction: [N, C, H, W].
             latent: distribution from which ``reconstruction`` was decoded.
-            last_layer: weight of the decoder's last layer, for the adaptive weight.
+            at_last_layer: gradient at ``reconstruction`` -> gradient at the weight of the decoder's last layer, for the
+                adaptive weight; see `Autoencoder.last_layer_watched`.
             step: training step, from 0.
         """
         config = self.config
-        reconstruction = reconstruction.float()
+        # A view: gradients are taken here, short of the hooks that an engine has put on its output.
+        reconstruction = reconstruction.view_as(reconstruction).float()
         loss = reconstruction_error(images, reconstruction, config.reconstruction, self.weight)
         diagnostics = {"reconstruction": loss, "psnr": psnr(images, reconstruction).mean()}
         if self.perceptual is not None:
@@ -100,7 +103,7 @@ class StageOneObjective(nn.Module):
             assert self.discriminator is not None
             with _without_parameter_gradients(self.discriminator):
                 adversarial = -self.discriminator.score(reconstruction).float().mean()
-            balance = adaptive_weight(loss, adversarial, last_layer)
+            balance = adaptive_weight(loss, adversarial, reconstruction, at_last_layer)
             loss = loss + config.adversarial_weight * balance * adversarial
             diagnostics |= {"adversarial": adversarial, "adaptive_weight": balance}
         if isinstance(latent, GaussianLatent):
@@ -173,15 +176,25 @@ def hinge_loss(logits_real: Tensor, logits_fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    reconstruction: Tensor,
+    at_last_layer: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Ratio of the two losses' gradient norms at the decoder's last layer (Esser et al. 2021, eq. 7), no gradient.
 
     It gives the adversarial term a gradient of the same size as the reconstruction's. In [0, 1e4].
+
+    Args:
+        reconstruction: that the losses were computed from.
+        at_last_layer: see `StageOneObjective.autoencoder_loss`.
     """
-    (reconstruction_gradient,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (adversarial_gradient,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    ratio = reconstruction_gradient.float().norm() / (adversarial_gradient.float().norm() + 1e-4)
-    return ratio.clamp(0.0, _MAX_ADAPTIVE_WEIGHT).detach()
+    norms = []
+    for loss in (reconstruction_loss, adversarial_loss):
+        (gradient,) = torch.autograd.grad(loss, reconstruction, retain_graph=True)
+        norms.append(at_last_layer(gradient).float().norm())
+    return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, _MAX_ADAPTIVE_WEIGHT).detach()
 
 
 class LPIPSDistance(taming_lpips.LPIPS):

@@ -110,10 +110,11 @@ class StageOneTrainer:
         # The posterior's noise belongs to the image, whichever process it is in.
         seeds = [derive_seed(self.config.seed, "autoencoder step", step, row) for row in self.rows]
         noise = ImageNoise(seeds, self.world.device).normal(self.autoencoder.module.latent_shape)
-        with autocast(self.training, self.world.device):
+        module = self.autoencoder.module
+        with autocast(self.training, self.world.device), module.last_layer_watched() as at_last_layer:
             reconstruction, latent = self.autoencoder.engine(images, noise)
             loss, diagnostics = self.objective.autoencoder_loss(
-                images, reconstruction, latent, last_layer=self.autoencoder.module.last_layer, step=step
+                images, reconstruction, latent, at_last_layer=at_last_layer, step=step
             )
         self.autoencoder.update(loss)
         if self.discriminator is not None and self.objective.is_adversarial(step):

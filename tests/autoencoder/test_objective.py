@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,11 +86,42 @@ def test_hinge_loss_vanishes_outside_the_margin_and_is_one_at_zero() -> None:
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms() -> None:
-    layer = torch.tensor([1.0, 2.0], requires_grad=True)
-    weight = adaptive_weight((layer * torch.tensor([3.0, 4.0])).sum(), layer[0] * 2.5, layer)
+    drawn = torch.tensor([1.0, 2.0], requires_grad=True)
+
+    def doubled(gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+    weight = adaptive_weight((drawn * torch.tensor([3.0, 4.0])).sum(), drawn[0] * 2.5, drawn, doubled)
     assert weight.item() == pytest.approx(5.0 / 2.5, rel=1e-3)
     assert not weight.requires_grad
-    assert adaptive_weight((1e6 * layer).sum(), layer[0] * 0.0, layer).item() == 1e4
+    assert adaptive_weight((1e6 * drawn).sum(), drawn[0] * 0.0, drawn, doubled).item() == 1e4
+
+
+def test_the_gradient_at_the_last_layer_is_that_of_the_whole_graph() -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(BottleneckConfig(channels=32, multipliers=(1,), num_blocks=1, pixel_unshuffle=2), 1, 16)
+    images, noisy = noise(2, 1, 16, 16), torch.randn(2, *model.latent_shape)
+    with model.last_layer_watched() as at_last_layer:
+        reconstruction, _ = model(images, noisy)
+        stopped = reconstruction.view_as(reconstruction)
+        loss = (stopped - images).square().mean()
+        (gradient,) = torch.autograd.grad(loss, stopped, retain_graph=True)
+        found = at_last_layer(gradient)
+    (expected,) = torch.autograd.grad(loss, model.decoder.conv_out.weight)
+    torch.testing.assert_close(found, expected)
+    assert not model.decoder.conv_out._forward_hooks
+
+
+AtLastLayer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def never(gradient: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("the last layer is asked without an adversarial term")
+
+
+def at_weight_of(images: torch.Tensor) -> AtLastLayer:
+    """What turns the gradient at `toy`'s reconstruction into that at its weight."""
+    return lambda gradient: (gradient * images).sum()
 
 
 def toy() -> tuple[torch.Tensor, torch.Tensor, nn.Parameter, GaussianLatent]:
@@ -100,10 +132,10 @@ def toy() -> tuple[torch.Tensor, torch.Tensor, nn.Parameter, GaussianLatent]:
 
 
 def test_terms_add_up_with_their_weights() -> None:
-    images, reconstruction, weight, latent = toy()
+    images, reconstruction, _, latent = toy()
     config = ReconstructionConfig(reconstruction="l2", perceptual="lite0", perceptual_weight=0.3, kl_weight=0.01)
     loss, terms = StageOneObjective(config, 3, 32).autoencoder_loss(
-        images, reconstruction, latent, last_layer=weight, step=0
+        images, reconstruction, latent, at_last_layer=never, step=0
     )
     kl = 0.5 * 4 * 2.0**2
     assert terms["kl"].item() == pytest.approx(kl)
@@ -114,10 +146,10 @@ def test_terms_add_up_with_their_weights() -> None:
 
 
 def test_codebook_term() -> None:
-    images, reconstruction, weight, _ = toy()
+    images, reconstruction, _, _ = toy()
     latent = QuantizedLatent(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.tensor(0.125))
     objective = StageOneObjective(ReconstructionConfig(codebook_weight=2.0), 3, 32)
-    loss, terms = objective.autoencoder_loss(images, reconstruction, latent, last_layer=weight, step=0)
+    loss, terms = objective.autoencoder_loss(images, reconstruction, latent, at_last_layer=never, step=0)
     assert loss.item() == pytest.approx(terms["reconstruction"].item() + 0.25, rel=1e-5)
 
 
@@ -127,7 +159,9 @@ def test_adversarial_term_starts_at_its_step_and_balances_the_reconstruction() -
 
     def loss_at(step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], nn.Parameter]:
         images, reconstruction, weight, latent = toy()
-        loss, terms = objective.autoencoder_loss(images, reconstruction, latent, last_layer=weight, step=step)
+        loss, terms = objective.autoencoder_loss(
+            images, reconstruction, latent, at_last_layer=at_weight_of(images), step=step
+        )
         return loss, terms, weight
 
     loss, terms, weight = loss_at(2)
@@ -145,7 +179,7 @@ def test_autoencoder_pass_leaves_the_discriminator_without_gradients() -> None:
     objective = StageOneObjective(ReconstructionConfig(adversarial_weight=1.0), 3, 32)
     assert isinstance(objective.discriminator, PatchDiscriminator)
     images, reconstruction, weight, latent = toy()
-    loss, _ = objective.autoencoder_loss(images, reconstruction, latent, last_layer=weight, step=0)
+    loss, _ = objective.autoencoder_loss(images, reconstruction, latent, at_last_layer=at_weight_of(images), step=0)
     loss.backward()
     assert weight.grad is not None
     assert weight.grad.abs() > 0
@@ -183,7 +217,7 @@ def test_one_whole_step_lowers_the_loss() -> None:
     for step in range(10):
         draws = torch.randn(4, *model.latent_shape, generator=torch.Generator().manual_seed(step))
         reconstruction, latent = model(images, draws)
-        loss, _ = objective.autoencoder_loss(images, reconstruction, latent, last_layer=model.last_layer, step=step)
+        loss, _ = objective.autoencoder_loss(images, reconstruction, latent, at_last_layer=never, step=step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

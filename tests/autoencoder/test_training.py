@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,13 +18,15 @@ from torch import Tensor
 from autoencoder.model import Autoencoder
 from autoencoder.reconstruction import mean_image_psnr
 from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16
-from cdrl.config import Config, StageOneTrainingConfig
+from cdrl.config import Config, DeepSpeedConfig, ReconstructionConfig, StageOneTrainingConfig
 from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import Run, RunError, load_tensors, read_json, write_json
 from cdrl.training.interruption import Interrupted
 from cdrl.training.monitor import DivergenceError
 from pipelines.jobs.training import run_stage_one
 from tests.helpers import metrics, tiny_config
+
+LOGS_BY_STAGE: dict[int, list[dict[str, Any]]] = {}
 
 
 def stage_one(**training: Any) -> Config:
@@ -68,6 +71,29 @@ def test_a_stopped_first_stage_goes_on_exactly_there(
         assert torch.equal(weights(tmp_path)[name], tensor), name
     assert any(not torch.equal(partial[name], tensor) for name, tensor in weights(whole).items())
     assert metrics(tmp_path / "autoencoder") == metrics(whole / "autoencoder")
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_the_discriminator_joins_at_its_step_at_every_zero_stage(zero_stage: int, tmp_path: Path) -> None:
+    plain = stage_one(num_steps=4)
+    stage = plain.autoencoder
+    assert stage is not None
+    objective = ReconstructionConfig(adversarial_weight=0.5, adversarial_start=2, perceptual="lite0")
+    adversarial = plain.model_copy(
+        update={
+            "autoencoder": stage.model_copy(update={"objective": objective}),
+            "deepspeed": DeepSpeedConfig(zero_stage=zero_stage),  # type: ignore[arg-type]
+            "data": plain.data.model_copy(update={"image_size": 32, "num_train": 64}),
+        }
+    )
+    run_stage_one(adversarial, tmp_path)
+    lines = [line for line in metrics(tmp_path / "autoencoder") if "psnr" in line]
+    assert ["adversarial" in line for line in lines] == [False, False, True, True]
+    assert all(line["adaptive_weight"] > 0 and math.isfinite(line["discriminator"]) for line in lines[2:])
+    # Not the weights themselves: biases before a normalization have no gradient but rounding, which Adam makes steps of.
+    LOGS_BY_STAGE[zero_stage] = lines
+    for line, first in zip(lines, next(iter(LOGS_BY_STAGE.values())), strict=True):
+        assert line == pytest.approx(first, rel=1e-5)
 
 
 def test_a_first_stage_starts_from_another_and_goes_on_without_it(
