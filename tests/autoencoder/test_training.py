@@ -90,7 +90,7 @@ def test_the_discriminator_joins_at_its_step_at_every_zero_stage(zero_stage: int
     lines = [line for line in metrics(tmp_path / "autoencoder") if "psnr" in line]
     assert ["adversarial" in line for line in lines] == [False, False, True, True]
     assert all(line["adaptive_weight"] > 0 and math.isfinite(line["discriminator"]) for line in lines[2:])
-    # Not the weights themselves: biases before a normalization have no gradient but rounding, which Adam makes steps of.
+    # Not the weights: biases before a normalization have no gradient but rounding, which Adam makes steps of.
     LOGS_BY_STAGE[zero_stage] = lines
     for line, first in zip(lines, next(iter(LOGS_BY_STAGE.values())), strict=True):
         assert line == pytest.approx(first, rel=1e-5)
