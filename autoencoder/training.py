@@ -278,7 +278,15 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
 
 def _expect_room(config: StageOneConfig, world: World) -> None:
-    """Refuse networks or a batch that cannot fit into memory; of the objective's networks nothing is counted."""
+    """Refuse networks or a batch that cannot fit into memory."""
+    training = config.autoencoder.training
+    assert training is not None
+    key = f"autoencoder.training.batch_size={training.batch_size}"
+    expect_room(*bytes_for_stage_one(config, world), world, f"{key}: lower it or autoencoder.architecture.channels")
+
+
+def bytes_for_stage_one(config: StageOneConfig, world: World) -> tuple[int, int]:
+    """Bytes that a process needs for networks and optimizers, and for a batch, without those of the objective."""
     training = config.autoencoder.training
     assert training is not None
     # A VQ bottleneck, which is counted as the other kind, asks for a device that computes.
@@ -288,12 +296,9 @@ def _expect_room(config: StageOneConfig, world: World) -> None:
         micro = training.batch_size // world.size
         images = torch.zeros(micro, network.image_channels, network.image_size, network.image_size)
         noise = torch.zeros(micro, *network.latent_shape)
-    state = state_bytes(network, training.optimizer, min(config.zero_stage, 2), world)
     kept = kept_bytes(lambda: network(images, noise), network)
-    if computes_in_bfloat16(training, world.device):
-        kept //= 2
-    key = f"autoencoder.training.batch_size={training.batch_size}"
-    expect_room(state, kept, world, f"{key}: lower it or autoencoder.architecture.channels")
+    half = computes_in_bfloat16(training, world.device)
+    return state_bytes(network, training.optimizer, min(config.zero_stage, 2), world), kept // 2 if half else kept
 
 
 class StageOneWatch:

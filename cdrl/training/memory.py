@@ -27,6 +27,15 @@ def expect_room_for_training(config: Config, shape: tuple[int, ...], num_classes
     Raises:
         ConfigError: it needs more than twice what is free; the message says what to lower.
     """
+    advice = (
+        f"training.batch_size={config.training.batch_size}: lower it, raise training.accumulation or lower "
+        "energy.channels"
+    )
+    expect_room(*bytes_for_training(config, shape, num_classes, world), world, advice)
+
+
+def bytes_for_training(config: Config, shape: tuple[int, ...], num_classes: int, world: World) -> tuple[int, int]:
+    """Bytes that a process of the second stage needs for networks and optimizers, and for a batch on its way."""
     training = config.training
     model = CDRL.without_weights(config, shape, num_classes).eval()  # without masks of dropout, which are small
     micro = training.batch_size // (world.size * training.accumulation)
@@ -37,12 +46,8 @@ def expect_room_for_training(config: Config, shape: tuple[int, ...], num_classes
         initial = [] if model.initializer is None else [model.initializer(x, logsnr, label)]
         return [*initial, model.energy(torch.cat([x, x]), logsnr.repeat(2), label.repeat(2))]
 
-    expect_room(
-        state_bytes(model, training.optimizer, config.deepspeed.zero_stage, world),
-        kept_bytes(update, model),
-        world,
-        f"training.batch_size={training.batch_size}: lower it, raise training.accumulation or lower energy.channels",
-    )
+    state = state_bytes(model, training.optimizer, config.deepspeed.zero_stage, world)
+    return state, kept_bytes(update, model)
 
 
 def expect_room(state: int, kept: int, world: World, advice: str) -> None:

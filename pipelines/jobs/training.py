@@ -67,6 +67,24 @@ def verb_after_data(config: Config) -> str:
     return "encode" if config.autoencoder.training is None or config.autoencoder.run else "train-autoencoder"
 
 
+def stage_one_settings(config: Config) -> StageOneConfig:
+    """The settings that the first stage of a latent run is made of.
+
+    Raises:
+        ConfigError: the configuration has no first stage of its own to train.
+    """
+    if config.autoencoder is None:
+        raise ConfigError("this configuration has no autoencoder section: it has no first stage")
+    if config.autoencoder.training is None or config.autoencoder.run is not None:
+        raise ConfigError("nothing to train: the first stage is taken from autoencoder.run, or has no training section")
+    return StageOneConfig(
+        seed=config.seed,
+        zero_stage=config.deepspeed.zero_stage,
+        data=config.data,
+        autoencoder=config.autoencoder,
+    )
+
+
 def run_stage_one(config: Config, run: Path) -> Path:
     """Train the first stage of ``run``, or go on with it; returns the first stage's own run folder.
 
@@ -74,19 +92,11 @@ def run_stage_one(config: Config, run: Path) -> Path:
         ConfigError: the configuration has no first stage of its own to train.
         RunError: as `training_in`.
     """
-    folder = stage_one_folder(config, run)
-    assert config.autoencoder is not None
-    if config.autoencoder.training is None or config.autoencoder.run is not None:
-        raise ConfigError("nothing to train: the first stage is taken from autoencoder.run, or has no training section")
-    settings = StageOneConfig(
-        seed=config.seed,
-        zero_stage=config.deepspeed.zero_stage,
-        data=config.data,
-        autoencoder=config.autoencoder,
-    )
+    settings, folder = stage_one_settings(config), stage_one_folder(config, run)
     stage_one, world = Run(folder), start()
     with training_in(stage_one, settings, world):
-        batch_size, seed = config.autoencoder.training.batch_size, derive_seed(config.seed, "images")
+        assert settings.autoencoder.training is not None
+        batch_size, seed = settings.autoencoder.training.batch_size, derive_seed(config.seed, "images")
         images, held_out = training_images(config.data), training_images(config.data, "test")
         by_main(world, lambda: stage_one.bind_data({**data_facts(images), MEASURED_ON: data_facts(held_out)}))
         kind = StreamedTrainingSet if config.data.stream else TrainingSet

@@ -22,7 +22,18 @@ from cdrl.config import SamplerSettings
 from cdrl.installation import program
 from cdrl.runs.pretrained import is_pretrained, pretrained_names
 
-_JOURNEY = ("quickstart", "prepare", "train-autoencoder", "encode", "train", "sample", "judge", "evaluate", "report")
+_JOURNEY = (
+    "quickstart",
+    "plan",
+    "prepare",
+    "train-autoencoder",
+    "encode",
+    "train",
+    "sample",
+    "judge",
+    "evaluate",
+    "report",
+)
 
 
 class _JourneyFirst(TyperGroup):

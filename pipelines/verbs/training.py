@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cdrl.config import Config
 from pipelines.verbs.common import (
     ConfigPath,
     InitOption,
@@ -39,6 +40,37 @@ def quickstart(
         folder = run_folder(config, run)
         run_quickstart(config, folder, short=short)
         tell(f"pictures and figures.json in {folder}, models in {folder / 'model'}", "report", folder)
+
+
+@app.command("plan")
+def plan(config: ConfigPath, overrides: Overrides = None, processes: ProcessesOption = 1) -> None:
+    """Say what a training takes before anything is spent: parameters, memory, disk, and time by a few updates.
+
+    Examples:
+
+    python run.py plan configs/digits.yaml
+
+    python run.py plan configs/cifar10.yaml training.batch_size=64 --processes 2
+    """
+    with clear_errors():
+        work_together(processes)
+        from cdrl.config_files import load_config
+        from pipelines.jobs.planning import duration, plans
+
+        settings = load_config(config, overrides or ())
+        stages = plans(settings)
+        lines = [line for stage in stages for line in stage.lines()]
+        if len(stages) > 1:
+            total = duration(sum(stage.total_seconds for stage in stages))
+            lines.append(f"both stages: {total}, encoding the data set between them not counted")
+        tell("\n".join(lines), verb_to_begin_with(settings), *as_asked(config, overrides))
+
+
+def verb_to_begin_with(config: Config) -> str:
+    """The verb with which a training of these settings begins."""
+    from pipelines.jobs.training import verb_after_data
+
+    return "prepare" if config.data.prepared is not None else verb_after_data(config)
 
 
 @app.command("train-autoencoder")
