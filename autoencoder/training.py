@@ -20,6 +20,7 @@ from autoencoder.reconstruction import held_out_quality, mean_image_psnr
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums
+from cdrl.runs.machine import machine_in_words
 from cdrl.runs.model_folder import take_over
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
@@ -213,6 +214,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         def export() -> None:
             if world.is_main:
                 facts = {name: value for name, value in state.items() if name != "best_psnr"}
+                facts["machine"] = machine_in_words(world.size)
                 with folder_with_checksums(run.model) as folder:
                     save_autoencoder(folder, trainer.autoencoder.averaged, **facts)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cdrl.runs.checksums import CHECKSUMS, folder_with_checksums, verify_checksums
+from cdrl.runs.machine import without_absolute_paths
 from cdrl.runs.model_folder import find_model
 from cdrl.runs.pretrained import SHIPPED
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+from pipelines.report.card import copy_card
 
 RUNS = Path("runs") / "pretrained"
 """Where results of weights that ship go."""
@@ -20,7 +21,7 @@ RUNS = Path("runs") / "pretrained"
 def export_model(run: Path, folder: Path, *, half: bool) -> None:
     """Write the model of a run into a new folder: weights in safetensors, their descriptions, checksums.
 
-    Of absolute paths in the configuration the last part is left.
+    Of absolute paths in the configuration the last part is left. The run's model card goes with them.
 
     Args:
         half: store weights in half precision; they are computed with in single precision all the same.
@@ -41,8 +42,9 @@ def export_model(run: Path, folder: Path, *, half: bool) -> None:
             elif path.suffix == ".json" and path.name != CHECKSUMS:
                 described = read_json(path)
                 if "config" in described:
-                    described["config"] = _without_absolute_paths(described["config"])
+                    described["config"] = without_absolute_paths(described["config"])
                 write_json(target, described)
+        copy_card(run, model, partial, folder.resolve().name)
 
 
 def run_of_pretrained(name: str) -> Path:
@@ -65,11 +67,3 @@ def _stored(path: Path, name: str, weights: torch.Tensor, half: bool) -> torch.T
     if not torch.isfinite(smaller).all():
         raise RunError(f"{path}: '{name}' holds numbers beyond half precision: export without --half")
     return smaller
-
-
-def _without_absolute_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_absolute_paths(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_without_absolute_paths(each) for each in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

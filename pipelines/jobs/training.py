@@ -27,6 +27,7 @@ from cdrl.data import (
     training_images,
 )
 from cdrl.runs.lock import locked
+from cdrl.runs.machine import machine_in_words
 from cdrl.runs.run import MEASURED_ON, Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
@@ -189,6 +190,7 @@ def run_stage_two(config: Config, run: Path) -> None:
             "config": config.model_dump(mode="json"),
             "class_names": list(data.class_names),
             "data": told,
+            "machine": machine_in_words(world.size),
             **data.decoder.description(),
         }
         evaluate = None if real is None else TrainingEvaluation(config, data.decoder, world, real)

@@ -91,7 +91,7 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def read_figures(run: Path) -> dict[str, str]:
-    """Read the figures of the run's JSON files by name; those of evaluation.json with their spread over blocks."""
+    """Read the figures of the run's JSON files, and its outputs', by name; evaluation.json's with their spread."""
     figures: dict[str, str] = {}
     for path in sorted(run.glob("*.json")):
         if path.name == DATA_FACTS:
@@ -101,6 +101,8 @@ def read_figures(run: Path) -> dict[str, str]:
             figures |= {name: value_in_words(figure) for name, figure in values.items()}
         else:
             figures |= {f"{path.stem}: {name}": f"{number:.4g}" for name, number in _numbers(values)}
+    for path in sorted(run.glob("*/figures.json")):
+        figures |= {f"{path.parent.name}: {name}": f"{number:.4g}" for name, number in _numbers(read_json(path))}
     return figures
 
 

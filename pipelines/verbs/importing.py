@@ -77,7 +77,7 @@ def export(
         from pipelines.jobs.exporting import export_model
 
         export_model(run, folder, half=half)
-        tell(f"weights in {folder}", "sample", folder, "--out", "pictures")
+        tell(f"weights and their card, README.md, in {folder}", "sample", folder, "--out", "pictures")
 
 
 def _shape(sizes: tuple[int, ...]) -> str:

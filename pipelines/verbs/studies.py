@@ -115,6 +115,26 @@ def report(
         typer.echo(str(write_report(runs, out, neighbours=neighbours)))
 
 
+@app.command("card")
+def card(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="folder of the card; RUN/card by default")] = None,
+) -> None:
+    """Write the model card of a run, to be finished by hand: what it is, how it was made, from what, how good it is.
+
+    With it go the newest samples and the settings; no path of this machine is among them. What export gives away has
+    the card beside it.
+
+    Example: python run.py card runs/digits
+    """
+    with clear_errors():
+        from pipelines.report.card import write_card
+
+        folder, unfinished = write_card(run, out)
+        rest = "; finish what is marked there as to be written" if unfinished else ""
+        tell(f"card in {folder / 'README.md'}{rest}", "export", run, f"{run.resolve().name}-weights")
+
+
 @app.command("judge-composition")
 @with_sampler_options()
 def judge_composition(

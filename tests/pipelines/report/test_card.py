@@ -1,0 +1,82 @@
+"""Model cards: what training left, nothing of the machine's paths, and what a person wrote is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from cdrl import load_config
+from cdrl.runs.checksums import verify_checksums
+from cdrl.runs.run import RunError, write_json
+from pipelines import CDRLPipeline
+from pipelines.jobs.exporting import export_model
+from pipelines.jobs.training import run_stage_two
+from pipelines.report.card import TO_WRITE, write_card
+from run import app
+from tests.helpers import save_tiny_run, tiny_config
+
+SECTIONS = ("## What it is", "## How it was trained", "## Data and licence", "## Figures", "## What it is bad at")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    config = tiny_config(data={"cache": str(run / "cache")}, training={"num_steps": 3, "sample_every": 2})
+    run_stage_two(config, run)
+    write_json(run / "judge.json", {"accuracy_samples": 0.25, "seed": 0})
+    (run / "stages").mkdir()
+    write_json(run / "stages" / "figures.json", {"psnr": 27.5, "files": ["worst.png"]})
+    return run
+
+
+def test_a_card_tells_what_training_left(trained: Path, tmp_path: Path) -> None:
+    folder, unfinished = write_card(trained, tmp_path / "card")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert unfinished
+    assert [line for line in text.splitlines() if line.startswith("## ")] == list(SECTIONS)
+    assert text.startswith("# mine\n")
+    assert "2 noise levels, grids of 1 × 8 × 8, 10 classes" in text
+    assert "3 updates, 24 images" in text
+    assert "torch 2." in text
+    assert "scikit-learn's digits" in text.replace("Scikit", "scikit")
+    assert "| judge: accuracy_samples | 0.25 |" in text
+    assert "| stages: psnr | 27.5 |" in text
+    newest = Image.open(trained / "samples" / "step_00000003.png")
+    assert Image.open(folder / "samples.png").tobytes() == newest.tobytes()
+    assert str(trained.parent) not in text + (folder / "config.yaml").read_text(encoding="utf-8")
+    assert load_config(folder / "config.yaml").training.num_steps == 3
+
+
+def test_what_a_person_wrote_goes_with_the_weights_and_may_change_there(trained: Path, tmp_path: Path) -> None:
+    write_card(trained)
+    path = trained / "card" / "README.md"
+    path.write_text(path.read_text(encoding="utf-8").replace(TO_WRITE, "Hands."), encoding="utf-8")
+    given = tmp_path / "given"
+    export_model(trained, given, half=False)
+    assert "Hands." in (given / "README.md").read_text(encoding="utf-8")
+    (given / "README.md").write_text("Another text.", encoding="utf-8")
+    verify_checksums(given)
+    export_model(given, tmp_path / "again", half=True)
+    assert (tmp_path / "again" / "README.md").read_text(encoding="utf-8") == "Another text."
+    assert CDRLPipeline.from_pretrained(tmp_path / "again").model.num_classes == 10
+
+
+def test_weights_without_a_card_get_one_when_they_are_given_away(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path / "run", latent=True)
+    export_model(tmp_path / "run", tmp_path / "given", half=False)
+    text = (tmp_path / "given" / "README.md").read_text(encoding="utf-8")
+    assert "images, through latents of a first stage," in text
+    assert "cdrl encode config.yaml" in text
+    assert "None were measured" in text
+    assert not (tmp_path / "given" / "samples.png").exists()
+
+
+def test_the_verb_says_where_the_card_is_and_a_folder_without_a_run_is_named(trained: Path, tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["card", str(trained), "--out", str(tmp_path / "card")])
+    assert answer.exit_code == 0, answer.output
+    assert f"card in {tmp_path / 'card' / 'README.md'}; finish what is marked" in answer.output
+    with pytest.raises(RunError, match="nowhere: no run there"):
+        write_card(tmp_path / "nowhere")
