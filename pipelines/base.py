@@ -328,6 +328,23 @@ class CDRLPipeline:
             parts.append(self.encoded(images[rows], noise))
         return torch.cat(parts)
 
+    def energy(self, data: Drawn | Images, level: int = 0, *, label: LabelOrName = None) -> Tensor:
+        """Energy of each grid or image at a level, as the paper defines it: [N], lower for the likelier.
+
+        It is minus ``model.log_density(y, level)`` at y = alpha_y x (eq. 1): the density of y, up to a constant. What
+        `log_density` returns is the density of x itself, which differs from it by a constant of the level.
+
+        Args:
+            data, level, label: as of `log_density`.
+
+        Raises:
+            TypeError, ValueError: as `log_density`.
+        """
+        level = self.model.level_of(level)
+        x = self.grids_of(data)
+        alpha_y = self.model.schedule.alpha_y[level].to(x.device)
+        return -self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)
+
     def log_density(
         self, data: Drawn | Images, level: int = 0, *, label: LabelOrName = None, log_z: float = 0.0
     ) -> Tensor:
@@ -343,10 +360,9 @@ class CDRLPipeline:
             TypeError: an argument is of another kind than it has to be.
             ValueError: there is no such level or class, or the data do not fit the model.
         """
-        level, log_z = self.model.level_of(level), finite_number("log_z", log_z)
-        x = self.grids_of(data)
-        alpha_y = self.model.schedule.alpha_y[level].to(x.device)
-        value = self.model.conditioned(self.class_ids(label, len(x))).log_density(alpha_y * x, level)
+        log_z, x = finite_number("log_z", log_z), self.grids_of(data)
+        value = -self.energy(x, level, label=label)
+        alpha_y = self.model.schedule.alpha_y[self.model.level_of(level)].to(x.device)
         # The energy's density is that of y = alpha_y x: a volume of x is alpha_y^-D times as large.
         return value - log_z + x[0].numel() * alpha_y.log()
 

@@ -17,6 +17,7 @@ from cdrl.data.loading import (
     possible_labels,
 )
 from cdrl.data.readers.faces import FACE_STYLES, render_face
+from cdrl.data.readers.folders import pictures_in
 from cdrl.data.readers.points import (
     NUM_SQUARES,
     checkerboard_density,
@@ -60,6 +61,7 @@ __all__ = [
     "load_images",
     "num_classes",
     "open_source",
+    "pictures_in",
     "possible_labels",
     "prepare_images",
     "read_picture",

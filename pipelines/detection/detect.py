@@ -236,23 +236,16 @@ def detect(
         generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", spec))
         return SYNTHETIC[spec](as_floats(inside_images), generator)
 
-    def readings_of(spec: str, found: Tensor) -> Readings:
-        grids = pipeline.grids_of(found)
-        readings = read_levels(pipeline.model.schedule, pipeline.model.conditioned().log_density, grids)
-        broken = int((~(readings.log_density + readings.gradient_norm).isfinite().all(dim=1)).sum())
-        if broken:
-            raise RunError(f"{spec}: the model's densities are NaN or infinite for {broken} of {len(found)} images")
-        return readings
-
     # All are read before any is scored, so that a missing one is told at once; as bytes, which take little memory.
     read = {each.spec: None if each.spec in SYNTHETIC else each.images(num_images, seed) for each in sources}
     others = {**read, **given}
     notes = {**{source.spec: source.note() for source in sources}, **dict.fromkeys(given, "images that were given")}
-    reference = readings_of("train", Source.parse("train", own).images(num_images, seed))
-    inside_scores = all_scores(readings_of(in_distribution, inside_images), reference)
+    reference = density_readings(pipeline, "train", Source.parse("train", own).images(num_images, seed))
+    inside_scores = all_scores(density_readings(pipeline, in_distribution, inside_images), reference)
     sets, outside = {}, {}
     for name, found in others.items():
-        readings = reference if name == "train" else readings_of(name, made(name) if found is None else found)
+        shown = made(name) if found is None else found
+        readings = reference if name == "train" else density_readings(pipeline, name, shown)
         scores = all_scores(readings, reference)
         outside[name] = scores[PAPER_SCORE]
         sets[name] = {
@@ -268,6 +261,20 @@ def detect(
         "out_of_distribution": sets,
     }
     return Detection(report, inside_scores[PAPER_SCORE], outside)
+
+
+def density_readings(pipeline: CDRLPipeline, name: str, images: Tensor) -> Readings:
+    """`read_levels` of images [N, C, H, W] by a model without a class.
+
+    Raises:
+        RunError: a density is NaN or infinite; the message has the ``name`` of the images.
+    """
+    grids = pipeline.grids_of(images)
+    readings = read_levels(pipeline.model.schedule, pipeline.model.conditioned().log_density, grids)
+    broken = int((~(readings.log_density + readings.gradient_norm).isfinite().all(dim=1)).sum())
+    if broken:
+        raise RunError(f"{name}: the model's densities are NaN or infinite for {broken} of {len(images)} images")
+    return readings
 
 
 def run_detection(run: Path, out: Sequence[str], **options: Any) -> Detection:

@@ -281,17 +281,25 @@ def density(
 def detect(
     run: RunFolder,
     against: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             help="set to be told from the in-distribution images, given once for each set: noise, "
             "constant, inverted, shuffled, interpolation or rotated are made of these images, train is the run's own "
             "training split, and a data set's NAME or NAME:PATH is its test split"
         ),
-    ],
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder of pictures, each of which gets its scores, and its percentile among training images"
+        ),
+    ] = None,
     in_distribution: Annotated[
-        str, typer.Option(help="test, train, or another data set as NAME or NAME:PATH")
+        str, typer.Option(help="test, train, or another data set as NAME or NAME:PATH; for --against")
     ] = "test",
-    num_images: Annotated[int, typer.Option(min=2, help="images of each set at most, chosen at random")] = 1000,
+    num_images: Annotated[
+        int, typer.Option(min=2, help="images of each set at most, chosen at random; with --images of training's")
+    ] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="of that choice, and of the sets that are made")] = 0,
     out: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -304,6 +312,8 @@ def detect(
 
     python run.py detect runs/digits_unconditional --against train --against fashion_mnist --against folder:photos
 
+    python run.py detect runs/digits_unconditional --images photos
+
     The paper's Table 8: python run.py detect runs/cifar10 --num-images 10000
     --against interpolation --against cifar100:cifar-100-python --against celeba:celeba --against svhn:svhn
     --against dtd:dtd
@@ -313,7 +323,17 @@ def detect(
 
         if out:
             raise ValueError("--out: sets are named by --against; elsewhere --out is a folder")
-        detection = run_detection(run, against, in_distribution=in_distribution, num_images=num_images, seed=seed)
+        if bool(against) == (images is not None):
+            raise ValueError("expected either --against, to tell sets apart, or --images, to score pictures")
+        if images is not None:
+            if in_distribution != "test":
+                raise ValueError("--in-distribution: is for --against; --images are compared with training images")
+            from pipelines.detection.image_scores import run_image_scores
+
+            table, read = run_image_scores(run, images, num_compared=num_images, seed=seed)
+            tell(f"{read}\nscores, the least likely picture first, in {table}")
+            return
+        detection = run_detection(run, against or (), in_distribution=in_distribution, num_images=num_images, seed=seed)
         typer.echo(detection_table(detection.report))
         typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from torch import Tensor
 from cdrl.config import DataConfig
 from cdrl.data.images.census import Tally, left_out_in_words, printable
 from cdrl.data.images.files import Decoding, picture_files, read_picture
+from cdrl.data.images.preparing import read_source
 from cdrl.data.images.sets import DataError, Part, Source, Split, fingerprint_of, source_in_memory
 from cdrl.data.images.walking import PICTURE_ENDINGS, list_folder, pictures_below
 from cdrl.data.shards.reading import has_foreign_shards, has_index, read_shards
 from cdrl.data.shards.tars import ForeignSample, list_foreign_shard, read_foreign_images
+from cdrl.names import counted
 from cdrl.runs.progress import progress_bar
 from cdrl.sampling.noise import derive_seed
 
@@ -52,6 +55,40 @@ def open_folder(path: Path, split: Split, data: DataConfig) -> Source:
     if split == "test":
         classes = _classes_of_training(path, root, classes, bool(files), data)
     return _source_of(root, split, classes, files, tally, data)
+
+
+class Pictures(NamedTuple):
+    """Pictures below a folder, without classes and splits.
+
+    Attributes:
+        names: of each, below the folder.
+        images: uint8 [N, channels, size, size].
+        told: how many were read, and what was left out, in one line.
+    """
+
+    names: list[str]
+    images: Tensor
+    told: str
+
+
+def pictures_in(folder: Path, size: int, channels: int, decoding: Decoding) -> Pictures:
+    """All pictures in a folder and its sub-folders, prepared as for training.
+
+    Raises:
+        DataError: there is no such folder, no picture in it, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{printable(folder)}: no such folder of pictures")
+    tally = Tally(folder)
+    files = pictures_below(folder, tally)
+    if not files:
+        left = left_out_in_words(tally.left_out)
+        raise DataError(f"{printable(folder)}: no picture there{f'; left out: {left}' if left else ''}")
+    source = picture_files(files, partial(read_picture, decoding=decoding))
+    images = read_source(source, size, channels, folder.name).images
+    names = [printable(file.relative_to(folder)) for file in files]
+    told = f"{counted(len(files), 'picture')} read; left out: {left_out_in_words(tally.left_out) or 'nothing'}"
+    return Pictures(names, images, told)
 
 
 def open_shard_folder(path: Path, split: Split, data: DataConfig) -> Source:
