@@ -12,7 +12,7 @@ from cdrl.config_files import parse_config
 from cdrl.runs.machine import without_absolute_paths
 from cdrl.runs.model_folder import load_model
 from cdrl.runs.outputs import one_calls_output
-from pipelines.report.run_facts import Facts, read_facts
+from pipelines.report.run_facts import Facts, newest_picture, read_facts
 
 CARD, PICTURE, CONFIG = "README.md", "samples.png", "config.yaml"
 TO_WRITE = "*To be written by who trained it.*"
@@ -68,12 +68,6 @@ def put_card(run: Path, folder: Path, name: str) -> bool:
     settings = yaml.safe_dump(without_absolute_paths(facts.config), sort_keys=False)
     (folder / CONFIG).write_text(settings, encoding="utf-8")
     return picture is not None
-
-
-def newest_picture(facts: Facts) -> Path | None:
-    """Samples that a command has drawn of the finished model; else those of training's last look."""
-    drawn = [facts.folder / place for place in ("samples.png", "stages/samples.png", "generated/grid.png")]
-    return next((path for path in drawn if path.exists()), facts.grids[max(facts.grids)] if facts.grids else None)
 
 
 def card_lines(facts: Facts, *, pictured: bool) -> Iterator[str]:

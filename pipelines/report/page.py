@@ -6,7 +6,9 @@ import base64
 import html
 import io
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from cdrl.config import ConfigError
 from cdrl.data import DataError, as_floats, training_images
+from cdrl.installation import program
 from cdrl.runs.lock import locked
 from cdrl.runs.model_folder import find_model
 from cdrl.runs.run import RunError
@@ -32,7 +35,7 @@ from pipelines.evaluation.distances import some_of
 from pipelines.evaluation.neighbours import nearest_images
 from pipelines.evaluation.sample_store import SampleStore
 from pipelines.generation import default_device
-from pipelines.report.run_facts import Curve, Facts, Points, read_facts
+from pipelines.report.run_facts import Curve, Facts, Points, newest_picture, read_facts
 
 Cell = Callable[[Facts], str]
 
@@ -54,17 +57,26 @@ HELD_OUT = 100
 NEAREST = 3
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem; color: #1b1b1b; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ccc }
-h3 { font-size: .95rem; margin: 1rem 0 .1rem } p.note { margin: 0 0 .3rem; color: #555; font-size: .85rem }
+:root { --ink: #1b1b1b; --paper: #fff; --faint: #555; --line: #ddd; color-scheme: light dark }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #16181b; --faint: #a8adb3; --line: #3a3f45 } }
+* { box-sizing: border-box }
+body { font: 15px/1.45 system-ui, sans-serif; margin: clamp(.8rem, 3vw, 2rem); color: var(--ink);
+  background: var(--paper); overflow-wrap: anywhere }
+h1 { font-size: 1.5rem; margin-bottom: .2rem }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line) }
+h3 { font-size: .95rem; margin: 1rem 0 .1rem } p.note { margin: 0 0 .3rem; color: var(--faint); font-size: .85rem }
 .runs { display: grid; gap: 1.2rem; align-items: start }
+.runs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
+.runs.one { grid-template-columns: minmax(0, 70rem) }
 .runs > div { min-width: 0 } .runs > div > b { font-size: .95rem }
 img { max-width: 100%; height: auto; display: block } img.grid { image-rendering: pixelated }
+img.curve { background: #fff; width: min(100%, 34rem) }
 figure { margin: 0 0 .8rem; display: inline-block; vertical-align: top; max-width: 100% }
-figcaption { color: #555; font-size: .8rem }
+figcaption { color: var(--faint); font-size: .8rem }
 .strip { display: flex; flex-wrap: wrap; gap: .8rem } .strip figure { width: 15rem }
-table { border-collapse: collapse; font-size: .85rem } td, th { padding: .15rem .7rem .15rem 0; text-align: left }
-td.number { font-variant-numeric: tabular-nums } tr { border-bottom: 1px solid #eee }
+.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .85rem; overflow-wrap: normal }
+td, th { padding: .15rem .7rem .15rem 0; text-align: left }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap } tr { border-bottom: 1px solid var(--line) }
 pre { font-size: .75rem; overflow-x: auto } summary { cursor: pointer }
 """
 
@@ -81,7 +93,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: i
     """
     facts = [read_facts(run, name) for run, name in zip(runs, _short_names(runs), strict=True)]
     path = out or (runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "report.html")
-    sections = [
+    sections = [("Samples", _row(facts, _samples_cell))]
+    if any(_first_stage_pictures(f) for f in facts):
+        sections.append(("First stage", _row(facts, _first_stage_cell)))
+    sections += [
         ("Runs", _table(_overview(facts))),
         ("Figures", _table(_figures_table(facts)) if any(f.figures for f in facts) else "<p>None yet.</p>"),
         ("Curves", "".join(_curve_row(name, facts) for name in _union([list(f.curves) for f in facts]))),
@@ -98,9 +113,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None, *, neighbours: i
     sections.append(("Configuration", _configuration(facts)))
     body = "".join(f"<h2>{title}</h2>{content}" for title, content in sections)
     title = html.escape(" and ".join(f.name for f in facts))
+    command = html.escape(f"{program()} report {shlex.join(map(str, runs))}")
+    made = f'<p class="note">{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by: {command}</p>'
     page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{body}</body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{made}{body}</body></html>\n"
     )
     with locked(path.parent, path.name), written_whole(path) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -120,10 +138,13 @@ def _curve_row(name: str, facts: Sequence[Facts]) -> str:
     if not values:
         return ""
     scale, limits = _axis(values)
-    cells = [curve_picture(curve, scale, limits) if curve else "" for curve in thin]
-    named = zip(facts, cells, strict=True)
     note = f'<p class="note">{MEANINGS[name]}</p>' if name in MEANINGS else ""
-    return f"<h3>{html.escape(name)}</h3>{note}" + _columns([(f.name, cell) for f, cell in named])
+    head = f"<h3>{html.escape(name)}</h3>{note}"
+    if len(facts) > 1 and all(set(curve) <= {""} for curve in thin):
+        together = {f.name: curve[""] for f, curve in zip(facts, thin, strict=True) if curve}
+        return head + curve_picture(together, scale, limits)
+    cells = [curve_picture(curve, scale, limits) if curve else "" for curve in thin]
+    return head + _columns([(f.name, cell) for f, cell in zip(facts, cells, strict=True)])
 
 
 def _axis(values: Sequence[float]) -> tuple[dict[str, Any], tuple[float, float]]:
@@ -138,7 +159,7 @@ def _axis(values: Sequence[float]) -> tuple[dict[str, Any], tuple[float, float]]
 
 
 def curve_picture(curve: Curve, scale: dict[str, Any], limits: tuple[float, float]) -> str:
-    """Plot curves over the steps as an <img>; levels go from dark (0, the cleanest) to light."""
+    """Plot curves over the steps as an <img>: levels, from dark (0, the cleanest) to light, or runs."""
     with matplotlib.rc_context({"svg.fonttype": "path", "font.size": 8, "svg.hashsalt": "report"}):
         figure = Figure(figsize=(5, 2.6), layout="constrained")
         axes = figure.subplots()
@@ -155,7 +176,33 @@ def curve_picture(curve: Curve, scale: dict[str, Any], limits: tuple[float, floa
             axes.legend(fontsize=6, ncols=2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _image(buffer.getvalue(), "svg+xml")
+    return _image(buffer.getvalue(), "svg+xml", "curve")
+
+
+def _samples_cell(facts: Facts) -> str:
+    picture = newest_picture(facts)
+    if picture is None:
+        return "<p>None.</p>"
+    where = html.escape(str(picture.relative_to(facts.folder)))
+    return f"<figure>{_image(picture.read_bytes(), 'png', 'grid')}<figcaption>{where}</figcaption></figure>"
+
+
+def _first_stage_pictures(facts: Facts) -> dict[Path, str]:
+    """Pictures of the first stage, the newest of its training and the worst, with what they show."""
+    newest = sorted(facts.folder.glob("autoencoder/reconstructions/step_*.png"))[-1:]
+    worst = [path for place in ("worst.png", "stages/worst.png") if (path := facts.folder / place).exists()][:1]
+    return {
+        **dict.fromkeys(newest, "held-out images, each row above its reconstructions"),
+        **dict.fromkeys(worst, "the held-out images that are reconstructed worst"),
+    }
+
+
+def _first_stage_cell(facts: Facts) -> str:
+    figures = [
+        f"<figure>{_image(path.read_bytes(), 'png', 'grid')}<figcaption>{words}</figcaption></figure>"
+        for path, words in _first_stage_pictures(facts).items()
+    ]
+    return "".join(figures) or "<p>None.</p>"
 
 
 def _grids_cell(facts: Facts) -> str:
@@ -260,8 +307,7 @@ def _row(facts: Sequence[Facts], cell: Cell) -> str:
 
 def _columns(cells: Sequence[tuple[str, str]]) -> str:
     named = [f"<div>{f'<b>{html.escape(name)}</b>' if len(cells) > 1 else ''}{cell}</div>" for name, cell in cells]
-    width = "minmax(0, 1fr)" if len(cells) > 1 else "minmax(0, 70rem)"
-    return f'<div class="runs" style="grid-template-columns: repeat({len(cells)}, {width})">{"".join(named)}</div>'
+    return f'<div class="runs{" one" if len(cells) == 1 else ""}">{"".join(named)}</div>'
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -271,7 +317,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     for name, *values in body:
         numbers = "".join(f'<td class="number">{html.escape(value)}</td>' for value in values)
         lines.append(f"<tr><td>{html.escape(name)}</td>{numbers}</tr>")
-    return f"<table>{''.join(lines)}</table>"
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
 
 def _image(content: bytes, kind: str, style: str = "") -> str:

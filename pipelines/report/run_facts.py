@@ -71,6 +71,12 @@ def read_facts(run: Path, name: str) -> Facts:
     )
 
 
+def newest_picture(facts: Facts) -> Path | None:
+    """Samples that a command has drawn of the finished model; else those of training's last look."""
+    drawn = [facts.folder / place for place in ("samples.png", "stages/samples.png", "generated/grid.png")]
+    return next((path for path in drawn if path.exists()), facts.grids[max(facts.grids)] if facts.grids else None)
+
+
 def read_curves(log: Path) -> dict[str, Curve]:
     """Read the curves of metrics.jsonl by name, one per level where a value has levels."""
     curves: dict[str, Curve] = {}

@@ -83,7 +83,8 @@ def test_a_page_holds_what_the_run_holds_and_needs_nothing_else(run: Path) -> No
     assert (figures["first stage: wall seconds"], figures["first stage: CPU seconds"]) == ("1,234.5", "2,345.5")
     assert len(pictures(text, "svg+xml")) == 2
     assert all(b"<svg" in picture for picture in pictures(text, "svg+xml"))
-    first, last, neighbours = (Image.open(io.BytesIO(picture)) for picture in pictures(text, "png"))
+    newest, first, last, neighbours = (Image.open(io.BytesIO(picture)) for picture in pictures(text, "png"))
+    assert newest.getpixel((0, 0)) == (200, 200, 200)
     assert (first.getpixel((0, 0)), last.getpixel((0, 0))) == ((100, 100, 100), (200, 200, 200))
     assert neighbours.size[0] > neighbours.size[1]
 
@@ -97,16 +98,37 @@ def test_runs_are_laid_side_by_side_with_what_differs(run: Path, tmp_path: Path)
     assert path == tmp_path / "report.html"
     text = path.read_text(encoding="utf-8")
     assert Page(text).open == []
-    (difference,) = re.findall(r"<h3>Where they differ</h3><table>(.*?)</table>", text)
+    (difference,) = re.findall(r'<h3>Where they differ</h3><div class="wide"><table>(.*?)</table>', text)
     assert re.findall(r"<tr><td>(.*?)</td>", difference) == ["training.energy_lr"]
     assert '<td class="number">0.001</td><td class="number">0.125</td>' in difference
-    assert text.count("repeat(2, ") >= 4
+    assert text.count('<div class="runs">') >= 4
     assert "other: no trained model there" in text
     with pytest.raises(RunError, match="nowhere: no run there"):
         write_report([run, tmp_path / "nowhere"])
     (other / "config.yaml").write_text("data: [1, {")
     with pytest.raises(RunError, match=r"config\.yaml: not a readable YAML file"):
         write_report([run, other])
+
+
+def test_curves_of_several_runs_lie_over_one_another_and_the_first_stage_is_shown(run: Path, tmp_path: Path) -> None:
+    paths = [run]
+    for name in ("a", "b"):
+        other = tmp_path / name
+        other.mkdir()
+        for file in ("config.yaml", "metrics.jsonl"):
+            (other / file).write_bytes((run / file).read_bytes())
+        paths.append(other)
+    for place in ("autoencoder/reconstructions/step_00000003.png", "stages/worst.png"):
+        save_picture(run / place, torch.full((3, 5, 7), 30, dtype=torch.uint8))
+    text = write_report(paths, neighbours=0).read_text(encoding="utf-8")
+    assert Page(text).open == []
+    # The loss of all runs in one picture, the gaps of each level in one for every run.
+    assert len(pictures(text, "svg+xml")) == 1 + 3
+    assert text.index("<h2>Samples</h2>") < text.index("<h2>First stage</h2>") < text.index("<h2>Runs</h2>")
+    assert "the held-out images that are reconstructed worst" in text
+    assert re.search(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, by: python run.py report ", text)
+    assert '<meta name="viewport"' in text
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_curves_are_the_log_and_thinning_keeps_their_means(run: Path) -> None:
