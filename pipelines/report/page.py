@@ -53,6 +53,8 @@ MEANINGS = {
 }
 MOST_POINTS = 300
 MOST_GRIDS = 6
+MOST_BYTES, MOST_PIXELS = 2**20, 1600
+"""Of a picture that is put into the page as it is, and the side of one that is not."""
 HELD_OUT = 100
 NEAREST = 3
 
@@ -68,7 +70,7 @@ h3 { font-size: .95rem; margin: 1rem 0 .1rem } p.note { margin: 0 0 .3rem; color
 .runs { display: grid; gap: 1.2rem; align-items: start }
 .runs { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 .runs.one { grid-template-columns: minmax(0, 70rem) }
-.runs > div { min-width: 0 } .runs > div > b { font-size: .95rem }
+.runs > div { min-width: 0 } .runs > div > b { font-size: .95rem; display: block }
 img { max-width: 100%; height: auto; display: block } img.grid { image-rendering: pixelated }
 img.curve { background: #fff; width: min(100%, 34rem) }
 figure { margin: 0 0 .8rem; display: inline-block; vertical-align: top; max-width: 100% }
@@ -184,7 +186,7 @@ def _samples_cell(facts: Facts) -> str:
     if picture is None:
         return "<p>None.</p>"
     where = html.escape(str(picture.relative_to(facts.folder)))
-    return f"<figure>{_image(picture.read_bytes(), 'png', 'grid')}<figcaption>{where}</figcaption></figure>"
+    return f"<figure>{_picture(picture.read_bytes())}<figcaption>{where}</figcaption></figure>"
 
 
 def _first_stage_pictures(facts: Facts) -> dict[Path, str]:
@@ -199,7 +201,7 @@ def _first_stage_pictures(facts: Facts) -> dict[Path, str]:
 
 def _first_stage_cell(facts: Facts) -> str:
     figures = [
-        f"<figure>{_image(path.read_bytes(), 'png', 'grid')}<figcaption>{words}</figcaption></figure>"
+        f"<figure>{_picture(path.read_bytes())}<figcaption>{words}</figcaption></figure>"
         for path, words in _first_stage_pictures(facts).items()
     ]
     return "".join(figures) or "<p>None.</p>"
@@ -209,7 +211,7 @@ def _grids_cell(facts: Facts) -> str:
     steps = sorted(facts.grids)
     kept = sorted({steps[round(i * (len(steps) - 1) / (MOST_GRIDS - 1))] for i in range(MOST_GRIDS)}) if steps else []
     figures = [
-        f"<figure>{_image(facts.grids[step].read_bytes(), 'png', 'grid')}<figcaption>step {step}</figcaption></figure>"
+        f"<figure>{_picture(facts.grids[step].read_bytes())}<figcaption>step {step}</figcaption></figure>"
         for step in kept
     ]
     return f'<div class="strip">{"".join(figures)}</div>' if figures else "<p>None.</p>"
@@ -220,7 +222,7 @@ def _neighbours_cell(run: Path, count: int) -> str:
         picture, words = neighbours_picture(run, count)
     except (ConfigError, DataError, RunError) as error:
         return f"<p>None: {html.escape(str(error))}</p>"
-    return f"<figure>{_image(_png(picture), 'png', 'grid')}<figcaption>{words}</figcaption></figure>"
+    return f"<figure>{_picture(_png(picture))}<figcaption>{words}</figcaption></figure>"
 
 
 def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
@@ -323,6 +325,18 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _image(content: bytes, kind: str, style: str = "") -> str:
     data = base64.b64encode(content).decode()
     return f'<img class="{style}" alt="" src="data:image/{kind};base64,{data}">'
+
+
+def _picture(content: bytes) -> str:
+    """A PNG file as an <img>; a large one smaller and as JPEG, or a page of many would have hundreds of megabytes."""
+    if len(content) <= MOST_BYTES:
+        return _image(content, "png", "grid")
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as picture:
+        shown = picture.convert("RGB")
+    shown.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    shown.save(buffer, format="jpeg", quality=88)
+    return _image(buffer.getvalue(), "jpeg")
 
 
 def _png(picture: Tensor) -> bytes:

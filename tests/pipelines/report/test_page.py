@@ -131,6 +131,15 @@ def test_curves_of_several_runs_lie_over_one_another_and_the_first_stage_is_show
     assert "prefers-color-scheme: dark" in text
 
 
+def test_large_pictures_are_put_into_the_page_smaller(run: Path) -> None:
+    noise = torch.randint(256, (3, 700, 2000), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    save_picture(run / "samples" / "step_00000004.png", noise)
+    text = write_report([run], neighbours=0).read_text(encoding="utf-8")
+    shown = [Image.open(io.BytesIO(picture)) for picture in pictures(text, "jpeg")]
+    assert [picture.size for picture in shown] == [(1600, 560)] * 2
+    assert len(text) < 4 * 10**6
+
+
 def test_curves_are_the_log_and_thinning_keeps_their_means(run: Path) -> None:
     curves = read_curves(run / "metrics.jsonl")
     assert curves["energy_loss"] == {"": [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]}
