@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: quickstart quickstart-short test slow install clean
+.PHONY: quickstart quickstart-short test slow docs install clean
 
 ## Both stages on drawn faces, end to end; pictures and figures land in runs/quickstart.
 quickstart: install
@@ -19,6 +19,11 @@ test: install
 slow: install
 	$(BIN)/python -m pytest -m slow
 
+## The pages of docs/ as a site in site/, links checked.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -27,4 +32,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

@@ -109,8 +109,8 @@ def train(config: Config, run: Run, data: TrainingSet, num_classes: int, outputs
     rollbacks = 0
     with stop_requests() as stop_requested:
         while True:
-            begins = config.training.init is not None and run.last_checkpoint() is None
-            initial = find_model(config.training.init) if begins else None
+            start_from = config.training.init if run.last_checkpoint() is None else None
+            initial = None if start_from is None else find_model(start_from)
             trainer = CooperativeTrainer(config, data, num_classes, world, rollbacks, initial)
             try:
                 _train_to_the_end(trainer, run, outputs, stop_requested)

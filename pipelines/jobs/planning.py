@@ -121,8 +121,15 @@ def _stage_one(settings: StageOneConfig, world: World) -> StagePlan:
         network = Autoencoder(architecture, settings.data.channels, settings.data.image_size)
     count = sum(parameter.numel() for parameter in network.parameters())
     return StagePlan(
-        *("first stage", count, state + kept, _checkpoint_bytes(count, training.optimizer)),
-        *(images, seconds, training.batch_size, training.num_steps, world.size),
+        name="first stage",
+        parameters=count,
+        memory=state + kept,
+        checkpoint=_checkpoint_bytes(count, training.optimizer),
+        images=images,
+        seconds=seconds,
+        batch_size=training.batch_size,
+        num_steps=training.num_steps,
+        processes=world.size,
     )
 
 
@@ -139,8 +146,15 @@ def _stage_two(config: Config, world: World) -> StagePlan:
     model = CDRL.without_weights(config, shape, classes)
     count = sum(parameter.numel() for parameter in model.parameters())
     return StagePlan(
-        *("energies and initializers", count, state + kept, _checkpoint_bytes(count, training.optimizer)),
-        *(images, seconds, training.batch_size, training.num_steps, world.size),
+        name="energies and initializers",
+        parameters=count,
+        memory=state + kept,
+        checkpoint=_checkpoint_bytes(count, training.optimizer),
+        images=images,
+        seconds=seconds,
+        batch_size=training.batch_size,
+        num_steps=training.num_steps,
+        processes=world.size,
     )
 
 
