@@ -20,7 +20,6 @@ from autoencoder.reconstruction import held_out_quality, mean_image_psnr
 from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
 from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums
-from cdrl.runs.machine import machine_in_words
 from cdrl.runs.model_folder import take_over
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
@@ -44,6 +43,7 @@ from cdrl.training.interruption import (
     save_picture,
     stop_requests,
 )
+from cdrl.training.machine import machine_in_words
 from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 

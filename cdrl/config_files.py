@@ -63,6 +63,15 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def without_absolute_paths(value: Any) -> Any:
+    """Nested settings; of absolute paths, which tell of a machine, the last part alone."""
+    if isinstance(value, dict):
+        return {key: without_absolute_paths(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [without_absolute_paths(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: its chain of 'base' files comes back to itself")

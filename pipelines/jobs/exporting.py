@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from cdrl.config_files import without_absolute_paths
 from cdrl.runs.checksums import CHECKSUMS, folder_with_checksums, verify_checksums
-from cdrl.runs.machine import without_absolute_paths
 from cdrl.runs.model_folder import find_model
 from cdrl.runs.pretrained import SHIPPED
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json

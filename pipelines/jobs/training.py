@@ -27,11 +27,11 @@ from cdrl.data import (
     training_images,
 )
 from cdrl.runs.lock import locked
-from cdrl.runs.machine import machine_in_words
 from cdrl.runs.run import MEASURED_ON, Run, RunError, os_error_in_words
 from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
 from cdrl.training.loop import Outputs, train
+from cdrl.training.machine import machine_in_words
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation, real_images
 from pipelines.evaluation.features import INCEPTION_FILE

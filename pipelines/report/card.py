@@ -8,8 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cdrl.config_files import parse_config
-from cdrl.runs.machine import without_absolute_paths
+from cdrl.config_files import parse_config, without_absolute_paths
 from cdrl.runs.model_folder import load_model
 from cdrl.runs.outputs import one_calls_output
 from pipelines.report.run_facts import Facts, newest_picture, read_facts

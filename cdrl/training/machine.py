@@ -1,11 +1,10 @@
-"""The machine that something was trained on, in words that name nobody, and settings without its paths."""
+"""The machine that something was trained on, in words that name nobody."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,12 +26,3 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()  # not Linux
-
-
-def without_absolute_paths(value: Any) -> Any:
-    """Nested settings; of absolute paths, which tell of a machine, the last part alone."""
-    if isinstance(value, dict):
-        return {key: without_absolute_paths(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_absolute_paths(each) for each in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
