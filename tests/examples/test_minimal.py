@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,3 +135,11 @@ def test_the_chains_leave_no_gradient_behind(minimal: SimpleNamespace) -> None:
     initializer_loss.backward()
     after = [parameter.grad for parameter in networks[0].parameters() if parameter.grad is not None]
     assert all(torch.equal(*pair) for pair in zip(energy_gradient, after, strict=True))
+
+
+def test_every_excerpt_of_the_tutorial_stands_in_the_file() -> None:
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    excerpts = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    source = EXAMPLE.read_text(encoding="utf-8")
+    assert len(excerpts) >= 8
+    assert [excerpt for excerpt in excerpts if excerpt not in source] == []
