@@ -8,6 +8,7 @@ import pytest
 
 from cdrl import CDRL, ConfigError
 from cdrl.config_files import load_config
+from pipelines.jobs import planning
 from pipelines.jobs.planning import StagePlan, duration, plans
 from tests.helpers import start_command, tiny_config, tiny_values, write_config
 
@@ -15,6 +16,12 @@ FIRST_STAGE = {
     "architecture": {"channels": 32, "multipliers": [1], "num_blocks": 1, "pixel_unshuffle": 2},
     "training": {"num_steps": 40, "batch_size": 4},
 }
+
+
+@pytest.fixture
+def at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Updates of the fewest images are measured alone."""
+    monkeypatch.setattr(planning, "_ENOUGH", 0.0)
 
 
 def test_a_plan_counts_what_training_builds_and_times_its_updates(
@@ -31,6 +38,7 @@ def test_a_plan_counts_what_training_builds_and_times_its_updates(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("at_a_glance")
 def test_both_stages_of_a_latent_run_are_planned_the_late_discriminator_too() -> None:
     plain = tiny_config(space="latent", autoencoder=FIRST_STAGE)
     first, second = plans(plain)
@@ -43,6 +51,7 @@ def test_both_stages_of_a_latent_run_are_planned_the_late_discriminator_too() ->
     assert [stage.name for stage in plans(adversarial)] == ["first stage", "energies and initializers"]
 
 
+@pytest.mark.usefixtures("at_a_glance")
 def test_points_are_planned_and_a_first_stage_that_is_missing_is_named(tmp_path: Path) -> None:
     (points,) = plans(load_config("checkerboard", ["training.batch_size=20"]))
     assert points.batch_size == 20
