@@ -152,11 +152,14 @@ class Run:
         """Where the best result so far lies, if training is evaluated."""
         return self.folder / "best"
 
-    def open(self, config: Section) -> None:
+    def open(self, config: Section, *, exactly: bool = False) -> None:
         """Create the folder, or check that it was made with the same configuration; clear what a killed process left.
 
         A folder that holds neither a checkpoint nor a model binds nobody: it is taken over. What changes nothing of
         what is learned may have changed, and the length may have grown, see `cdrl.runs.changes`; a line says so.
+
+        Args:
+            exactly: refuse these changes as well, where runs are to be compared.
 
         Raises:
             RunError: the folder holds a run with other settings; the message names them. Or there is no checkpoint from
@@ -167,7 +170,7 @@ class Run:
         bound = self.last_checkpoint() is not None or self.model.exists()
         if path.exists() and bound:
             changed = settings_changes(read_yaml(path), config)
-            refused = [change for change in changed if not change.is_allowed]
+            refused = [change for change in changed if exactly or not change.is_allowed]
             if refused:
                 raise RunError(
                     f"{self.folder}: holds a run with other settings ({'; '.join(map(str, refused))}): "

@@ -83,7 +83,7 @@ def compare(
 def _compare(entries: Sequence[Entry], runs: Path, num_samples: int, processes: int) -> str:
     for entry in entries:
         with locked(entry.folder):
-            Run(entry.folder).open(entry.config)
+            Run(entry.folder).open(entry.config, exactly=True)
     waiting = [entry for entry in entries if _figures(entry, num_samples) is None]
     failures: dict[Path, str] = {}
     bar = progress_bar(len(entries), "compare", initial=len(entries) - len(waiting), unit="run")
