@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoencoder.model import Autoencoder, find_autoencoder, load_autoencoder
 from autoencoder.training import StageOneConfig, StageOneTrainer, bytes_for_stage_one
-from cdrl.config import Config
+from cdrl.config import Config, StageOneTrainingConfig, TrainingConfig
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.training.engine import World, start
@@ -115,22 +115,11 @@ def _stage_one(settings: StageOneConfig, world: World) -> StagePlan:
     if settings.autoencoder.objective.adversarial_weight and 0 < step < training.num_steps:
         _, late = _measured(trainer, images, world, first_step=step)
         seconds += (late - seconds) * (1 - step / training.num_steps)
-    state, kept = bytes_for_stage_one(settings, world)
     with torch.device("meta"):
         architecture = settings.autoencoder.architecture.model_copy(update={"bottleneck": "kl"})
         network = Autoencoder(architecture, settings.data.channels, settings.data.image_size)
-    count = sum(parameter.numel() for parameter in network.parameters())
-    return StagePlan(
-        name="first stage",
-        parameters=count,
-        memory=state + kept,
-        checkpoint=_checkpoint_bytes(count, training.optimizer),
-        images=images,
-        seconds=seconds,
-        batch_size=training.batch_size,
-        num_steps=training.num_steps,
-        processes=world.size,
-    )
+    memory = sum(bytes_for_stage_one(settings, world))
+    return _planned("first stage", network, memory, training, images, seconds, world)
 
 
 def _stage_two(config: Config, world: World) -> StagePlan:
@@ -142,13 +131,24 @@ def _stage_two(config: Config, world: World) -> StagePlan:
         return CooperativeTrainer(config.model_copy(update={"training": smaller}), data, classes, world)
 
     images, seconds = _measured(trainer, training.batch_size // training.accumulation, world, first_step=0)
-    state, kept = bytes_for_training(config, shape, classes, world)
-    model = CDRL.without_weights(config, shape, classes)
-    count = sum(parameter.numel() for parameter in model.parameters())
+    model, memory = CDRL.without_weights(config, shape, classes), sum(bytes_for_training(config, shape, classes, world))
+    return _planned("energies and initializers", model, memory, training, images, seconds, world)
+
+
+def _planned(
+    name: str,
+    networks: nn.Module,
+    memory: int,
+    training: TrainingConfig | StageOneTrainingConfig,
+    images: int,
+    seconds: float,
+    world: World,
+) -> StagePlan:
+    count = sum(parameter.numel() for parameter in networks.parameters())
     return StagePlan(
-        name="energies and initializers",
+        name=name,
         parameters=count,
-        memory=state + kept,
+        memory=memory,
         checkpoint=_checkpoint_bytes(count, training.optimizer),
         images=images,
         seconds=seconds,

@@ -27,9 +27,10 @@ def new(
     Example: python run.py new photos --hours 2
     """
     with clear_errors():
+        from cdrl.config_files import load_config
         from pipelines.jobs.proposing import write_proposal
+        from pipelines.jobs.training import verb_after_data
 
         path = out or Path(f"{folder.resolve().name}.yaml")
         lines = write_proposal(folder, size, space, hours, path)
-        verb = "train-autoencoder" if "space: latent" in path.read_text(encoding="utf-8") else "train"
-        tell("\n".join([*lines, f"configuration in {path}"]), verb, path)
+        tell("\n".join([*lines, f"configuration in {path}"]), verb_after_data(load_config(path)), path)
