@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: quickstart quickstart-short test slow docs install clean
+.PHONY: quickstart quickstart-short demo test slow browser docs install clean
 
 ## Both stages on drawn faces, end to end; pictures and figures land in runs/quickstart.
 quickstart: install
@@ -11,6 +11,11 @@ quickstart: install
 quickstart-short: install
 	$(BIN)/python run.py quickstart --short --run runs/quickstart-short
 
+## A page on which to try the weights that ship, opened in a browser.
+demo: install
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python run.py demo --open
+
 ## Lint, types and tests.
 test: install
 	$(BIN)/python -m pytest
@@ -18,6 +23,11 @@ test: install
 ## The checks that train for minutes.
 slow: install
 	$(BIN)/python -m pytest -m slow
+
+## The demo's page, used in Chromium, which has to be there: on Debian apt-get install chromium.
+browser: install
+	$(BIN)/python -m pip install --quiet --editable '.[demo,browser]'
+	$(BIN)/python -m pytest -n 0 -m browser tests/pipelines/demo
 
 ## The pages of docs/ as a site in site/, links checked.
 docs: install

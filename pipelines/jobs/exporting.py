@@ -12,28 +12,34 @@ from cdrl.runs.checksums import CHECKSUMS, folder_with_checksums, verify_checksu
 from cdrl.runs.model_folder import find_model
 from cdrl.runs.pretrained import SHIPPED
 from cdrl.runs.run import RunError, load_tensors, read_json, save_tensors, write_json
+from pipelines.base import CDRLPipeline
+from pipelines.detection.known_images import measured, save_known
 from pipelines.report.card import copy_card
 
 RUNS = Path("runs") / "pretrained"
 """Where results of weights that ship go."""
 
 
-def export_model(run: Path, folder: Path, *, half: bool) -> None:
+def export_model(run: Path, folder: Path, *, half: bool, with_images: bool = False) -> None:
     """Write the model of a run into a new folder: weights in safetensors, their descriptions, checksums.
 
     Of absolute paths in the configuration the last part is left. The run's model card goes with them.
 
     Args:
         half: store weights in half precision; they are computed with in single precision all the same.
+        with_images: some held-out images, and densities of training and held-out images, go along, for whoever has
+            the weights but not the data; see `pipelines.detection.known_images`.
 
     Raises:
         RunError: there is no trained model, or it is damaged; or ``folder`` exists; or a weight is beyond half
-            precision.
+            precision; or images are asked for, but the run has none.
+        DataError: the images cannot be read.
     """
     model = find_model(run)
     verify_checksums(model)
     if folder.exists():
         raise RunError(f"{folder}: exists already; name another folder")
+    known = measured(CDRLPipeline.from_pretrained(run)) if with_images else None
     with folder_with_checksums(folder) as partial:
         for path in sorted(model.rglob("*")):
             target = partial / path.relative_to(model)
@@ -44,6 +50,8 @@ def export_model(run: Path, folder: Path, *, half: bool) -> None:
                 if "config" in described:
                     described["config"] = without_absolute_paths(described["config"])
                 write_json(target, described)
+        if known is not None:
+            save_known(known, partial)
         copy_card(run, model, partial, folder.resolve().name)
 
 

@@ -298,8 +298,13 @@ def detect(
         str, typer.Option(help="test, train, or another data set as NAME or NAME:PATH; for --against")
     ] = "test",
     num_images: Annotated[
-        int, typer.Option(min=2, help="images of each set at most, chosen at random; with --images of training's")
-    ] = 1000,
+        int | None,
+        typer.Option(
+            min=2,
+            help="images of each set at most, chosen at random; with --images of training's  [default: 1000, or those "
+            "whose densities lie with the weights]",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of that choice, and of the sets that are made")] = 0,
     out: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -333,7 +338,8 @@ def detect(
             table, read = run_image_scores(run, images, num_compared=num_images, seed=seed)
             tell(f"{read}\nscores, the least likely picture first, in {table}")
             return
-        detection = run_detection(run, against or (), in_distribution=in_distribution, num_images=num_images, seed=seed)
+        count = 1000 if num_images is None else num_images
+        detection = run_detection(run, against or (), in_distribution=in_distribution, num_images=count, seed=seed)
         typer.echo(detection_table(detection.report))
         typer.echo(f"picture and figures in {run / 'detection.png'} and {run / 'detection.json'}")
 

@@ -60,7 +60,8 @@ def test_every_picture_of_a_folder_gets_its_line_the_least_likely_first(run: Pat
     images = pictures(tmp_path / "mine", run, 4)
     path, told = run_image_scores(run, tmp_path / "mine", num_compared=50, seed=0)
     assert path == run / "scores-mine" / "scores.csv"
-    assert told == "4 pictures read; left out: 1 file that is no picture by its ending (first: notes.txt)"
+    left_out = "left out: 1 file that is no picture by its ending (first: notes.txt)"
+    assert told == f"4 pictures read; {left_out}\ncompared with 50 training images"
     with path.open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert {line["file"] for line in lines} == {"inside/0.png", "1.png", "2.png", "3.png"}
