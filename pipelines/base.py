@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from cdrl.sampling.sampler import Callback, Constrain, LevelLogDensity, Propose,
 from cdrl.sampling.settings import AUTO_REACH, ChainPlan, changed, plan_chains, with_defaults
 from pipelines.decoding import Decoder, LatentDecoder, PointDecoder, load_decoder
 from pipelines.guidance import Guidance, guided, weight_or_guidance
+from pipelines.hub import is_hub_name, pulled, push_folder
 from pipelines.images import Images, as_tensor
 from pipelines.results import Drawn, Generated
 
@@ -93,12 +95,14 @@ class CDRLPipeline:
     def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Self:
         """Open a run folder, or its ``model`` folder alone, or weights that ship by their name: ``"heads256"``.
 
+        A name ``"owner/name"`` that is no folder here is one on the Hugging Face Hub, see `pipelines.hub`.
+
         Raises:
-            RunError: there is no trained model, or a file of it is missing or damaged.
+            RunError: there is no trained model, or a file of it is missing or damaged, or the Hub does not give it out.
             TypeError, ValueError: what was given is no folder, or no device of this machine.
         """
         found = device_of(device)
-        model_folder = find_model(folder_of("folder", folder))
+        model_folder = find_model(pulled(str(folder)) if is_hub_name(folder) else folder_of("folder", folder))
         model, record = load_model(model_folder)
         path = model_folder / "config.json"
         config = parse_config(record.config, source=str(path))
@@ -121,6 +125,20 @@ class CDRLPipeline:
         with replaced_model(folder_of("folder", folder), "energy.safetensors") as partial:
             save_model(partial, self.model, {**description, **self.decoder.description()})
             self.decoder.save(partial)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Give the model away on the Hugging Face Hub as ``owner/name``; returns its address there.
+
+        ``run.py push`` does so for a run, with its card.
+
+        Raises:
+            RunError: huggingface_hub is missing, or the Hub does not take it.
+            TypeError, ValueError: an argument is of another kind than it has to be, or ``name`` is not OWNER/NAME.
+        """
+        check_kind("private", private, bool, "True or False")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(Path(folder), name, private=private)
 
     def to(self, device: torch.device | str) -> Self:
         """Move the networks to a device; returns the pipeline itself.

@@ -1,4 +1,4 @@
-"""Verbs that take in what others have published, and give away what was trained here."""
+"""Verbs that take in what others have published."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.verbs.common import RunFolder, app, clear_errors, tell
+from pipelines.verbs.common import app, clear_errors, tell
 
 
 @app.command("import-cdrl")
@@ -61,34 +61,6 @@ def import_autoencoder(
         latent = first_stage.latent_shape
         told = f"{run}: images {_shape(image)} to latents {_shape(latent)} ({first_stage.config.bottleneck})"
         tell(told, "encode", "CONFIG", f"autoencoder.run={run}")
-
-
-@app.command("export")
-def export(
-    run: RunFolder,
-    folder: Annotated[Path, typer.Argument(help="new folder for the weights")],
-    half: Annotated[bool, typer.Option("--half", help="store the weights in half precision: half the size")] = False,
-    with_images: Annotated[
-        bool,
-        typer.Option("--with-images", help="8 held-out images, and densities of 500 of either split, go along"),
-    ] = False,
-) -> None:
-    """Write the trained weights of a run into a folder to give away, which every verb and from_pretrained open.
-
-    With images, whoever has the weights but not the data can fill in held-out images on the demo's page, and compare
-    images of their own with the training images.
-
-    Examples:
-
-    python run.py export runs/digits digits-weights --half
-
-    python run.py export runs/digits digits-weights --with-images
-    """
-    with clear_errors():
-        from pipelines.jobs.exporting import export_model
-
-        export_model(run, folder, half=half, with_images=with_images)
-        tell(f"weights and their card, README.md, in {folder}", "sample", folder, "--out", "pictures")
 
 
 def _shape(sizes: tuple[int, ...]) -> str:
