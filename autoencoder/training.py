@@ -46,6 +46,7 @@ from cdrl.training.interruption import (
 from cdrl.training.machine import machine_in_words
 from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
+from cdrl.training.trackers import opened_trackers
 
 HELD_OUT = 256
 """Held-out images on which PSNR and SSIM are logged during training; fewer of more than 128 x 128 pixels."""
@@ -204,7 +205,11 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         terms = RunningMeans(world.device)
         terms.sums |= load_sums(last[1], world).get("terms", {}) if last else {}
         watch = StageOneWatch(mean_image_psnr(test), training, best=state.get("best_psnr"))
-        log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
+        log = None
+        if world.is_main:
+            settings = config.model_dump(mode="json")
+            trackers = stack.enter_context(opened_trackers(training.trackers, run.folder, settings))
+            log = stack.enter_context(closing(MetricsLog(run.folder, step, trackers)))
         if world.is_main and training.precision == "auto":
             chosen = "bfloat16" if computes_in_bfloat16(training, world.device) else "float32"
             print(f"stage one computes in {chosen} (precision: auto)", file=sys.stderr, flush=True)

@@ -26,6 +26,9 @@ _MOST_NUMBERS = 2**32
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
 
 
+TrackerName = Literal["wandb", "mlflow"]
+
+
 def _some(multipliers: tuple[int, ...]) -> tuple[int, ...]:
     if not 1 <= len(multipliers) <= 12:
         raise ValueError(f"expected 1 to 12 resolutions, found {len(multipliers)}")
@@ -253,6 +256,9 @@ class StageOneTrainingConfig(Section):
         default="float32", description="of matrix work; auto: bfloat16 where the processor has it built in"
     )
     log_every: int = Field(default=50, ge=1, description="updates between two lines of metrics.jsonl")
+    trackers: tuple[TrackerName, ...] = Field(
+        default=(), description="programs that get the log and the pictures too, beside TensorBoard"
+    )
     picture_every: int = Field(default=500, ge=1, description="updates between two pictures of reconstructions")
     checkpoint_every: int = Field(default=1000, ge=1, description="updates between two checkpoints")
 
@@ -429,6 +435,9 @@ class TrainingConfig(Section):
         default="float32", description="precision of the energies' matrix work in chains"
     )
     log_every: int = Field(default=100, ge=1, description="updates between two lines of metrics.jsonl")
+    trackers: tuple[TrackerName, ...] = Field(
+        default=(), description="programs that get the log and the pictures too, beside TensorBoard"
+    )
     sample_every: int = Field(default=5000, ge=1, description="updates between two pictures of samples")
     checkpoint_every: int = Field(default=5000, ge=1, description="updates between two checkpoints")
     on_divergence: Literal["stop", "rollback"] = Field(

@@ -160,7 +160,7 @@ def kinds() -> dict[str, Kind]:
         np.savez(folder / "x.npz", mu=np.zeros(4, np.float32), sigma=np.eye(4))
 
     def settings(folder: Path) -> None:
-        text = (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8")
+        text = (ROOT / "configs" / "faces64.yaml").read_text(encoding="utf-8")
         (folder / "x.yaml").write_text(text, encoding="utf-8")
 
     def state(folder: Path) -> None:

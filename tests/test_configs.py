@@ -54,8 +54,9 @@ MILLIONS = {
     "faces_composition.yaml": (1.820, 0.0880),
     "faces256.yaml": (0.8644, 0.1332),
     "heads256.yaml": (0.8644, 0.1332),
-    "heads256_attributes.yaml": (1.818, 0.1332),
-    "quickstart.yaml": (0.8633, 0.1293),
+    "heads256_attributes.yaml": (0.8665, 0.1332),
+    "faces64.yaml": (0.8633, 0.1293),
+    "quickstart.yaml": (0.4551, 0.1332),
     **{f"ablation/{name}.yaml": (0.2179, 0.1298) for name in ABLATIONS},
     "ablation/no_initializer.yaml": (0.2179, 0),
 }

@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -274,12 +274,28 @@ def tell_if_finished(run: Run, step: int, key: str, num_steps: int) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-class MetricsLog:
-    """metrics.jsonl and TensorBoard of a run; what was logged after ``from_step`` is forgotten on resuming."""
+class Tracker(Protocol):
+    """Another program's record of a run, see `cdrl.training.trackers`."""
 
-    def __init__(self, folder: Path, from_step: int) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers under ``step``."""
+        ...
+
+    def picture(self, step: int, name: str, image: Tensor) -> None:
+        """Record a uint8 picture [C, H, W]."""
+        ...
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard of a run; what was logged after ``from_step`` is forgotten on resuming.
+
+    Args:
+        trackers: get the same.
+    """
+
+    def __init__(self, folder: Path, from_step: int, trackers: Sequence[Tracker] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.jsonl"
+        self._path, self._trackers = folder / "metrics.jsonl", trackers
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= from_step]
@@ -294,16 +310,22 @@ class MetricsLog:
             file.flush()
             # A checkpoint that outlives a loss of power must not miss the lines before it.
             os.fsync(file.fileno())
+        single: dict[str, float] = {}
         for name, value in values.items():
             if isinstance(value, list):
-                for level, number in enumerate(value):
-                    self._board.add_scalar(f"{name}/level_{level}", number, step)
+                single |= {f"{name}/level_{level}": number for level, number in enumerate(value)}
             else:
-                self._board.add_scalar(name, value, step)
+                single[name] = value
+        for name, number in single.items():
+            self._board.add_scalar(name, number, step)
+        for tracker in self._trackers:
+            tracker.log(step, single)
 
     def picture(self, step: int, name: str, image: Tensor) -> None:
         """Show a uint8 picture [C, H, W] on the board."""
         self._board.add_image(name, image, step)
+        for tracker in self._trackers:
+            tracker.picture(step, name, image)
 
     def close(self) -> None:
         """Write out what is buffered."""

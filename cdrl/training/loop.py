@@ -31,6 +31,7 @@ from cdrl.training.interruption import (
 )
 from cdrl.training.memory import expect_room_for_training
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
+from cdrl.training.trackers import opened_trackers
 from cdrl.training.trainer import CooperativeTrainer
 
 MAX_ROLLBACKS = 3
@@ -157,7 +158,11 @@ def _train_to_the_end(
             raise DivergenceError(f"{run.folder}: diverged at step {step}, {trouble}; {kept}")
 
     with contextlib.ExitStack() as stack:
-        log = stack.enter_context(closing(MetricsLog(run.folder, from_step=step))) if world.is_main else None
+        log = None
+        if world.is_main:
+            settings = outputs.description["config"]
+            trackers = stack.enter_context(opened_trackers(training.trackers, run.folder, settings))
+            log = stack.enter_context(closing(MetricsLog(run.folder, step, trackers)))
         progress = stack.enter_context(progress_bar(training.num_steps, "train", initial=step, shown=world.is_main))
         started, since = time.monotonic(), step
         while True:

@@ -17,7 +17,7 @@ from cdrl.runs.run import read_json
 from pipelines.evaluation.stages import JUDGE_STEPS, stage_figures
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two
 
-COMPARED = 1000
+COMPARED = 500
 """Images of each kind that the figures compare."""
 
 SHORT = (

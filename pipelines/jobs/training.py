@@ -32,6 +32,7 @@ from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
 from cdrl.training.loop import Outputs, train
 from cdrl.training.machine import machine_in_words
+from cdrl.training.trackers import check_trackers
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation, real_images
 from pipelines.evaluation.features import INCEPTION_FILE
@@ -94,9 +95,10 @@ def run_stage_one(config: Config, run: Path) -> Path:
         RunError: as `training_in`.
     """
     settings, folder = stage_one_settings(config), stage_one_folder(config, run)
+    assert settings.autoencoder.training is not None
+    check_trackers(settings.autoencoder.training.trackers)
     stage_one, world = Run(folder), start()
     with training_in(stage_one, settings, world):
-        assert settings.autoencoder.training is not None
         batch_size, seed = settings.autoencoder.training.batch_size, derive_seed(config.seed, "images")
         images, held_out = training_images(config.data), training_images(config.data, "test")
         by_main(world, lambda: stage_one.bind_data({**data_facts(images), MEASURED_ON: data_facts(held_out)}))
@@ -172,6 +174,7 @@ def run_stage_two(config: Config, run: Path) -> None:
     Raises:
         RunError: as `training_in`.
     """
+    check_trackers(config.training.trackers)
     world = start()
     stage_two = Run(run)
     with training_in(stage_two, config, world):
