@@ -30,7 +30,7 @@ class SizeName(StrEnum):
     """What can be timed."""
 
     cifar10 = "cifar10"
-    quickstart = "quickstart"
+    faces64 = "faces64"
 
 
 def _size(name: str, shape: tuple[int, ...], batch: int, spectral_norm: bool = True) -> Size:
@@ -40,12 +40,12 @@ def _size(name: str, shape: tuple[int, ...], batch: int, spectral_norm: bool = T
 
 SIZES = {
     SizeName.cifar10: {"CIFAR-10 with spectral norm": _size("cifar10", (3, 32, 32), 4)},
-    SizeName.quickstart: {
-        "quickstart with spectral norm": _size("quickstart", (2, 8, 8), 16),
-        "quickstart without spectral norm": _size("quickstart", (2, 8, 8), 16, spectral_norm=False),
+    SizeName.faces64: {
+        "faces64 with spectral norm": _size("faces64", (2, 8, 8), 16),
+        "faces64 without spectral norm": _size("faces64", (2, 8, 8), 16, spectral_norm=False),
     },
 }
-"""Networks of the paper's pixels and of the quickstart's latents; plain and package always have the same ones."""
+"""Networks of the paper's pixels and of the latents of drawn faces; plain and package always have the same ones."""
 
 
 def new_model(size: Size) -> CDRL:
