@@ -33,6 +33,8 @@ _GREY = 2.0
 _MOST_EPOCHS = 300
 _FEWEST_STEPS = 500
 _FEW = 1000
+_FEW_STEPS = 2000
+_TOO_FEW = f"fewer than {_FEW_STEPS:,} updates of the energies: expect smears; more --hours help, or a smaller --size"
 _COMMENT: dict[str, Any] = {"initial_indent": "# ", "subsequent_indent": "# "}
 
 
@@ -150,6 +152,9 @@ def write_proposal(folder: Path, size: int | None, space: str | None, hours: flo
     found = look_at(folder)
     side = size or default_size(found, hours)
     text, expected = proposal(found, side, space or ("pixel" if side <= SIZES[0] else "latent"), hours)
+    if space is None and side <= SIZES[0] and _TOO_FEW in expected:
+        text, expected = proposal(found, side, "latent", hours)
+        expected.append("on latents, since on pixels there would be time for too few updates; --space pixel insists")
     with written_whole(out) as partial:
         partial.write_text(text, encoding="utf-8")
     return [*found.lines(), *expected]
@@ -246,6 +251,8 @@ def _expectations(measured: Sequence[StagePlan], steps: Sequence[int], folder: F
             f"{stage.name}: {stage.batch_size / an_update:.3g} images a second here; {count:,} updates see {seen:,} "
             f"images, each picture {seen / max(1, folder.train):.3g} times, in {duration(count * an_update)}"
         )
+    if steps[-1] < _FEW_STEPS:
+        yield _TOO_FEW
     total = sum(count * stage.total_seconds / stage.num_steps for stage, count in zip(measured, steps, strict=True))
     if total > 3600 * hours:
         yield f"more than {hours:g} h: with fewer updates nothing can be seen; a smaller --size is faster"

@@ -87,6 +87,20 @@ def test_grey_pictures_without_classes_and_the_size_by_pictures_and_time(
     assert (data.channels, data.flip, data.labels, data.image_size) == (1, False, "none", 32)
 
 
+@pytest.mark.parametrize(("seconds", "space"), [(0.1, "pixel"), (1.0, "latent")])
+def test_small_pictures_are_modelled_by_latents_where_pixels_would_take_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, space: str
+) -> None:
+    folder = pictures(tmp_path / "mine", 400, (32, 32))
+    monkeypatch.setattr(proposing, "plans", timed(seconds))
+    told = "\n".join(write_proposal(folder, None, None, 0.5, tmp_path / "mine.yaml"))
+    assert load_config(tmp_path / "mine.yaml").space == space
+    assert ("--space pixel insists" in told) == (space == "latent")
+    insisted = "\n".join(write_proposal(folder, None, "pixel", 0.5, tmp_path / "pixels.yaml"))
+    assert load_config(tmp_path / "pixels.yaml").space == "pixel"
+    assert ("fewer than 2,000 updates" in insisted) == (space == "latent")
+
+
 def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty"):
