@@ -112,7 +112,7 @@ def test_a_proposal_trains_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(planning, "_ENOUGH", 0.0)
     for seed, name in enumerate(("cats", "dogs")):
         pictures(tmp_path / "mine" / name, 30, seed=seed)
-    answer = CliRunner().invoke(app, ["new", "mine", *"--size 32 --space pixel".split(), "--hours", "0.01"])
+    answer = CliRunner().invoke(app, ["new", "mine", "--size", "32", "--space", "pixel", "--hours", "0.01"])
     assert answer.exit_code == 0, answer.output
     assert "images a second here" in answer.output
     assert answer.output.endswith("next: python run.py train mine.yaml\n")
