@@ -106,4 +106,4 @@ def test_the_wheel_is_a_product(tmp_path: Path) -> None:
     run("train", "digits", "training.num_steps=2", "training.langevin_steps=1", "--run", "two", "--processes", "2")
     drawn = run("sample", "digits", "--num-images", "2", "--steps", "1")
     assert str(packages) not in drawn
-    assert (elsewhere / "runs" / "pretrained" / "digits" / "samples").is_dir()
+    assert (elsewhere / "runs" / "pretrained" / "digits" / "generated").is_dir()
