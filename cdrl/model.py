@@ -103,13 +103,15 @@ class CDRL(nn.Module):
             TypeError: what was given is no number.
             ValueError: a number is not whole, there is no such class, or not one for each image.
         """
-        ids = _whole(label).to(device, torch.int64)
+        ids = _whole(label)
         if ids.ndim > 1 or (ids.ndim == 1 and len(ids) != count):
             raise ValueError(f"label: expected one class id or {count} of them, found shape {list(ids.shape)}")
-        if ids.numel() and (int(ids.min()) < -1 or int(ids.max()) >= self.num_classes):
+        # Elsewhere a look at the values would wait for the device; what lies there has been looked at before.
+        is_seen = ids.device.type == "cpu" and ids.numel()
+        if is_seen and (int(ids.min()) < -1 or int(ids.max()) >= self.num_classes):
             known = f"-1 … {self.num_classes - 1}" if self.num_classes else "only -1 (the model is unconditional)"
             raise ValueError(f"label: class ids are {known}, found {sorted({int(i) for i in ids.reshape(-1)})}")
-        return ids.expand(count)
+        return ids.to(device, torch.int64).expand(count)
 
 
 def _whole(label: Label) -> Tensor:
@@ -197,6 +199,7 @@ class ConditionedCDRL:
         # Moved once: on a GPU each step of a chain would copy the tables anew.
         self._schedule = model.schedule.to(next(model.parameters()).device)
         self._memo: dict[tuple[int, int], EnergyCondition] = {}
+        self._labels: dict[int, Tensor] = {}
 
     def log_density(self, y: Tensor, level: Level) -> Tensor:
         """Log density f(y, level) up to a constant, [N], of y [N, *shape]."""
@@ -209,7 +212,7 @@ class ConditionedCDRL:
         initializer = self.model.initializer
         if initializer is None:
             return x_next
-        labels = self.model.labels(self.label, len(x_next), x_next.device)
+        labels = self._labels_of(x_next)
         logsnr = self._schedule.logsnr[level + 1].expand(len(x_next))
         output = initializer(x_next.to(next(initializer.parameters()).dtype), logsnr, labels)
         return proposal_mean(output, x_next, self._schedule, level, initializer.predicts)
@@ -218,12 +221,19 @@ class ConditionedCDRL:
         key = (level, len(y)) if isinstance(level, int) else None
         if key in self._memo:
             return self._memo[key]
-        labels = self.model.labels(self.label, len(y), y.device)
+        labels = self._labels_of(y)
         logsnr = self._schedule.logsnr[level].expand(len(y))
         condition = self.energy.condition(logsnr, labels)
         if key is not None and not condition.head.requires_grad:
             self._memo[key] = condition
         return condition
+
+    def _labels_of(self, grids: Tensor) -> Tensor:
+        """Class ids of a batch, moved to its device once: in a chain each move would copy them anew."""
+        count = len(grids)
+        if count not in self._labels:
+            self._labels[count] = self.model.labels(self.label, count, grids.device)
+        return self._labels[count]
 
     def _check(self, name: str, grid: Tensor, level: Level) -> None:
         check_grids(name, grid, self.model.shape)

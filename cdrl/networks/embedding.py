@@ -62,7 +62,8 @@ def distinct_conditions(logsnr: Tensor, label: Tensor) -> tuple[Tensor, Tensor, 
     A batch has few distinct levels but, for points, hundreds of rows, so whatever depends only on the condition is
     computed once per pair.
     """
-    if logsnr.is_meta:  # tensors without values, by which sizes are checked: each row may be a pair of its own
+    # Elsewhere to find the pairs would wait for the device, to which a few rows more are nothing.
+    if logsnr.device.type != "cpu":
         return logsnr, label, torch.arange(len(logsnr), device=logsnr.device)
     # Three searches in one dimension: one over rows is many times slower.
     levels, level = torch.unique(logsnr, return_inverse=True)

@@ -1,0 +1,78 @@
+"""Data: published formats, drawn faces, shards and points, and how they are served to training."""
+
+from cdrl.data.fingerprint import data_facts
+from cdrl.data.images.census import LEFT_OUT, data_in_words
+from cdrl.data.images.eight_bits import as_floats, expect_finite, fewer_of_large, image_batches, to_bytes
+from cdrl.data.images.files import Decoding, read_picture
+from cdrl.data.images.preparing import prepare_images
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
+from cdrl.data.loading import (
+    StreamedTrainingSet,
+    TrainingSet,
+    check_batch,
+    class_names,
+    image_training_set,
+    latent_training_set,
+    num_classes,
+    possible_labels,
+)
+from cdrl.data.readers.faces import FACE_STYLES, render_face
+from cdrl.data.readers.folders import pictures_in
+from cdrl.data.readers.points import (
+    NUM_SQUARES,
+    checkerboard_density,
+    inside_squares,
+    sample_checkerboard,
+    square_index,
+)
+from cdrl.data.shards.format import Sample
+from cdrl.data.shards.prepared import read_prepared, write_prepared
+from cdrl.data.shards.reading import read_shards
+from cdrl.data.shards.streaming import stream_shards
+from cdrl.data.shards.writing import write_shards
+from cdrl.data.sources import load_images, open_source, training_images
+
+__all__ = [
+    "FACE_STYLES",
+    "LEFT_OUT",
+    "NUM_SQUARES",
+    "DataError",
+    "Decoding",
+    "GridSet",
+    "Grids",
+    "ImageSet",
+    "Sample",
+    "Source",
+    "Split",
+    "StreamedTrainingSet",
+    "TrainingSet",
+    "as_floats",
+    "check_batch",
+    "checkerboard_density",
+    "class_names",
+    "data_facts",
+    "data_in_words",
+    "expect_finite",
+    "fewer_of_large",
+    "image_batches",
+    "image_training_set",
+    "inside_squares",
+    "latent_training_set",
+    "load_images",
+    "num_classes",
+    "open_source",
+    "pictures_in",
+    "possible_labels",
+    "prepare_images",
+    "read_picture",
+    "read_prepared",
+    "read_shards",
+    "render_face",
+    "sample_checkerboard",
+    "square_index",
+    "stream_shards",
+    "to_bytes",
+    "training_images",
+    "write_prepared",
+    "write_shards",
+]

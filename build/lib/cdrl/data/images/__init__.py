@@ -1,0 +1,1 @@
+"""Image sets in memory and as sources, picture files decoded, pictures brought to one size."""

@@ -1,0 +1,1 @@
+"""Webdataset shards: written by preparing and encoding, read whole or streamed."""

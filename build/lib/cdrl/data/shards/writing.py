@@ -1,0 +1,336 @@
+"""Writing shards: whole or not at all, and, if asked for, going on where an earlier attempt was cut short."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+
+from cdrl.data.images.census import as_metadata
+from cdrl.data.images.files import read_bytes
+from cdrl.data.images.sets import DataError, Source
+from cdrl.data.shards.format import FORMAT, INDEX, PARTIAL, TABLE, VERSION, Index, Sample, Shard
+from cdrl.data.shards.reading import has_foreign_shards, has_index, read_index
+from cdrl.data.shards.tars import parse_json, parse_label
+from cdrl.runs.whole import sync, sync_folder
+
+SHARD_SIZE = 1000
+_PLAN = "plan.json"
+_WRITING = ".writing"
+
+
+def write_shards(
+    folder: str | Path,
+    samples: Iterable[Sample],
+    metadata: Mapping[str, Any],
+    shard_size: int = SHARD_SIZE,
+    label_names: tuple[str, ...] = (),
+    attribute_names: tuple[str, ...] = (),
+) -> None:
+    """Write ``samples`` to `shard-000000.tar`, … and `index.json` in ``folder``, whole or not at all.
+
+    A set that an earlier call wrote there stays as it is until the new one is complete. ``metadata`` must fit into
+    JSON; it is read after the last sample, so it may be filled while the samples are drawn.
+
+    Raises:
+        DataError: there are no samples, they differ in shape, type or annotations, hold NaN, or the folder holds
+            shards that were not written here.
+    """
+    folder = _prepare_folder(folder)
+    discard_leftovers(folder)
+    layout = _Layout(folder, shard_size, label_names, attribute_names)
+    _write(layout, samples, metadata, _Written([], [], []), _SampleCheck(layout))
+
+
+def write_images_resumably(
+    folder: str | Path,
+    samples_from: Callable[[int], Iterable[Sample]],
+    source: Source,
+    shape: tuple[int, int, int],
+    metadata: Mapping[str, Any],
+) -> None:
+    """As `write_shards` for images uint8 ``shape``; shards that an earlier call of the same kind completed are kept.
+
+    The same bytes come of it, however often it was interrupted. ``samples_from(n)`` gives the samples from number
+    ``n`` on, which are those of ``source``, prepared; ``metadata`` tells sets that differ apart. What the source has
+    left out joins them in the index.
+
+    Raises:
+        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call. Or they come
+            from something else than the samples would now.
+    """
+    folder = _prepare_folder(folder)
+    names = (source.label_names, source.attribute_names)
+    plan = _Plan(json.dumps([shape, SHARD_SIZE, *names, dict(metadata)]), source.fingerprint)
+    origins = plan.origins_of(folder)
+    if origins is None:
+        discard_leftovers(folder)
+    elif (folder / (INDEX + PARTIAL)).is_file():
+        # It was cut short while the files took their names.
+        _publish(folder, read_index(folder, INDEX + PARTIAL))
+        return
+    layout = _Layout(folder, SHARD_SIZE, *names, plan)
+    written = _take_up(layout, plan, origins or [])
+    check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), written.num_samples)
+    noted = {**metadata, **as_metadata(source.left_out)}
+    _write(layout, samples_from(written.num_samples), noted, written, check)
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Remove what an interrupted writing left in a folder."""
+    for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{_WRITING}")]:
+        leftover.unlink()
+
+
+class _Plan(NamedTuple):
+    """What tells later calls whose shards these are, by settings in ``words`` and by what full shards come from."""
+
+    words: str
+    fingerprint: Callable[[slice], str]
+
+    def write(self, folder: Path, origins: Sequence[str]) -> None:
+        """Write the plan into ``folder``, with the fingerprints of the shards completed so far."""
+        _put(folder / (_PLAN + PARTIAL), json.dumps({"words": self.words, "origins": origins}).encode())
+
+    def origins_of(self, folder: Path) -> list[str] | None:
+        """The fingerprints of the full shards that a call with the same settings has left there; None without one."""
+        path = folder / (_PLAN + PARTIAL)
+        try:
+            found = json.loads(read_bytes(path)) if path.is_file() else None
+        except ValueError:
+            return None  # not whole, as after a loss of power
+        return found["origins"] if isinstance(found, dict) and found.get("words") == self.words else None
+
+
+class _Layout(NamedTuple):
+    """``plan`` is there if later calls may go on."""
+
+    folder: Path
+    shard_size: int
+    label_names: tuple[str, ...]
+    attribute_names: tuple[str, ...]
+    plan: _Plan | None = None
+
+
+class _Written(NamedTuple):
+    """Shards that are whole, each with its rows of the table of samples; and what the full ones of a plan come from."""
+
+    shards: list[Shard]
+    tables: list[dict[str, Tensor]]
+    origins: list[str]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(shard.count for shard in self.shards)
+
+
+def _write(
+    layout: _Layout, samples: Iterable[Sample], metadata: Mapping[str, Any], written: _Written, check: _SampleCheck
+) -> None:
+    folder, shard_size, label_names, attribute_names, plan = layout
+    for number, chunk in enumerate(_chunks(map(check, samples), shard_size), start=len(written.shards)):
+        name = f"shard-{number:06d}.tar"
+        content = _encode_shard(name, chunk, attribute_names)
+        if plan is not None:
+            # Before the shard itself: none is taken up whose origin is not known. One that is not full is the last
+            # and is always written again, since there may be more samples by then.
+            if len(chunk) == shard_size:
+                written.origins.append(plan.fingerprint(slice(written.num_samples, written.num_samples + shard_size)))
+            plan.write(folder, written.origins)
+        _put(folder / (name + PARTIAL), content)
+        _note(layout, name, content, written)
+    if check.first is None or not written.shards:
+        raise DataError(f"{folder}: there are no samples to write")
+    table = save({key: torch.cat([part[key] for part in written.tables]) for key in written.tables[0]})
+    _put(folder / (TABLE + PARTIAL), table)
+    index = Index(
+        format=FORMAT,
+        version=VERSION,
+        count=written.num_samples,
+        shape=tuple(check.first.shape),
+        dtype=str(check.first.dtype).removeprefix("torch."),
+        label_names=label_names,
+        attribute_names=attribute_names,
+        shards=tuple(written.shards),
+        table_sha256=hashlib.sha256(table).hexdigest(),
+        metadata=dict(metadata),
+    )
+    _put(folder / (INDEX + PARTIAL), index.model_dump_json(indent=1).encode())
+    _publish(folder, index)
+
+
+def _prepare_folder(folder: str | Path) -> Path:
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made to write shards there: {error.strerror}") from None
+    if has_foreign_shards(folder):
+        raise DataError(f"{folder}: holds shards without {INDEX}, which will not be overwritten")
+    return folder
+
+
+def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[str]) -> _Written:
+    """The whole and full shards that an earlier call left.
+
+    Raises:
+        DataError: what they come from has changed.
+    """
+    written = _Written([], [], [])
+    for number, origin in enumerate(origins):
+        path = layout.folder / f"shard-{number:06d}.tar{PARTIAL}"
+        first = written.num_samples
+        try:
+            _note(layout, path.name.removesuffix(PARTIAL), read_bytes(path), written)
+        except (DataError, KeyError, tarfile.TarError):
+            break  # not there, or not whole after all, as after a loss of power: it is written again
+        if plan.fingerprint(slice(first, written.num_samples)) != origin:
+            raise DataError(
+                f"{layout.folder}: unfinished, and images {first} … {written.num_samples - 1} of it come from files "
+                "that have changed since: bring the files back, or remove this folder to begin anew"
+            )
+        written.origins.append(origin)
+    return written
+
+
+def _note(layout: _Layout, name: str, content: bytes, written: _Written) -> None:
+    """Note what a whole shard holds."""
+    table = _tabulate(layout, name, content)
+    count = len(table["offset"])
+    written.shards.append(Shard(name=name, count=count, sha256=hashlib.sha256(content).hexdigest()))
+    written.tables.append(table)
+
+
+def _tabulate(layout: _Layout, name: str, content: bytes) -> dict[str, Tensor]:
+    """Where each grid of a shard lies, its checksum, and what is known about it: a row a sample."""
+    if len(content) % tarfile.RECORDSIZE:
+        raise DataError(f"{layout.folder / name}: damaged: its end is missing")
+    columns: dict[str, list[Any]] = {"offset": [], "length": [], "crc32": [], "label": [], "attributes": []}
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for member in tar:
+            file = content[member.offset_data : member.offset_data + member.size]
+            match member.name.rpartition(".")[2]:
+                case "cls":
+                    columns["label"].append(parse_label(file, name))
+                case "json":
+                    values = parse_json(file, name)["attributes"]
+                    columns["attributes"].append([values[attribute] for attribute in layout.attribute_names])
+                case _:
+                    columns["offset"].append(member.offset_data)
+                    columns["length"].append(member.size)
+                    columns["crc32"].append(zlib.crc32(file))
+    return {key: torch.tensor(values) for key, values in columns.items() if values}
+
+
+class _SampleCheck:
+    """Passes samples through that are like the first one and whole; refuses all others."""
+
+    def __init__(self, layout: _Layout, first: Tensor | None = None, written: int = 0) -> None:
+        self.first = first
+        self._folder, self._number = layout.folder, written - 1
+        self._num_labels = len(layout.label_names)
+        self._num_attributes = len(layout.attribute_names)
+
+    def __call__(self, sample: Sample) -> Sample:
+        grid = sample.grid
+        self._number += 1
+        if self.first is None:
+            self.first = grid
+            is_image = grid.dtype == torch.uint8 and grid.ndim == 3 and grid.shape[0] in (1, 3)
+            if not is_image and grid.dtype != torch.float32:
+                self._refuse(f"expected uint8 [1 or 3, H, W] or float32, found {grid.dtype} {list(grid.shape)}")
+        if grid.shape != self.first.shape or grid.dtype != self.first.dtype:
+            self._refuse(f"expected {list(self.first.shape)} like the first, found {list(grid.shape)}")
+        if grid.dtype == torch.float32 and not torch.isfinite(grid).all():
+            self._refuse("expected finite numbers, found NaN or infinity")
+        if (sample.label is not None) != bool(self._num_labels):
+            self._refuse("labels and label_names must be given together")
+        if sample.label is not None and not 0 <= sample.label < self._num_labels:
+            self._refuse(f"expected a label in 0 … {self._num_labels - 1}, found {sample.label}")
+        if len(sample.attributes) != self._num_attributes:
+            self._refuse(f"expected {self._num_attributes} attributes, found {len(sample.attributes)}")
+        return sample
+
+    def _refuse(self, reason: str) -> None:
+        raise DataError(f"{self._folder}: sample {self._number} to be written: {reason}")
+
+
+def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    chunk: list[Sample] = []
+    for sample in samples:
+        chunk.append(sample)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _encode_shard(name: str, samples: list[Sample], attribute_names: tuple[str, ...]) -> bytes:
+    content = io.BytesIO()
+    # A fixed time makes equal samples equal files.
+    with webdataset.TarWriter(content, encoder=False, mtime=0) as writer:
+        for number, sample in enumerate(samples):
+            files: dict[str, Any] = {"__key__": f"{name.removesuffix('.tar')}-{number:06d}"}
+            is_image = sample.grid.dtype == torch.uint8
+            files["png" if is_image else "npy"] = _encode_png(sample.grid) if is_image else _encode_npy(sample.grid)
+            if sample.label is not None:
+                files["cls"] = str(sample.label).encode()
+            if attribute_names:
+                values = dict(zip(attribute_names, map(bool, sample.attributes), strict=True))
+                files["json"] = json.dumps({"attributes": values}).encode()
+            writer.write(files)
+    return content.getvalue()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is there whole or not at all."""
+    writing = path.with_name(path.name + _WRITING)
+    try:
+        writing.write_bytes(content)
+        sync(writing)
+        os.replace(writing, path)
+    except OSError as error:
+        writing.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _publish(folder: Path, index: Index) -> None:
+    """Replace the old set by the new one; if this is cut short, files left with the partial suffix tell."""
+    if has_index(folder):
+        outdated = read_index(folder)
+        (folder / INDEX).unlink()
+        for shard in outdated.shards:
+            (folder / shard.name).unlink(missing_ok=True)
+    for name in [*(shard.name for shard in index.shards), TABLE, INDEX]:
+        partial = folder / (name + PARTIAL)
+        if partial.is_file():
+            os.replace(partial, folder / name)
+    sync_folder(folder)
+    discard_leftovers(folder)
+
+
+def _encode_png(image: Tensor) -> bytes:
+    array = image.cpu().numpy()
+    content = io.BytesIO()
+    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _encode_npy(grid: Tensor) -> bytes:
+    content = io.BytesIO()
+    np.save(content, grid.cpu().numpy(), allow_pickle=False)
+    return content.getvalue()

@@ -1,0 +1,1 @@
+"""Run folders: what a run keeps on disk, its model folder, and weights in the authors' format."""

@@ -1,0 +1,237 @@
+"""Processes: many jobs side by side, and one job in several that work together."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdrl.training.interruption import Interrupted, stop_requests
+
+_INTERRUPTED, _FAILED = 130, 2
+_GRACE = 30.0
+"""Seconds that processes have to end in after another has failed: some wait for it where no signal reaches them."""
+_ALONE: dict[str, str | None] = {
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+    **dict.fromkeys(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")),
+}
+"""Environment of a process that works by itself: one thread, no bar among those of others, no group to join."""
+
+
+def side_by_side(
+    job: Callable[..., None], arguments: Sequence[tuple[Any, ...]], processes: int
+) -> Iterator[tuple[int, str | None]]:
+    """Run ``job(*arguments[i])`` for every i, each in a process with one thread, at most ``processes`` at a time.
+
+    Yields i as each ends, and None or, in one line, why it failed; a failure stops none of the others.
+
+    Args:
+        job: importable by name.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, when all that had begun have stopped in order.
+    """
+    waiting, stopping = list(range(len(arguments))), False
+    running: dict[int, tuple[BaseProcess, Connection]] = {}
+    with stop_requests() as stop_requested:
+        try:
+            while running or (waiting and not stopping):
+                while waiting and len(running) < processes and not stop_requested():
+                    index = waiting.pop(0)
+                    running[index] = _started(job, arguments[index])
+                if stop_requested() and not stopping:
+                    stopping = True
+                    for process, _ in running.values():
+                        process.terminate()
+                wait([process.sentinel for process, _ in running.values()], timeout=0.5)
+                for index in [index for index, (process, _) in running.items() if process.exitcode is not None]:
+                    process, receiving = running.pop(index)
+                    failure = _failure(process.exitcode or 0, receiving)
+                    if failure is None or not stopping:
+                        yield index, failure
+                    else:
+                        waiting.append(index)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+    if waiting:
+        raise Interrupted("stopped; the same command goes on from there")
+
+
+def _started(job: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[BaseProcess, Connection]:
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_by_itself, args=(sending, job, arguments))
+    with _environment(_ALONE), sending:
+        process.start()
+    return process, receiving
+
+
+def _failure(exit_code: int, receiving: Connection) -> str | None:
+    if exit_code == 0:
+        return None
+    with receiving, suppress(EOFError):
+        if receiving.poll():
+            return receiving.recv()
+    return f"its process ended with exit code {exit_code}"
+
+
+def _by_itself(sending: Connection, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    _stop_with_parent()
+    torch.set_num_threads(1)
+    try:
+        job(*arguments)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _end(sending, str(stop) or "stopped", _INTERRUPTED)
+    except Exception as error:  # whatever stops one job must not stop the others
+        if os.environ.get("CDRL_TRACEBACK"):
+            traceback.print_exc()
+        _end(sending, " ".join(f"{type(error).__name__}: {error}".split()), _FAILED)
+
+
+def _end(sending: Connection, why: str, exit_code: int) -> None:
+    with suppress(BrokenPipeError):  # where nobody is left to be told
+        sending.send(why)
+    sys.exit(exit_code)
+
+
+def _stop_with_parent() -> None:
+    """Stop in order when the process that started this one is gone: two must never write one run."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_with_launcher(launcher: int) -> None:
+    """Stop in order when the launcher (torchrun) has gone: the process would otherwise go on and hold its run.
+
+    Args:
+        launcher: what os.getppid() said when this process began. Where no torchrun has started it, nothing happens.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launch(processes: int) -> int:
+    """Run this very command in processes that train together on this machine; returns its exit code.
+
+    They find one another as those of torchrun do, but nothing is printed beside what they print. Where one fails the
+    others are ended; a request to stop goes to all, and they have the time that a last checkpoint takes.
+    """
+    with tempfile.TemporaryDirectory() as folder, stop_requests() as stop_requested:
+        port = _free_port()
+        running = [_member(rank, processes, Path(folder), port) for rank in range(processes)]
+        code, killed_at = 0, math.inf
+        while any(process.poll() is None for process in running):
+            failed = next((process.returncode for process in running if process.poll()), 0)
+            if code == 0 and (failed or stop_requested()):
+                code = failed or _INTERRUPTED
+                killed_at = time.monotonic() + _GRACE if failed else math.inf
+                for process in running:
+                    process.terminate()
+            if time.monotonic() > killed_at:
+                for process in running:
+                    process.kill()
+            time.sleep(0.1)
+        return code or max(abs(process.returncode) for process in running)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _member(rank: int, size: int, folder: Path, port: int) -> subprocess.Popen[bytes]:
+    """One of the processes of `launch`, in a session of its own: Ctrl-C comes to it through the launcher alone."""
+    errors = folder / "attempt" / str(rank) / "error.json"
+    errors.parent.mkdir(parents=True)
+    own = {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"TORCHELASTIC_RUN_ID": folder.name, "TORCHELASTIC_ERROR_FILE": str(errors)},
+    }
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
+    environment = {**threads, **os.environ, **own}
+    return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, start_new_session=True)
+
+
+def first_to_fail(message: str) -> str | None:
+    """Message that a failing process should print; None if another process of the same launch has printed its own.
+
+    torchrun gets the message too: it ends its own lines with it.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file is None:
+        return message
+    told = _told(error_file)
+    try:
+        os.close(os.open(told, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return None
+    except OSError:
+        pass  # a launcher that has taken its folder away: two lines are better than none
+    else:
+        failure = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+        Path(error_file).write_text(json.dumps({"message": failure}), encoding="utf-8")
+    rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return f"{message} [process {rank} of {size}; with CDRL_TRACEBACK=1 each shows where it ended]"
+
+
+def another_has_told() -> bool:
+    """Whether another process of the same launch has printed why it failed: what fails after it fails for that."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    return error_file is not None and _told(error_file).exists()
+
+
+def _told(error_file: str) -> Path:
+    """What the first process of a launch to fail makes, for which each has a folder."""
+    return Path(error_file).parent.parent / "told"
+
+
+@contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    """Variables set, or unset for None, for processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(variables: dict[str, str | None]) -> None:
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)

@@ -1,0 +1,206 @@
+"""The networks of a run in their engines, and one update of them (Algorithm 1)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cdrl.config import Config
+from cdrl.data import DataError, TrainingSet, check_batch
+from cdrl.model import CDRL
+from cdrl.networks.initializer import dropout_noise
+from cdrl.runs.checksums import verify_checksums
+from cdrl.runs.model_folder import take_over
+from cdrl.runs.records import read_checkpoint_record
+from cdrl.runs.run import write_json
+from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.sampler import sample
+from cdrl.sampling.settings import plan_chains
+from cdrl.training.engine import (
+    Trainee,
+    TraineeSettings,
+    World,
+    check_checkpoint,
+    checkpoint_written_whole,
+    linear_schedule,
+)
+from cdrl.training.monitor import save_sums
+from cdrl.training.objective import (
+    Diagnostics,
+    Losses,
+    LossSettings,
+    Measurements,
+    Networks,
+    cooperative_losses,
+    diagnose,
+)
+
+ACCEPTANCE_EVERY = 10
+"""Updates between two measurements of the acceptance, which costs a gradient more."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class CooperativeTrainer:
+    """The networks in their engines, and one update of them (Algorithm 1).
+
+    Args:
+        rollbacks: how often the run has been rolled back; each time halves the learning rates.
+        initial: the model folder that the weights are taken over from, as far as they fit.
+
+    Raises:
+        RunError: a file of that folder is missing or damaged, or nothing of it fits.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: TrainingSet,
+        num_classes: int,
+        world: World,
+        rollbacks: int = 0,
+        initial: Path | None = None,
+    ) -> None:
+        training = config.training
+        self.config, self.data, self.world, self.rollbacks = config, data, world, rollbacks
+        self.rows = world.rows(training.batch_size, training.accumulation)
+        torch.manual_seed(derive_seed(config.seed, "weights"))
+        model = CDRL.from_config(config, data.grid_shape, num_classes)
+        if initial is not None:
+            _take_over(model, initial, world)
+        self.schedule = model.schedule.to(world.device)
+        self.settings = LossSettings.from_config(config)
+        self.chain_dtype = DTYPES[training.chain_dtype]
+        self.energy = self._trainee(model.energy, training.energy_lr)
+        self.initializer: Trainee | None = None
+        self.trainees = {"energy": self.energy}
+        averaged_initializer = None
+        if model.initializer is not None:
+            head_start = training.initializer_head_start
+            self.initializer = self._trainee(model.initializer, training.initializer_lr, head_start)
+            self.trainees["initializer"] = self.initializer
+            averaged_initializer = self.initializer.averaged.eval()
+        averaged_energy = self.energy.averaged.eval()
+        self.averaged = CDRL(model.schedule, averaged_energy, averaged_initializer, data.grid_shape, num_classes)
+
+    def _trainee(self, module: nn.Module, learning_rate: float, head_start: int = 0) -> Trainee:
+        training = self.config.training
+        factor = linear_schedule(
+            training.num_steps, training.warmup_steps, head_start, training.decay_fraction, training.decay_floor
+        )
+        settings = TraineeSettings(
+            learning_rate=learning_rate,
+            lr_factor=lambda step: 0.5**self.rollbacks * factor(step),
+            gradient_clip=training.gradient_clip,
+            batch_size=training.batch_size,
+            accumulation=training.accumulation,
+            ema=training.ema,
+            optimizer=training.optimizer,
+            zero_stage=self.config.deepspeed.zero_stage,
+        )
+        return Trainee(module, self.world, settings)
+
+    def update(self, step: int) -> Measurements:
+        """Make update ``step`` (from 0) of both networks, and return what it measured before it moved them.
+
+        Raises:
+            DataError: a sample is not finite or has no valid class id; the message names it.
+        """
+        with self.energy.whole() as energy, torch.no_grad():
+            energy.power_iteration()
+            chain_energy = energy.fold().detach(self.chain_dtype)
+        initializer = None if self.initializer is None else self.initializer.engine
+        networks = Networks(self.energy.engine, initializer, chain_energy)
+        losses, diagnostics = [], []
+        for rows in self.rows:
+            batch = self._losses(step, rows, networks)
+            losses.append(batch)
+            diagnostics.append(self._diagnose(step, batch))
+            self.energy.update(batch.energy)
+            if self.initializer is not None:
+                assert batch.initializer is not None
+                self.initializer.update(batch.initializer)
+        return Measurements.of(losses, diagnostics)
+
+    @torch.no_grad()
+    def measure(self, step: int) -> Measurements:
+        """Losses and diagnostics that update ``step`` would measure first under the current weights; learns nothing."""
+        with contextlib.ExitStack() as stack:
+            bare = {name: stack.enter_context(trainee.whole()) for name, trainee in self.trainees.items()}
+            chain_energy = bare["energy"].fold().detach(self.chain_dtype)
+            networks = Networks(bare["energy"], bare.get("initializer"), chain_energy)
+            losses = self._losses(step, self.rows[0], networks)
+            return Measurements.of([losses], [self._diagnose(step, losses)])
+
+    def _losses(self, step: int, rows: range, networks: Networks) -> Losses:
+        x0, label = self.data.batch(step, rows)
+        try:
+            check_batch(x0, label, self.averaged.num_classes, self.data.elements(step, rows))
+        except DataError as error:
+            raise DataError(f"training data of step {step + 1}: {error}") from None
+        x0, label = x0.to(self.world.device), label.to(self.world.device)
+        with dropout_noise(self._noise("dropout", step, rows)):
+            noise = self._noise("train", step, rows)
+            return cooperative_losses(x0, label, noise, networks, self.schedule, self.settings)
+
+    def _noise(self, purpose: str, step: int, rows: range) -> ImageNoise:
+        """Random numbers of each row of an update, whichever process it is in."""
+        return ImageNoise([derive_seed(self.config.seed, purpose, step, row) for row in rows], self.world.device)
+
+    def _diagnose(self, step: int, losses: Losses) -> Diagnostics:
+        return diagnose(losses.chain, self.schedule, measure_acceptance=step % ACCEPTANCE_EVERY == 0)
+
+    def samples(self, count: int) -> Tensor:
+        """Samples of the averaged model under fixed seeds and classes in turn, [count, *shape]."""
+        classes = self.averaged.num_classes
+        label = torch.arange(count, device=self.world.device) % classes if classes else None
+        conditioned = self.averaged.conditioned(label)
+        return sample(
+            self.averaged.schedule,
+            conditioned.propose,
+            conditioned.log_density,
+            ImageNoise([derive_seed("sample", seed) for seed in range(count)], self.world.device),
+            self.averaged.shape,
+            plan_chains(self.config.sampling, self.config.training.langevin_steps, self.schedule.num_levels),
+        )
+
+    def save(self, path: Path, state: Mapping[str, float], sums: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Write a checkpoint with ``state`` in its state.json and the log's running sums; every process calls it."""
+        with checkpoint_written_whole(path, self.world) as folder:
+            save_sums(folder, sums, self.world)
+            for name, trainee in self.trainees.items():
+                trainee.save(folder, name)
+            if self.world.is_main:
+                state = {**state, "processes": self.world.size, "rollbacks": self.rollbacks}
+                write_json(folder / "state.json", state)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Take up a checkpoint; returns its state.json, which has ``step``, the number of updates behind it."""
+        check_checkpoint(path, self.world)
+        state = read_checkpoint_record(path / "state.json", self.config.training.num_steps)
+        self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
+        for name, trainee in self.trainees.items():
+            trainee.load(path, name)
+            trainee.refresh_learning_rate()
+        return state
+
+    def close(self) -> None:
+        """Let go of the engines."""
+        for trainee in self.trainees.values():
+            trainee.close()
+
+
+def _take_over(model: CDRL, initial: Path, world: World) -> None:
+    """Weights of another run's model, as far as they fit; the main process tells which."""
+    verify_checksums(initial)
+    lines = [take_over(model.energy, initial / "energy.safetensors")]
+    path = initial / "initializer.safetensors"
+    if model.initializer is not None:
+        lines.append(take_over(model.initializer, path) if path.exists() else f"{initial}: holds no initializer")
+    if world.is_main:
+        print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""A page to try trained models on, served on this machine alone."""

@@ -1,0 +1,180 @@
+"""What each stage of a latent run loses: reconstructions, samples and the initializer's proposals, measured alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from autoencoder.reconstruction import pairs_picture, reconstruct, worst_picture
+from cdrl.data import Grids, GridSet, as_floats, read_shards, to_bytes, training_images
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline
+from pipelines.decoding import LatentDecoder, grid_picture
+from pipelines.evaluation.attributes import known_attributes
+from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.features import lite0_features
+from pipelines.evaluation.figure_names import in_thousands
+from pipelines.evaluation.judge import train_attribute_judge, train_class_judge
+from pipelines.evaluation.neighbours import nearest
+from pipelines.generation import default_device, labels_in_turn
+
+JUDGE_STEPS = 500
+SHOWN = 64
+NEIGHBOURS = 200
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a judge trained on real images reads others.
+
+    Attributes:
+        features: images -> its features [N, D].
+        read: images -> answers [N, A].
+        truth: the right answers for the held-out images, [N, A].
+        names: of the answers.
+    """
+
+    features: Callable[[Grids], Tensor]
+    read: Callable[[Grids], Tensor]
+    truth: Tensor
+    names: tuple[str, ...]
+
+    def right(self, images: Grids) -> dict[str, float]:
+        """Share of right answers on the first held-out images, or on what was made of them."""
+        return self._named((self.read(images) == self.truth[: len(images)]).float())
+
+    def true(self, images: Grids) -> dict[str, float]:
+        """Share of images that are read as having each attribute."""
+        return self._named(self.read(images).float())
+
+    def _named(self, values: Tensor) -> dict[str, float]:
+        return {name: round(value, 3) for name, value in zip(self.names, values.mean(dim=0).tolist(), strict=True)}
+
+
+def trained_reading(train: GridSet, test: GridSet, steps: int) -> Reading | None:
+    """A judge of a data set's attributes, or of its classes where it has none; None where it has neither."""
+    if train.attributes is not None and test.attributes is not None:
+        names = train.attribute_names
+        judge = train_attribute_judge(train.grids, known_attributes(train, names), steps=steps, seed=0)
+        return Reading(judge.features, judge.read, known_attributes(test, names), names)
+    if train.labels is not None and test.labels is not None:
+        classes = train_class_judge(train.grids, train.labels, len(train.label_names), steps=steps, seed=0)
+        return Reading(
+            classes.features, lambda images: classes.read(images)[0][:, None], test.labels[:, None], ("class",)
+        )
+    return None
+
+
+def run_stages(run: Path, num_images: int) -> dict[str, Any]:
+    """`stage_figures` of a run; leaves figures.json and the pictures in RUN/stages.
+
+    Raises:
+        RunError: the run has no first stage or no initializer.
+    """
+    with one_calls_output(run / "stages", "figures.json") as output:
+        output.record = stage_figures(run, output.folder, num_images, judge_steps=JUDGE_STEPS)
+    return output.record
+
+
+def stage_figures(run: Path, folder: Path, num_images: int, *, judge_steps: int) -> dict[str, Any]:
+    """Figures of both stages; writes reconstructions.png, worst.png, samples.png and initializer.png into ``folder``.
+
+    ``psnr`` and ``ssim`` are means over held-out images and their reconstructions. ``judge_right`` is what a judge of
+    the data set's attributes or classes, see `trained_reading`, reads right on both, and ``judge_reads_true`` the share
+    that it reads as having each attribute. ``fd_lite0_N_…`` and ``fd_judge_N_…`` are Fréchet distances of N images a
+    side, on EfficientNet-Lite0's and the judge's features: to held-out images; and to their reconstructions, which
+    leaves the decoder's losses out of the comparison and so tells the second stage from the initializer alone. The
+    judge's features are in no objective; Lite0's are, where ``autoencoder.objective.perceptual`` is ``lite0``.
+    ``halves_of_reconstructions`` is between two halves: what chance alone makes of N / 2 images.
+
+    Args:
+        num_images: of each kind; fewer where fewer are held out.
+
+    Raises:
+        RunError: the run has no first stage or no initializer.
+    """
+    pipeline = CDRLPipeline.from_pretrained(run, default_device())
+    decoder, data = pipeline.decoder, pipeline.config.data
+    if not isinstance(decoder, LatentDecoder) or pipeline.model.initializer is None:
+        raise RunError(f"{run}: the stages of a latent run with an initializer are measured, but this is none")
+    train, test = training_images(data), training_images(data, "test")
+    count = min(num_images, len(test))
+    real = test.grids[:count]
+    made = reconstruct(decoder.autoencoder, real)
+    how: dict[str, Any] = {"seeds": range(count), "label": labels_in_turn(pipeline, range(count)), "progress": True}
+    generated = pipeline(count, **how)
+    images: dict[str, Grids] = {
+        "test": real,
+        "train": train.grids[:count],
+        "reconstructions": made.images,
+        "samples": generated.bytes,
+        "initializer": pipeline(count, **how, steps=0).bytes,
+        "decoded_noise": _decoded_noise(decoder, (count, *pipeline.model.shape)),
+    }
+    for name in ("samples", "initializer"):
+        save_picture(folder / f"{name}.png", grid_picture(as_floats(images[name][:SHOWN])))
+    save_picture(
+        folder / "reconstructions.png",
+        pairs_picture(as_floats(real[: SHOWN // 2]), as_floats(made.images[: SHOWN // 2])),
+    )
+    save_picture(folder / "worst.png", worst_picture(real, made))
+    figures: dict[str, Any] = {
+        "psnr": round(made.psnr.mean().item(), 2),
+        "ssim": round(made.ssim.mean().item(), 4),
+        "worst_psnr": round(made.psnr.min().item(), 2),
+    }
+    network = Lite0()
+    measures: dict[str, Callable[[Grids], Tensor]] = {"lite0": lambda part: lite0_features(part, network)}
+    reading = trained_reading(train, test, judge_steps)
+    if reading is not None:
+        measures["judge"] = reading.features
+        figures["judge_right"] = {name: reading.right(images[name]) for name in ("test", "reconstructions")}
+        if train.attributes is not None:
+            figures["judge_reads_true"] = {name: reading.true(images[name]) for name in ("test", "samples")}
+    for kind, measure in measures.items():
+        figures |= _distances(f"fd_{kind}", {name: measure(part) for name, part in images.items()}, count)
+    return {**figures, "nearest_training_latent": nearest_latents(run, decoder, generated.grids)}
+
+
+def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor) -> dict[str, float]:
+    """Mean distance of samples, and of held-out latents, to the nearest training latent (root mean square).
+
+    Samples nearer than held-out latents would be copies of training images.
+    """
+    latents = run / "latents"
+    train, test = (read_shards(latents / split).grids[:] for split in ("train", "test"))
+    mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
+    known = ((train - mean) / std).flatten(end_dim=-4)
+    queries = {"samples": samples[:NEIGHBOURS].cpu(), "test": ((test - mean) / std).flatten(end_dim=-4)[:NEIGHBOURS]}
+    return {name: round(nearest(grids, known)[0].mean().item(), 4) for name, grids in queries.items()}
+
+
+def _decoded_noise(decoder: LatentDecoder, shape: tuple[int, ...]) -> Tensor:
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([to_bytes(decoder.images(part)).cpu() for part in noise.split(SHOWN)])
+
+
+def _distances(kind: str, features: dict[str, Tensor], count: int) -> dict[str, dict[str, float]]:
+    number, halves = in_thousands(count), features["reconstructions"].split(-(-count // 2))
+    to_test = ("train", "reconstructions", "samples", "initializer", "decoded_noise")
+    to_reconstructions = ("samples", "initializer")
+    return {
+        f"{kind}_{number}_test": {name: _rounded(features[name], features["test"]) for name in to_test},
+        f"{kind}_{number}_reconstructions": {
+            **{name: _rounded(features[name], features["reconstructions"]) for name in to_reconstructions},
+            "halves_of_reconstructions": _rounded(*halves),
+        },
+    }
+
+
+def _rounded(features: Tensor, others: Tensor) -> float:
+    """A distance to four digits."""
+    return float(f"{frechet_distance(features, others):.4g}")

@@ -1,0 +1,1 @@
+"""Filling in images of which only a part is known."""
