@@ -34,7 +34,7 @@ _MOST_EPOCHS = 300
 _FEWEST_STEPS = 500
 _FEW = 1000
 _FEW_STEPS = 2000
-_TOO_FEW = f"fewer than {_FEW_STEPS:,} updates of the energies: expect smears; more --hours help, or a smaller --size"
+_TOO_FEW = f"fewer than {_FEW_STEPS:,} updates of the energies: expect smears; the run may be prolonged later"
 _COMMENT: dict[str, Any] = {"initial_indent": "# ", "subsequent_indent": "# "}
 
 
@@ -251,11 +251,14 @@ def _expectations(measured: Sequence[StagePlan], steps: Sequence[int], folder: F
             f"{stage.name}: {stage.batch_size / an_update:.3g} images a second here; {count:,} updates see {seen:,} "
             f"images, each picture {seen / max(1, folder.train):.3g} times, in {duration(count * an_update)}"
         )
+    total = sum(count * stage.total_seconds / stage.num_steps for stage, count in zip(measured, steps, strict=True))
     if steps[-1] < _FEW_STEPS:
         yield _TOO_FEW
-    total = sum(count * stage.total_seconds / stage.num_steps for stage, count in zip(measured, steps, strict=True))
     if total > 3600 * hours:
-        yield f"more than {hours:g} h: with fewer updates nothing can be seen; a smaller --size is faster"
+        yield (
+            f"{duration(total)} in all, more than the {hours:g} h asked for: with fewer updates nothing can be seen. "
+            "To stay within: a smaller --size, or smaller num_steps in the file"
+        )
     elif total < 0.6 * 3600 * hours:
         yield f"less than {hours:g} h: more epochs of so few pictures would teach little; a larger --size takes longer"
 

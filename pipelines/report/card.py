@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,11 @@ import yaml
 from cdrl.config_files import parse_config, without_absolute_paths
 from cdrl.runs.model_folder import load_model
 from cdrl.runs.outputs import one_calls_output
-from pipelines.report.run_facts import Facts, newest_picture, read_facts
+from cdrl.runs.run import RunError, read_json
+from pipelines.report.run_facts import Facts, newest_picture, read_curves, read_facts
 
-CARD, PICTURE, CONFIG = "README.md", "samples.png", "config.yaml"
+CARD, PICTURE, CONFIG, RECORD = "README.md", "samples.png", "config.yaml", "card.json"
+_QUALITY = ("held_out_psnr", "held_out_ssim")
 TO_WRITE = "*To be written by who trained it.*"
 
 SOURCES = {
@@ -42,12 +45,34 @@ def write_card(run: Path, out: Path | None = None) -> tuple[Path, bool]:
         The folder, and whether something is left to be written by hand.
 
     Raises:
-        RunError: there is no trained run, or a file of it is damaged.
+        RunError: there is no trained run, or a file of it is damaged; or the card there was finished by hand.
     """
-    with one_calls_output(out or run / "card", "card.json") as output:
+    folder = out or run / "card"
+    _refuse_to_lose(folder)
+    with one_calls_output(folder, RECORD) as output:
         pictured = put_card(run, output.folder, run.resolve().name)
-        output.record = {"pictured": pictured}
-    return out or run / "card", TO_WRITE in ((out or run / "card") / CARD).read_text(encoding="utf-8")
+        output.record = {"pictured": pictured, "sha256": _hash(output.folder / CARD)}
+    return folder, is_unfinished(folder)
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the card in a folder has parts that its maker is still to write."""
+    return (folder / CARD).exists() and TO_WRITE in (folder / CARD).read_text(encoding="utf-8")
+
+
+def _refuse_to_lose(folder: Path) -> None:
+    """Raise RunError where a person has written into the card of a folder."""
+    if (folder / RECORD).exists() and (folder / CARD).exists():
+        written = read_json(folder / RECORD).get("sha256")
+        if written is not None and written != _hash(folder / CARD):
+            raise RunError(
+                f"{folder / CARD}: was written in by hand since, which would be lost: move it away, or write the new "
+                "card elsewhere by --out and take over what has changed"
+            )
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def put_card(run: Path, folder: Path, name: str) -> bool:
@@ -94,7 +119,7 @@ def card_lines(facts: Facts, *, pictured: bool) -> Iterator[str]:
     yield "## Data and licence\n"
     source = SOURCES.get(config.data.name)
     read = str(facts.model.get("data") or "")
-    yield (source[0].upper() + source[1:] if source else TO_WRITE) + "." + (f" Read: {read}." if read else "")
+    yield (f"{source[0].upper()}{source[1:]}." if source else TO_WRITE) + (f" Read: {read}." if read else "")
     yield f"\nLicence of the weights: {TO_WRITE}\n"
     yield "## Figures\n"
     yield from _figures(facts)
@@ -115,6 +140,14 @@ def _costs(facts: Facts) -> Iterator[str]:
 def _figures(facts: Facts) -> Iterator[str]:
     if facts.best:
         yield f"Best in training: {facts.best}.\n"
+    first_stage = read_curves(facts.folder / "autoencoder" / "metrics.jsonl")
+    held_out = [
+        f"{name.removeprefix('held_out_').upper()} {first_stage[name][''][-1][1]:.4g}"
+        for name in _QUALITY
+        if name in first_stage
+    ]
+    if held_out:
+        yield f"First stage, on held-out images at the end of its training: {', '.join(held_out)}.\n"
     if not facts.figures:
         yield "None were measured: `cdrl evaluate RUN`, `cdrl judge RUN` or `cdrl judge-stages RUN` do.\n"
         return

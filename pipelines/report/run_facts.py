@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cdrl.runs.run import DATA_FACTS, RunError, read_json, read_yaml
@@ -16,6 +18,8 @@ Points = list[tuple[float, float]]
 Curve = dict[str, Points]
 """Lines by name: one a level, or a single one without a name."""
 
+HEALTHY_GAP = 0.04
+"""Energy gaps that stay within it on average are a sign of health."""
 _NOT_CURVES = ("step", "images")
 _SETTINGS = ("num_images", "num_samples", "seed", "fresh", "level", "sampling")
 """What figures were asked under, which stands among them in the JSON files."""
@@ -94,6 +98,20 @@ def read_curves(log: Path) -> dict[str, Curve]:
             for level, number in levels.items():
                 curves.setdefault(name, {}).setdefault(level, []).append((values["step"], number))
     return curves
+
+
+def gaps_in_words(log: Path) -> str:
+    """The energy gaps of each level, averaged over the last fifth of metrics.jsonl, and what is healthy; or nothing."""
+    levels = [points[-max(1, len(points) // 5) :] for points in read_curves(log).get("energy_gap", {}).values()]
+    means = [
+        fmean(value for _, value in points if isfinite(value))
+        for points in levels
+        if any(isfinite(v) for _, v in points)
+    ]
+    if not means:
+        return ""
+    told = ", ".join(f"{mean:+.3f}" for mean in means)
+    return f"energy gaps by level, over the last fifth of the log: {told} (healthy: within {HEALTHY_GAP:g} of 0)"
 
 
 def read_figures(run: Path) -> dict[str, str]:

@@ -36,9 +36,12 @@ def export(
     """
     with clear_errors():
         from pipelines.jobs.exporting import export_model
+        from pipelines.report.card import is_unfinished
 
         export_model(run, folder, half=half, with_images=with_images)
-        tell(f"weights and their card, README.md, in {folder}", "sample", folder, "--out", "pictures")
+        rest = ", of which parts are still to be written" if is_unfinished(folder) else ""
+        drawn = f"samples-of-{folder.resolve().name}"  # beside the folder that is to be given away, not in it
+        tell(f"weights and their card, README.md{rest}, in {folder}", "sample", folder, "--out", drawn)
 
 
 @app.command("push")

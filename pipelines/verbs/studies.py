@@ -308,7 +308,7 @@ def detect(
     seed: Annotated[int, typer.Option(min=0, help="of that choice, and of the sets that are made")] = 0,
     out: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Tell out-of-distribution images by the run's densities: AUROC, AUPR, FPR95, and histograms.
+    """Score pictures by the run's densities, or tell sets of images apart: AUROC, AUPR, FPR95, and histograms.
 
     Examples:
 
@@ -337,6 +337,9 @@ def detect(
 
             table, read = run_image_scores(run, images, num_compared=num_images, seed=seed)
             tell(f"{read}\nscores, the least likely picture first, in {table}")
+            tell(
+                "log_density_0 and percentile_train_0 are those to go by: a percentile near 0 is unlike training images"
+            )
             return
         count = 1000 if num_images is None else num_images
         detection = run_detection(run, against or (), in_distribution=in_distribution, num_images=count, seed=seed)

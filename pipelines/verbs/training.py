@@ -135,11 +135,13 @@ def train(
         work_together(processes)
         from cdrl.config_files import load_config
         from pipelines.jobs.training import run_stage_two
+        from pipelines.report.run_facts import gaps_in_words
 
         settings = load_config(config, with_init(overrides, "training.init", init))
         folder = run_folder(config, run)
         run_stage_two(settings, folder)
-        results = f"trained to the end, step {settings.training.num_steps}: {folder / 'model'}"
+        gaps = gaps_in_words(folder / "metrics.jsonl")
+        results = f"{gaps}\ntrained to the end, step {settings.training.num_steps}: {folder / 'model'}".lstrip()
         tell(
             f"{results}; pictures in {folder / 'samples'}", "density" if settings.space == "point" else "sample", folder
         )

@@ -70,7 +70,9 @@ def test_the_length_fits_the_hours_and_the_pictures(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(proposing, "plans", timed(60.0))
     lines = write_proposal(folder, 64, "pixel", 1.0, tmp_path / "b.yaml")
     assert load_config(tmp_path / "b.yaml").training.num_steps == 500
-    assert any("more than 1 h: with fewer updates nothing can be seen" in line for line in lines)
+    assert any(
+        "more than the 1 h asked for: with fewer updates nothing can be seen. To stay within:" in line for line in lines
+    )
     with pytest.raises(RunError, match=r"b\.yaml: exists already"):
         write_proposal(folder, 64, "pixel", 1.0, tmp_path / "b.yaml")
 

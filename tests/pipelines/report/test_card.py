@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines import CDRLPipeline
 from pipelines.jobs.exporting import export_model
 from pipelines.jobs.training import run_stage_two
 from pipelines.report.card import TO_WRITE, write_card
+from pipelines.report.run_facts import gaps_in_words
 from run import app
 from tests.helpers import save_tiny_run, tiny_config
 
@@ -80,3 +82,21 @@ def test_the_verb_says_where_the_card_is_and_a_folder_without_a_run_is_named(tra
     assert f"card in {tmp_path / 'card' / 'README.md'}; finish what is marked" in answer.output
     with pytest.raises(RunError, match="nowhere: no run there"):
         write_card(tmp_path / "nowhere")
+
+
+def test_a_card_that_was_finished_by_hand_is_not_written_over(trained: Path, tmp_path: Path) -> None:
+    folder, _ = write_card(trained, tmp_path / "card")
+    write_card(trained, tmp_path / "card")  # as it was made: it may be made anew
+    path = folder / "README.md"
+    path.write_text(path.read_text(encoding="utf-8").replace(TO_WRITE, "Hands."), encoding="utf-8")
+    with pytest.raises(RunError, match=r"README\.md: was written in by hand since, which would be lost: move it away"):
+        write_card(trained, tmp_path / "card")
+    assert "Hands." in path.read_text(encoding="utf-8")
+
+
+def test_energy_gaps_are_averaged_over_the_end_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert gaps_in_words(log) == ""
+    lines = [{"step": step, "energy_gap": [10.0 if step < 8 else 0.01 * step, float("nan")]} for step in range(10)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert gaps_in_words(log).startswith("energy gaps by level, over the last fifth of the log: +0.085 (healthy")
