@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -90,6 +91,12 @@ def plans(config: Config) -> list[StagePlan]:
         RunError: ``autoencoder.run`` is not there.
     """
     world, stages = start(), []
+    if world.is_main:
+        print(
+            "timing some updates on this machine: half a minute, or some for large networks",
+            file=sys.stderr,
+            flush=True,
+        )
     if config.space == "latent" and not _first_stage_is_there(config):
         stages.append(_stage_one(stage_one_settings(config), world))
     return [*stages, _stage_two(config, world)]
