@@ -77,9 +77,9 @@ def _address() -> dict[str, str | None]:
 
 def _failures() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises: for names, for answers and for connections."""
-    import httpx
+    from huggingface_hub.errors import HTTPError  # of its HTTP library, which differs between its versions
 
-    return (OSError, ValueError, httpx.HTTPError)
+    return (OSError, ValueError, HTTPError)
 
 
 def _first_line(error: Exception) -> str:
