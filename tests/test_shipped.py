@@ -11,6 +11,7 @@ import torch
 from cdrl.runs.checksums import CHECKSUMS, verify_checksums
 from cdrl.runs.pretrained import SHIPPED, pretrained_names
 from pipelines import CDRLPipeline
+from pipelines.detection.known_images import shipped_known
 from tests.helpers import ROOT
 
 NAMES = pretrained_names()
@@ -20,7 +21,7 @@ SECTIONS = ("## What it is", "## How it was trained", "## Data and licence", "##
 
 def test_they_lie_in_the_project_and_are_small() -> None:
     assert Path("pretrained").resolve() == SHIPPED == ROOT / "pretrained"
-    assert {"digits", "checkerboard"} <= set(NAMES)
+    assert {"digits", "checkerboard", "heads256", "heads256_attributes"} <= set(NAMES)
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= MOST_BYTES
 
 
@@ -48,3 +49,13 @@ def test_a_card_says_what_they_are(name: str) -> None:
         if path.suffix in (".md", ".json"):
             text = path.read_text(encoding="utf-8")
             assert not re.search(r'["\s](/[\w.-]+){2,}|~/|[A-Z]:\\', text), path
+
+
+@pytest.mark.parametrize("name", ["heads256", "heads256_attributes"])
+def test_heads_bring_held_out_images_which_few_people_have(name: str) -> None:
+    known = shipped_known(Path(name), CDRLPipeline.from_pretrained(name))
+    assert known is not None
+    assert known.held_out.shape == (8, 3, 256, 256)
+    # Half of the training images are less likely than their median: of held-out ones it must be about half.
+    middle = known.train_log_density[:, 0].median()
+    assert 0.2 < (known.held_out_log_density[:, 0] < middle).double().mean() < 0.8
