@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -80,8 +81,14 @@ def test_the_wheel_is_a_product(tmp_path: Path) -> None:
     """Built, installed without its dependencies beside those of this environment, and used from another folder."""
     wheels, place, elsewhere = tmp_path / "wheels", tmp_path / "venv", tmp_path / "elsewhere"
     elsewhere.mkdir()
+    # From a copy: a build leaves its files beside the sources, and the next one would pack those that are gone since.
+    source = tmp_path / "source"
+    for name in (*PACKAGES, "configs", "pretrained"):
+        shutil.copytree(ROOT / name, source / name)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, ROOT], check=True
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, source], check=True
     )
     (wheel,) = wheels.iterdir()
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True)

@@ -1,1 +1,0 @@
-"""Image sets in memory and as sources, picture files decoded, pictures brought to one size."""

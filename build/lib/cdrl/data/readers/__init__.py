@@ -1,1 +1,0 @@
-"""One module for each published data format, and the data sets that are made without any file."""

@@ -1,1 +1,0 @@
-"""Webdataset shards: written by preparing and encoding, read whole or streamed."""

@@ -1,1 +1,0 @@
-"""Run folders: what a run keeps on disk, its model folder, and weights in the authors' format."""

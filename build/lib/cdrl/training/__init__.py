@@ -1,1 +1,0 @@
-"""Cooperative training: Algorithm 1, the update of both networks, the training loop and what watches it."""

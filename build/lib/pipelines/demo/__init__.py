@@ -1,1 +1,0 @@
-"""A page to try trained models on, served on this machine alone."""

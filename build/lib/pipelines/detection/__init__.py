@@ -1,1 +1,0 @@
-"""Out-of-distribution detection by the energies."""

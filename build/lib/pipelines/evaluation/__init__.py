@@ -1,1 +1,0 @@
-"""Measuring samples against real images: features, distances, judges."""

@@ -1,1 +1,0 @@
-"""Filling in images of which only a part is known."""
