@@ -23,7 +23,7 @@ from cdrl.runs.checksums import folder_with_checksums, verify_checksums
 from cdrl.runs.model_folder import take_over
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
-from cdrl.runs.run import MetricsLog, Run, tell_if_finished, write_json
+from cdrl.runs.run import Run, tell_if_finished, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import (
     Trainee,
@@ -46,7 +46,7 @@ from cdrl.training.interruption import (
 from cdrl.training.machine import machine_in_words
 from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
-from cdrl.training.trackers import opened_trackers
+from cdrl.training.trackers import opened_log
 
 HELD_OUT = 256
 """Held-out images on which PSNR and SSIM are logged during training; fewer of more than 128 x 128 pixels."""
@@ -208,8 +208,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         log = None
         if world.is_main:
             settings = config.model_dump(mode="json")
-            trackers = stack.enter_context(opened_trackers(training.trackers, run.folder, settings))
-            log = stack.enter_context(closing(MetricsLog(run.folder, step, trackers)))
+            log = stack.enter_context(opened_log(run.folder, step, training.trackers, settings))
         if world.is_main and training.precision == "auto":
             chosen = "bfloat16" if computes_in_bfloat16(training, world.device) else "float32"
             print(f"stage one computes in {chosen} (precision: auto)", file=sys.stderr, flush=True)

@@ -24,8 +24,6 @@ _MOST_NUMBERS = 2**32
 """Numbers in a batch of images, over all processes: 16 GiB."""
 
 BatchSize = Annotated[int, Field(ge=1, le=2**20)]
-
-
 TrackerName = Literal["wandb", "mlflow"]
 
 

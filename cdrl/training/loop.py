@@ -6,7 +6,6 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from cdrl.model import CDRL
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import find_model, save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import MetricsLog, Run, read_json, tell_if_finished
+from cdrl.runs.run import Run, read_json, tell_if_finished
 from cdrl.training.engine import World, barrier, by_main
 from cdrl.training.interruption import (
     Interrupted,
@@ -31,7 +30,7 @@ from cdrl.training.interruption import (
 )
 from cdrl.training.memory import expect_room_for_training
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
-from cdrl.training.trackers import opened_trackers
+from cdrl.training.trackers import opened_log
 from cdrl.training.trainer import CooperativeTrainer
 
 MAX_ROLLBACKS = 3
@@ -161,8 +160,7 @@ def _train_to_the_end(
         log = None
         if world.is_main:
             settings = outputs.description["config"]
-            trackers = stack.enter_context(opened_trackers(training.trackers, run.folder, settings))
-            log = stack.enter_context(closing(MetricsLog(run.folder, step, trackers)))
+            log = stack.enter_context(opened_log(run.folder, step, training.trackers, settings))
         progress = stack.enter_context(progress_bar(training.num_steps, "train", initial=step, shown=world.is_main))
         started, since = time.monotonic(), step
         while True:

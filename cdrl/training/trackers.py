@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from cdrl.config import ConfigError
-from cdrl.runs.run import Tracker, read_json, write_json
+from cdrl.runs.run import MetricsLog, Tracker, read_json, write_json
 
 NAMES_KEPT = "trackers.json"
 _PROJECT = "cdrl"
@@ -34,6 +34,20 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ConfigError(f"trackers: {name} is not installed; install it, or this project's extra '{name}'")
+
+
+@contextmanager
+def opened_log(folder: Path, from_step: int, names: Sequence[str], settings: Mapping[str, Any]) -> Iterator[MetricsLog]:
+    """The log of a run, open, and with it the trackers that get the same.
+
+    Args:
+        folder: of the run.
+        from_step: the run goes on from there.
+        names: of the trackers.
+        settings: those of the run, for their record.
+    """
+    with opened_trackers(names, folder, settings) as trackers, closing(MetricsLog(folder, from_step, trackers)) as log:
+        yield log
 
 
 @contextmanager

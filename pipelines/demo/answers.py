@@ -153,13 +153,11 @@ class Likelihood:
     """Where one image stands.
 
     Attributes:
-        seen: the image as the model gets it.
         histograms: its energy at every level on those of training and held-out images.
         changes: its energy at level 0 under growing noise, blur and rotation.
         words: its percentile, in a sentence.
     """
 
-    seen: Image.Image
     histograms: Image.Image
     changes: Image.Image
     words: str
@@ -178,8 +176,7 @@ def likelihood(pipeline: CDRLPipeline, known: KnownImages, picture: Image.Image)
         f"At level 0 the picture is likelier than {share:.0f} % of {len(known.train_log_density)} training images: "
         + ("in its details it is unlike them." if share < 1 else "in its details it could be one of them.")
     )
-    (seen,) = enlarged(to_pil(image))
-    return Likelihood(seen, _histograms(known, density), _changes(pipeline, known, image), words)
+    return Likelihood(_histograms(known, density), _changes(pipeline, known, image), words)
 
 
 def _histograms(known: KnownImages, density: Tensor) -> Image.Image:
