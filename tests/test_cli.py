@@ -24,6 +24,7 @@ from cdrl.data import read_shards
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.lock import locked
 from cdrl.runs.run import Run, read_json
+from pipelines.report.run_facts import gaps_in_words
 from pipelines.verbs.common import clear_errors
 from tests.helpers import (
     FIXTURES,
@@ -282,7 +283,9 @@ def test_every_verb_of_training_says_where_its_results_are_and_what_comes_next(t
     assert verbs == ["prepare", "train-autoencoder", "encode", "train", "sample"]
     assert command == ["report", str(run)]
     again = call("train", config, prepared, "--run", run)  # at its last step already
-    assert again.stdout.splitlines() == [
+    gaps, *told = again.stdout.splitlines()
+    assert gaps == gaps_in_words(run / "metrics.jsonl")
+    assert told == [
         f"trained to the end, step 1: {run / 'model'}; pictures in {run / 'samples'}",
         f"next: python run.py sample {run}",
     ]
