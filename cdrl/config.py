@@ -432,6 +432,19 @@ class TrainingConfig(Section):
     chain_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of the energies' matrix work in chains"
     )
+    compile: bool = Field(
+        default=False, description="compile a chain's gradient step (torch.compile): a wait at the start, faster after"
+    )
+    cuda_graph: bool = Field(
+        default=True, description="on a GPU: replay a batch's chain as one graph, so that no kernel waits for Python"
+    )
+    tf32: bool = Field(
+        default=True, description="on a GPU: round the factors of float32 matrix work to the 10 bits of TF32"
+    )
+    recompute_energy: bool = Field(
+        default=False,
+        description="gradient checkpointing of the energy: its backward pass computes each block anew, for less memory",
+    )
     log_every: int = Field(default=100, ge=1, description="updates between two lines of metrics.jsonl")
     trackers: tuple[TrackerName, ...] = Field(
         default=(), description="programs that get the log and the pictures too, beside TensorBoard"

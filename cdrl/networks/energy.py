@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cdrl.config import EnergyConfig, check_energy_grid
 from cdrl.networks.embedding import (
@@ -157,6 +158,8 @@ class FoldedEnergy:
     head: Affine
     output_scale: float
     dtype: torch.dtype = torch.float32
+    recompute: bool = False
+    """Whether a backward pass computes the inside of each block anew instead of finding it in memory."""
 
     def condition(self, logsnr: Tensor, label: Tensor) -> EnergyCondition:
         """Embed noise level [N] and class id [N] (-1: null) for all blocks."""
@@ -191,7 +194,8 @@ class FoldedEnergy:
             if index and h.ndim == 4:
                 h = F.avg_pool2d(h, 2)
             for block in stage:
-                h = block(h, next(biases))
+                bias = next(biases)
+                h = checkpoint(block.__call__, h, bias, use_reentrant=False) if self.recompute else block(h, bias)
         h = F.relu(h).to(condition.head.dtype)
         features = h.sum(dim=(2, 3)) if h.ndim == 4 else h
         return self.output_scale * (features * condition.head).sum(dim=1)
@@ -234,6 +238,9 @@ class FoldedEnergy:
 class EnergyNetwork(nn.Module):
     """The energy network f-hat: (image or point, noise level, class) -> one number per image.
 
+    Attributes:
+        recompute: gradient checkpointing: the backward pass computes the inside of each block anew, for less memory.
+
     Args:
         shape: shape of one image, [C, H, W], or of one point, [D].
         num_classes: number of classes without the null class; 0 for an unconditional energy.
@@ -249,6 +256,7 @@ class EnergyNetwork(nn.Module):
         width = 4 * config.channels
         self.num_classes = num_classes
         self.output_scale = config.output_scale
+        self.recompute = False
         self.embed1 = NormalizedLayer(config.channels, width, spectral_norm=norm)
         self.embed2 = NormalizedLayer(width, width, spectral_norm=norm)
         self.classes = NormalizedLayer(num_classes + 1, width, spectral_norm=norm) if num_classes else None
@@ -284,6 +292,7 @@ class EnergyNetwork(nn.Module):
             head=Affine(self.head.weight, None),
             output_scale=self.output_scale,
             dtype=self.head.weight.dtype,
+            recompute=self.recompute,
         )
 
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ FREE = (
     "training.sample_every",
     "training.checkpoint_every",
     "training.on_divergence",
+    "training.compile",
+    "training.cuda_graph",
+    "training.recompute_energy",
     "sampling",
     "evaluation",
 )

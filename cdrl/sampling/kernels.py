@@ -88,8 +88,10 @@ class Position:
     Langevin does.
     """
 
-    def __init__(self, y: Tensor, target: Target) -> None:
+    def __init__(self, y: Tensor, target: Target, answer: tuple[Tensor, Tensor] | None = None) -> None:
         self.y, self.target = y, target
+        if answer is not None:  # what ``target`` says of y, known already
+            self._answer = answer
 
     @cached_property
     def _answer(self) -> tuple[Tensor, Tensor]:
@@ -112,12 +114,11 @@ class Position:
     def where(self, chosen: Tensor, other: Position) -> Position:
         """Take this position for the images that are ``chosen`` (bool [N]), and ``other`` for the rest."""
         pick = per_image(chosen, self.y)
-        position = self.moved(torch.where(pick, self.y, other.y))
-        position._answer = (
+        answer = (
             torch.where(chosen, self.log_density, other.log_density),
             torch.where(pick, self.gradient, other.gradient),
         )
-        return position
+        return Position(torch.where(pick, self.y, other.y), self.target, answer)
 
 
 Kernel = Callable[[Position, Tensor, ImageNoise], Position]

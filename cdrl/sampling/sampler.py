@@ -20,7 +20,7 @@ from cdrl.sampling.kernels import (
     tempered,
     with_gradient,
 )
-from cdrl.sampling.noise import ImageNoise
+from cdrl.sampling.noise import Draw, ImageNoise
 from cdrl.sampling.settings import ChainPlan
 from cdrl.schedule import NoiseSchedule
 
@@ -68,6 +68,8 @@ def sample(
     schedule = schedule.to(noise.device)
     step_sizes = plan.step_scale * math.sqrt(plan.temperature) * schedule.step_size
     put_back, report = constrain or _unconstrained, callback or _unreported
+    if noise.device.type != "cpu" and plan.kernel is langevin and constrain is None:
+        noise.expect([Draw("normal", shape)] * _normal_draws(plan))
     x = noise.normal(shape)  # x_T ~ N(0, I)
     for level in reversed(range(schedule.num_levels)):
         for visit in range(plan.passes):
@@ -85,6 +87,12 @@ def sample(
                 report(level=level, step=step, y=chain.y)
             x = chain.y / schedule.alpha_y[level]
     return denoised(schedule, log_density, x, plan.denoise)  # eq. 18
+
+
+def _normal_draws(plan: ChainPlan) -> int:
+    """How many normal numbers Algorithm 2 draws for each value of an image, if its chains are Langevin's."""
+    visits = plan.passes * len(plan.steps)
+    return 1 + visits + (visits - len(plan.steps)) + plan.passes * sum(plan.steps)
 
 
 def recovery_target(

@@ -33,8 +33,6 @@ from cdrl.training.muon import Muon
 for _name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
     warnings.filterwarnings("ignore", rf"`torch\.distributed\.{_name}` is deprecated", FutureWarning)
 
-TensorList = tuple[Tensor, ...] | list[Tensor]
-
 
 @dataclass(frozen=True)
 class World:
@@ -92,7 +90,7 @@ class TraineeSettings:
         lr_factor: number of updates made -> factor on the learning rate.
         batch_size: the global one, over all processes.
         accumulation: micro-batches of a process that an update sums.
-        ema: decay of the moving average after its warm-up, see `moving_average`; 0 keeps the weights themselves.
+        ema: decay of the moving average after its warm-up, see `ema_decay`; 0 keeps the weights themselves.
         optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
         bfloat16: the engine's calls happen under torch.autocast.
     """
@@ -115,7 +113,7 @@ class Trainee:
     def __init__(self, module: nn.Module, world: World, settings: TraineeSettings) -> None:
         self.world, self.zero_stage = world, settings.zero_stage
         module = module.to(world.device)
-        self.average = AveragedModel(module, multi_avg_fn=moving_average(settings.ema))
+        self.average = MovingAverage(module, settings.ema)
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
             updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas)
@@ -192,7 +190,7 @@ class Trainee:
             raise self._not_loaded(folder, name, f"not a whole checkpoint of this network ({reason})") from None
         if found is None:
             raise self._not_loaded(folder, name, "not a whole checkpoint: its files are missing")
-        self.average.to(self.world.device)
+        self.average.module.to(self.world.device)
 
     def _not_loaded(self, folder: Path, name: str, reason: str) -> RunError:
         processes = read_json(folder / "state.json").get("processes", self.world.size)
@@ -225,14 +223,26 @@ def ema_decay(ema: float, update: int) -> float:
     return min(ema, (1 + update) / (10 + update))
 
 
-def moving_average(ema: float) -> Callable[[TensorList, TensorList, int | Tensor], None]:
-    """What `AveragedModel` shall do at each update but its first, which copies the weights; it counts them itself."""
+class MovingAverage(AveragedModel):
+    """Moving average of a network's weights under `ema_decay`; buffers are copied. The first update copies all.
+
+    Its count of updates stays on the host: torch's own update asks a GPU for it, and waits.
+    """
+
+    def __init__(self, module: nn.Module, ema: float) -> None:
+        super().__init__(module)
+        self.ema = ema
 
     @torch.no_grad()
-    def average(averaged: TensorList, weights: TensorList, updates_before: int | Tensor) -> None:
-        torch._foreach_lerp_(averaged, weights, 1 - ema_decay(ema, int(updates_before) + 1))
-
-    return average
+    def update_parameters(self, model: nn.Module) -> None:
+        """Average in the weights of ``model``."""
+        updates = int(self.n_averaged)
+        share = 1 - ema_decay(self.ema, updates + 1) if updates else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), [weight.detach() for weight in model.parameters()], share)
+        buffers = list(self.module.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(model.buffers()))
+        self.n_averaged += 1
 
 
 @contextmanager

@@ -38,6 +38,7 @@ def bytes_for_training(config: Config, shape: tuple[int, ...], num_classes: int,
     """Bytes that a process of the second stage needs for networks and optimizers, and for a batch on its way."""
     training = config.training
     model = CDRL.without_weights(config, shape, num_classes).eval()  # without masks of dropout, which are small
+    model.energy.recompute = training.recompute_energy
     micro = training.batch_size // (world.size * training.accumulation)
     x, logsnr, label = _meta(micro, *shape), _meta(micro), _meta(micro).long()
 

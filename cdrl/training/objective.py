@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from cdrl.config import Config, InitializerConfig
-from cdrl.model import log_density, proposal_mean
+from cdrl.model import proposal_mean
 from cdrl.networks import FoldedEnergy
-from cdrl.sampling.kernels import Position, langevin_log_ratio, recovery, with_gradient
+from cdrl.sampling.kernels import Position, langevin_log_ratio
 from cdrl.sampling.noise import ImageNoise
-from cdrl.sampling.sampler import refine
 from cdrl.schedule import NoiseSchedule, per_image
+from cdrl.training.chains import ChainStart, RunChain, run_chain
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(grid [N, *shape], logsnr [N], label [N]) -> f-hat [N] or a grid [N, *shape]."""
@@ -30,11 +30,13 @@ class Networks:
         energy: learns from the energy loss; called once a batch.
         initializer: learns from the initializer loss; called once a batch. None: chains start at x_{t+1}.
         chain_energy: the energy folded and detached, so that no chain costs a gradient of parameters.
+        run_chain: how the chains are run.
     """
 
     energy: Network
     initializer: Network | None
     chain_energy: FoldedEnergy
+    run_chain: RunChain = run_chain
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def cooperative_losses(
     # A pair at levels t and t + 1 (eq. 9).
     pair = noised_pair(x0, label, noise, schedule, settings)
     level, x_next, y = pair.level, pair.x_next, pair.y
-    logsnr, step_size = schedule.logsnr[level], schedule.step_size[level]
+    logsnr = schedule.logsnr[level]
 
     # The initializer's proposal with its noise (eq. 6), or x_{t+1} itself.
     proposed = x_next
@@ -131,12 +133,8 @@ def cooperative_losses(
         proposed = mean + per_image(schedule.proposal_std[level], x0) * noise.normal(x0.shape[1:])
 
     # K Langevin steps from there towards p(y_t | x_{t+1}) (eq. 3, 5).
-    chain_energy = networks.chain_energy
-    condition = chain_energy.condition(logsnr, pair.label)
-    marginal = with_gradient(lambda grid: log_density(chain_energy(grid, condition), grid, schedule, level))
-    start = Position(proposed.detach(), recovery(marginal, x_next, schedule.precision[level]))
-    before_end = refine(start, step_size, noise, max(settings.langevin_steps - 1, 0))
-    end = refine(before_end, step_size, noise, min(settings.langevin_steps, 1))
+    start = ChainStart(networks.chain_energy, level, pair.label, proposed.detach(), x_next)
+    before_end, end = networks.run_chain(start, noise, schedule, settings.langevin_steps)
     refined = end.y
 
     # The energy tells refined samples from true ones (eq. 7), both as one batch.

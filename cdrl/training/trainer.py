@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from cdrl.runs.run import write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from cdrl.sampling.settings import plan_chains
+from cdrl.training.chains import chosen_chain
 from cdrl.training.engine import (
     Trainee,
     TraineeSettings,
@@ -40,6 +44,59 @@ from cdrl.training.objective import (
     cooperative_losses,
     diagnose,
 )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What an update of one micro-batch needs beside the networks, on the host."""
+
+    x0: Tensor
+    label: Tensor
+    noise: ImageNoise
+    dropout: ImageNoise
+
+
+class BatchesAhead:
+    """Batches for a GPU: while it learns from one, threads read the next one and draw its random numbers.
+
+    Args:
+        prepare: makes the batch of a step and some of its rows.
+    """
+
+    def __init__(self, prepare: Callable[[int, range], Batch]) -> None:
+        self._prepare = prepare
+        self._thread = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
+        self._ahead: dict[tuple[int, range], Future[Batch]] = {}
+        self._last: Batch | None = None
+
+    def take(self, step: int, rows: range) -> Batch:
+        """The batch of a step; that of the same rows of the next step is begun.
+
+        Raises:
+            DataError: see ``prepare``.
+        """
+        # Steps that nobody has asked for after all (training was rolled back) are forgotten.
+        self._ahead = {key: batch for key, batch in self._ahead.items() if key[0] in (step, step + 1)}
+        begun = self._ahead.pop((step, rows), None)
+        batch = self._prepare(step, rows) if begun is None else begun.result()
+        if (step + 1, rows) not in self._ahead:
+            self._ahead[step + 1, rows] = self._thread.submit(self._begin, step + 1, rows, self._last)
+        self._last = batch
+        return batch
+
+    def _begin(self, step: int, rows: range, example: Batch | None) -> Batch:
+        batch = self._prepare(step, rows)
+        if torch.cuda.is_available():
+            batch = dataclasses.replace(batch, x0=batch.x0.pin_memory(), label=batch.label.pin_memory())
+        if example is not None:  # each batch draws what the one before has drawn
+            batch.noise.expect(example.noise.draws)
+            batch.dropout.expect(example.dropout.draws)
+        return batch
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
 
 ACCEPTANCE_EVERY = 10
 """Updates between two measurements of the acceptance, which costs a gradient more."""
@@ -74,8 +131,14 @@ class CooperativeTrainer:
         if initial is not None:
             _take_over(model, initial, world)
         self.schedule = model.schedule.to(world.device)
+        model.energy.recompute = training.recompute_energy
+        if world.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+            torch.backends.cudnn.allow_tf32 = training.tf32
         self.settings = LossSettings.from_config(config)
         self.chain_dtype = DTYPES[training.chain_dtype]
+        self.run_chain = chosen_chain(training, world.device)
+        self._batches = BatchesAhead(self._prepare) if world.device.type != "cpu" else None
         self.energy = self._trainee(model.energy, training.energy_lr)
         self.initializer: Trainee | None = None
         self.trainees = {"energy": self.energy}
@@ -115,7 +178,7 @@ class CooperativeTrainer:
             energy.power_iteration()
             chain_energy = energy.fold().detach(self.chain_dtype)
         initializer = None if self.initializer is None else self.initializer.engine
-        networks = Networks(self.energy.engine, initializer, chain_energy)
+        networks = Networks(self.energy.engine, initializer, chain_energy, self.run_chain)
         losses, diagnostics = [], []
         for rows in self.rows:
             batch = self._losses(step, rows, networks)
@@ -133,24 +196,32 @@ class CooperativeTrainer:
         with contextlib.ExitStack() as stack:
             bare = {name: stack.enter_context(trainee.whole()) for name, trainee in self.trainees.items()}
             chain_energy = bare["energy"].fold().detach(self.chain_dtype)
-            networks = Networks(bare["energy"], bare.get("initializer"), chain_energy)
+            networks = Networks(bare["energy"], bare.get("initializer"), chain_energy, self.run_chain)
             losses = self._losses(step, self.rows[0], networks)
             return Measurements.of([losses], [self._diagnose(step, losses)])
 
     def _losses(self, step: int, rows: range, networks: Networks) -> Losses:
+        batch = self._prepare(step, rows) if self._batches is None else self._batches.take(step, rows)
+        x0, label = (tensor.to(self.world.device, non_blocking=True) for tensor in (batch.x0, batch.label))
+        with dropout_noise(batch.dropout):
+            return cooperative_losses(x0, label, batch.noise, networks, self.schedule, self.settings)
+
+    def _prepare(self, step: int, rows: range) -> Batch:
+        """The images of an update and the random numbers of each of them, whichever process it is in.
+
+        Raises:
+            DataError: a sample is not finite or has no valid class id; the message names it.
+        """
         x0, label = self.data.batch(step, rows)
         try:
             check_batch(x0, label, self.averaged.num_classes, self.data.elements(step, rows))
         except DataError as error:
             raise DataError(f"training data of step {step + 1}: {error}") from None
-        x0, label = x0.to(self.world.device), label.to(self.world.device)
-        with dropout_noise(self._noise("dropout", step, rows)):
-            noise = self._noise("train", step, rows)
-            return cooperative_losses(x0, label, noise, networks, self.schedule, self.settings)
-
-    def _noise(self, purpose: str, step: int, rows: range) -> ImageNoise:
-        """Random numbers of each row of an update, whichever process it is in."""
-        return ImageNoise([derive_seed(self.config.seed, purpose, step, row) for row in rows], self.world.device)
+        noise, dropout = (
+            ImageNoise([derive_seed(self.config.seed, purpose, step, row) for row in rows], self.world.device)
+            for purpose in ("train", "dropout")
+        )
+        return Batch(x0, label, noise, dropout)
 
     def _diagnose(self, step: int, losses: Losses) -> Diagnostics:
         return diagnose(losses.chain, self.schedule, measure_acceptance=step % ACCEPTANCE_EVERY == 0)
@@ -193,6 +264,8 @@ class CooperativeTrainer:
         """Let go of the engines."""
         for trainee in self.trainees.values():
             trainee.close()
+        if self._batches is not None:
+            self._batches.close()
 
 
 def _take_over(model: CDRL, initial: Path, world: World) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
-from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.noise import Draw, ImageNoise, derive_seed
 from cdrl.sampling.sampler import LevelLogDensity, Propose
 from cdrl.sampling.settings import effective, idle_settings
 from cdrl.training.interruption import save_picture
@@ -47,6 +47,9 @@ class TwoStreams(ImageNoise):
             return log_density(y, level)
 
         return ImageSource(self, proposed, refined)
+
+    def expect(self, draws: Sequence[Draw]) -> None:
+        """Nothing is made ahead: which stream a draw comes from is known when it is asked for."""
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         return self._chains.normal(shape) if self._in_chain else super().normal(shape)

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from cdrl.sampling.noise import ImageNoise, InterpolatedNoise, derive_seed
+from cdrl.sampling import noise as noise_module
+from cdrl.sampling.noise import Draw, ImageNoise, InterpolatedNoise, derive_seed
 
 
 def test_different_parts_give_different_seeds() -> None:
@@ -144,3 +145,54 @@ def test_interpolated_noise_does_not_depend_on_the_batch() -> None:
     for _ in range(40):
         assert torch.equal(among.normal((4, 4))[1], alone.normal((4, 4))[0])
         assert torch.equal(among.uniform()[1:2], alone.uniform())
+
+
+def mixed_calls(noise: ImageNoise) -> list[Tensor]:
+    """Small and large normal draws, in one call of a generator each or several, among draws of all other kinds."""
+    drawn = [noise.integers(6), noise.uniform(), *(noise.normal((3, 32, 32)) for _ in range(5)), noise.uniform()]
+    drawn += [noise.kept(0.25, (8, 6)), noise.kept(0.25, (8, 6)), noise.kept(0.5, (8, 6)), noise.normal((3, 33, 33))]
+    return drawn + [noise.normal((2,)) for _ in range(70)] + [noise.normal((3, 32, 32)), noise.normal((2,))]
+
+
+@pytest.mark.parametrize("most", [2**28, 2**14, 1])
+def test_draws_made_ahead_are_those_made_when_asked_for(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Also where few bytes may wait: then they are made in smaller groups."""
+    monkeypatch.setattr(noise_module, "BYTES_AHEAD", most)
+    usual, ahead = ImageNoise([3, 4, 5]), ImageNoise([3, 4, 5])
+    expected = mixed_calls(usual)
+    ahead.expect(usual.draws)
+    for value, one in zip(mixed_calls(ahead), expected, strict=True):
+        assert torch.equal(value, one)
+
+
+def test_draws_made_ahead_wait_in_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_module, "BYTES_AHEAD", 10 * 2 * 4 * 256)
+    noise = ImageNoise([1, 2])
+    noise.expect([Draw("normal", (256,))] * 1000)
+    assert noise._ahead is not None
+    for _ in range(1000):
+        noise.normal((256,))
+        waiting = sum(group.number for group, _ in noise._ahead._made) + len(noise._ahead._unused)
+        assert waiting <= 2 * 10
+
+
+def test_another_draw_than_was_expected_is_refused() -> None:
+    noise = ImageNoise([1])
+    noise.expect([Draw("normal", (4,)), Draw("uniform")])
+    with pytest.raises(RuntimeError, match=r"expected .*normal.*found .*uniform"):
+        noise.uniform()
+    noise = ImageNoise([1])
+    noise.expect([Draw("uniform")])
+    noise.uniform()
+    with pytest.raises(RuntimeError, match="expected no more"):
+        noise.uniform()
+
+
+def test_interpolated_noise_can_be_made_ahead() -> None:
+    def made(*, ahead: bool) -> Tensor:
+        noise = way([0.25, 0.75])
+        if ahead:
+            noise.expect([Draw("normal", (64, 64))] * 3)
+        return torch.stack([noise.normal((64, 64)) for _ in range(3)])
+
+    assert torch.equal(made(ahead=True), made(ahead=False))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cdrl.config import ConfigError
-from cdrl.training.engine import World, ema_decay, linear_schedule, moving_average, start
+from cdrl.training.engine import MovingAverage, World, ema_decay, linear_schedule, start
 
 
 def world(rank: int, size: int) -> World:
@@ -58,7 +58,7 @@ def test_an_average_made_without_the_warm_up_is_taken_up_at_its_count() -> None:
     for value in (1.0, 2.0):
         nn.init.constant_(layer.weight, value)
         old.update_parameters(layer)
-    new = AveragedModel(layer, multi_avg_fn=moving_average(0.9))
+    new = MovingAverage(layer, 0.9)
     new.load_state_dict(old.state_dict())
     nn.init.constant_(layer.weight, 3.0)
     new.update_parameters(layer)

@@ -1,0 +1,179 @@
+"""Chains compiled, captured and fed ahead of time are the chains that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdrl.model import CDRL
+from cdrl.sampling.noise import ImageNoise
+from cdrl.training.chains import (
+    CapturedChain,
+    ChainEnd,
+    ChainStart,
+    CompiledChain,
+    RunChain,
+    chosen_chain,
+    density_and_gradient,
+    run_chain,
+)
+from cdrl.training.engine import start
+from cdrl.training.memory import bytes_for_training
+from cdrl.training.trainer import BatchesAhead, CooperativeTrainer
+from pipelines.jobs.training import stage_two_data
+from tests.helpers import scrambled, tiny_config, tiny_model
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's")
+STEPS = 3
+COUNT = 6
+
+
+def model_on(device: str, **energy: Any) -> CDRL:
+    return tiny_model(tiny_config(energy=energy)).to(device)
+
+
+def chain_start(model: CDRL, seed: int = 0, dtype: torch.dtype = torch.float32) -> ChainStart:
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    y, x_next = torch.randn(2, COUNT, *model.shape, generator=generator).to(device)
+    level = torch.randint(model.schedule.num_levels, (COUNT,), generator=generator).to(device)
+    label = torch.randint(-1, model.num_classes, (COUNT,), generator=generator).to(device)
+    return ChainStart(model.energy.fold().detach(dtype), level, label, y, x_next)
+
+
+def ends(chain: RunChain, model: CDRL, given: ChainStart, steps: int = STEPS) -> dict[str, Tensor]:
+    """All that training reads of a chain."""
+    noise = ImageNoise(range(COUNT), given.y.device)
+    found: ChainEnd = chain(given, noise, model.schedule.to(given.y.device), steps)
+    return {
+        f"{name}'s {what}": getattr(position, what).clone()
+        for name, position in found._asdict().items()
+        for what in ("y", "log_density", "gradient")
+    }
+
+
+@pytest.fixture(params=["flat", "gaussian"])
+def model(request: pytest.FixtureRequest) -> CDRL:
+    return model_on("cpu", reference=request.param)
+
+
+def test_the_compilers_gradient_is_that_of_automatic_differentiation(model: CDRL) -> None:
+    given = chain_start(model)
+    condition = given.energy.condition(model.schedule.logsnr[given.level], given.label)
+    values, gradient = density_and_gradient(given.energy, condition, given.y, model.schedule, given.level)
+    y = given.y.clone().requires_grad_()
+    expected = model.log_density(y, given.level, given.label)
+    torch.testing.assert_close(values, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), y)[0])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_compiled_gradient_step_is_one_graph_and_says_the_same(model: CDRL, backend: str) -> None:
+    """``fullgraph`` makes a graph break an error, and so would recompilation for other weights be."""
+    compiled = CompiledChain(backend)
+    for seed in (0, 1):
+        scrambled(model.energy, seed=seed)
+        given = chain_start(model, seed)
+        with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
+            found = ends(compiled, model, given)
+        torch.testing.assert_close(found, ends(run_chain, model, given), rtol=1e-4, atol=1e-5)
+
+
+def test_a_chain_of_no_step_ends_where_it_starts(model: CDRL) -> None:
+    given = chain_start(model)
+    found = run_chain(given, ImageNoise(range(COUNT)), model.schedule, 0)
+    assert found.before is found.end
+    assert found.end.y is given.y
+
+
+def test_without_a_gpu_nothing_is_captured() -> None:
+    training = tiny_config().training
+    assert training.cuda_graph
+    assert chosen_chain(training, torch.device("cpu")) is run_chain
+    chosen = chosen_chain(training.model_copy(update={"compile": True}), torch.device("cpu"))
+    assert isinstance(chosen, CompiledChain)
+    assert isinstance(chosen_chain(training, torch.device("cuda")), CapturedChain)
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_chain_is_the_chain(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    model = model_on("cuda")
+    captured = CapturedChain(CompiledChain() if compiled else run_chain)
+    bound = 1e-4 if dtype is torch.float32 else 5e-2
+    for seed in (0, 1, 2):  # a replay has nothing left of the batch and the weights before
+        scrambled(model.energy, seed=seed)
+        given = chain_start(model, seed, dtype)
+        torch.testing.assert_close(ends(captured, model, given), ends(run_chain, model, given), rtol=bound, atol=bound)
+
+
+def digits_trainer(**training: Any) -> CooperativeTrainer:
+    config = tiny_config(training=training)
+    return CooperativeTrainer(config, stage_two_data(config, Path("unused")).training_set, 10, start())
+
+
+@pytest.fixture
+def trainers() -> Iterator[list[CooperativeTrainer]]:
+    made: list[CooperativeTrainer] = []
+    yield made
+    for trainer in made:
+        trainer.close()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_batches_made_ahead_train_the_same_weights_bit_by_bit(
+    trainers: list[CooperativeTrainer], accumulation: int
+) -> None:
+    usual, ahead = (digits_trainer(accumulation=accumulation) for _ in range(2))
+    trainers += [usual, ahead]
+    ahead._batches = BatchesAhead(ahead._prepare)
+    for step in (0, 1, 2, 3):
+        for trainer in (usual, ahead):
+            trainer.update(step)
+            trainer.measure(step)  # asks for a batch again, out of the order
+    for one, other in zip(usual.averaged.parameters(), ahead.averaged.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_recomputed_energy_has_the_same_gradients_for_less_memory() -> None:
+    model = model_on("cpu")
+    given = chain_start(model)
+    gradients = []
+    for recompute in (False, True):
+        model.energy.recompute = recompute
+        model.zero_grad()
+        model.energy(given.y, model.schedule.logsnr[given.level], given.label).sum().backward()
+        gradients.append([parameter.grad for parameter in model.energy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    config = tiny_config(energy={"num_blocks": 2}, initializer=None)
+    kept = [
+        bytes_for_training(config.model_copy(update={"training": training}), (1, 8, 8), 10, start())[1]
+        for on in (False, True)
+        for training in [config.training.model_copy(update={"recompute_energy": on})]
+    ]
+    assert kept[1] < 0.7 * kept[0]
+
+
+@GPU
+@pytest.mark.parametrize("settings", [{}, {"chain_dtype": "bfloat16"}, {"tf32": True}])
+def test_on_a_gpu_training_goes_the_way_of_a_processor(
+    trainers: list[CooperativeTrainer], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same draws: what differs is rounding, of TF32 and bfloat16 by about a hundredth and a tenth of the losses."""
+    slow = {"energy_lr": 1e-5, "initializer_lr": 1e-5, "warmup_steps": 0, "tf32": False}
+    on_gpu = digits_trainer(**{**slow, **settings})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = digits_trainer(**slow)
+    trainers += [on_gpu, on_cpu]
+    bound = 0.1 if settings else 1e-3
+    for step in range(4):
+        found, expected = (trainer.update(step).losses for trainer in (on_gpu, on_cpu))
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name].cpu(), value, rtol=bound, atol=bound)
