@@ -27,7 +27,8 @@ Normal = Callable[[], Tensor]
 def sinusoids(logsnr: Tensor, width: int) -> Tensor:
     """Sinusoidal features of the noise level, [N] -> [N, width] (Appendix A.3)."""
     position = 1000 * torch.arctan(torch.exp(-logsnr / 2)) / (math.pi / 2)
-    frequencies = torch.exp(-math.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
+    steps = torch.arange(width // 2, device=logsnr.device)
+    frequencies = torch.exp(-math.log(10_000) / (width // 2 - 1) * steps)
     angles = position[:, None] * frequencies[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.gpu import LEAST_CALLS, Case, cases, measure, size_of, table
+from benchmarks.gpu import LEAST_CALLS, Arithmetic, Case, cases, measure, size_of, table
+from benchmarks.timing import new_model, plain_copy
 from cdrl.config_files import load_config
 from cdrl.training.engine import start
 from tests.helpers import ROOT
@@ -45,6 +47,28 @@ def test_a_case_is_measured(what: str, how: str, changes: tuple[str, ...]) -> No
     assert (figures["counted_flops"] > 0) == (how == "plain")
     assert figures["peak_memory_gib"] is None
     assert LEAST_CALLS > 1
+
+
+def test_arithmetic_is_counted_forwards_and_backwards() -> None:
+    """A convolution of 3x3 over 4x4 pixels from 2 channels to 5, for 3 images, and both of its gradients."""
+    x, weight = torch.randn(3, 2, 4, 4, requires_grad=True), torch.randn(5, 2, 3, 3, requires_grad=True)
+    with Arithmetic() as counted:
+        torch.autograd.grad(torch.nn.functional.conv2d(x, weight, padding=1).sum(), [x, weight])
+    assert counted.flops == 3 * 2 * (3 * 16 * 5 * 2 * 9)
+
+
+@pytest.mark.parametrize("what", ["training", "sampling"])
+def test_the_plain_implementation_computes_where_its_weights_are(what: str) -> None:
+    """On torch's meta device, where a tensor left on the CPU is as much an error as on a GPU."""
+    size = size_of(Case("cifar10", what, "plain", 2), small=True)
+    model = plain_copy(size.config, new_model(size)).to("meta")
+    model.schedule = model.schedule.to("meta")
+    x0, level = torch.zeros(2, *size.shape, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    if what == "training":
+        losses = model.losses(x0, level, level - 1, 2, lambda: torch.randn_like(x0))
+        assert {loss.device.type for loss in losses} == {"meta"}
+    else:
+        assert model.sample(level - 1, 2, 2.0, lambda: torch.randn_like(x0)).device.type == "meta"
 
 
 def test_the_table_tells_rates_shares_and_what_was_left_out() -> None:

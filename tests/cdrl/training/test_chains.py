@@ -28,7 +28,6 @@ from cdrl.training.trainer import BatchesAhead, CooperativeTrainer
 from pipelines.jobs.training import stage_two_data
 from tests.helpers import scrambled, tiny_config, tiny_model
 
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA's")
 STEPS = 3
 COUNT = 6
 
@@ -100,7 +99,7 @@ def test_without_a_gpu_nothing_is_captured() -> None:
     assert isinstance(chosen_chain(training, torch.device("cuda")), CapturedChain)
 
 
-@GPU
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_captured_chain_is_the_chain(dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +160,7 @@ def test_a_recomputed_energy_has_the_same_gradients_for_less_memory() -> None:
     assert kept[1] < 0.7 * kept[0]
 
 
-@GPU
+@pytest.mark.gpu
 @pytest.mark.parametrize("settings", [{}, {"chain_dtype": "bfloat16"}, {"tf32": True}])
 def test_on_a_gpu_training_goes_the_way_of_a_processor(
     trainers: list[CooperativeTrainer], settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
