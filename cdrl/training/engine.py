@@ -112,7 +112,10 @@ class Trainee:
 
     def __init__(self, module: nn.Module, world: World, settings: TraineeSettings) -> None:
         self.world, self.zero_stage = world, settings.zero_stage
+        # Stage 0 clips here, all gradients at once: DeepSpeed's own way takes two kernels for each, and a look at them.
+        self.clips_itself, self.gradient_clip = settings.zero_stage == 0, settings.gradient_clip
         module = module.to(world.device)
+        self._weights = list(module.parameters())
         self.average = MovingAverage(module, settings.ema)
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
@@ -127,13 +130,15 @@ class Trainee:
                 "train_batch_size": settings.batch_size,
                 "train_micro_batch_size_per_gpu": settings.batch_size // (world.size * settings.accumulation),
                 "gradient_accumulation_steps": settings.accumulation,
-                "gradient_clipping": settings.gradient_clip,
+                "gradient_clipping": 0.0 if self.clips_itself else settings.gradient_clip,
                 "zero_optimization": {"stage": settings.zero_stage},
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {"enabled": settings.bfloat16, "dtype": "bfloat16"},
                 "steps_per_print": 2**62,
             },
         )
+        if settings.zero_stage == 0 and world.size == 1:
+            self.engine.enable_backward_allreduce = False  # there is nobody to exchange gradients with
 
     @property
     def module(self) -> Any:
@@ -151,6 +156,8 @@ class Trainee:
         """Backward pass and, at the end of an accumulation, one optimizer step and the moving average."""
         boundary = self.engine.is_gradient_accumulation_boundary()
         self.engine.backward(loss)
+        if boundary and self.clips_itself:
+            torch.nn.utils.clip_grad_norm_(self._weights, self.gradient_clip, foreach=True)
         self.engine.step()
         if boundary:
             with self.whole() as module:
@@ -232,16 +239,17 @@ class MovingAverage(AveragedModel):
     def __init__(self, module: nn.Module, ema: float) -> None:
         super().__init__(module)
         self.ema = ema
+        self._weights_here = list[Tensor](self.module.parameters())
+        self._buffers_here = list(self.module.buffers())
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Average in the weights of ``model``."""
         updates = int(self.n_averaged)
         share = 1 - ema_decay(self.ema, updates + 1) if updates else 1.0
-        torch._foreach_lerp_(list(self.module.parameters()), [weight.detach() for weight in model.parameters()], share)
-        buffers = list(self.module.buffers())
-        if buffers:
-            torch._foreach_copy_(buffers, list(model.buffers()))
+        torch._foreach_lerp_(self._weights_here, [weight.detach() for weight in model.parameters()], share)
+        if self._buffers_here:
+            torch._foreach_copy_(self._buffers_here, list(model.buffers()))
         self.n_averaged += 1
 
 

@@ -82,18 +82,23 @@ class Muon(torch.optim.Adam):
             if parameter.grad is not None:
                 by_shape.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
         for (rows, columns), parameters in by_shape.items():
-            directions = torch.stack([self._direction(p, group["momentum"]) for p in parameters])
+            directions = torch.stack([d.reshape(rows, -1) for d in self._directions(parameters, group["momentum"])])
             scale = 0.2 * max(rows, columns) ** 0.5
-            for parameter, update in zip(parameters, orthogonalized(directions), strict=True):
-                parameter.sub_(update.view_as(parameter), alpha=scale * float(group["lr"]))
+            updates = [u.view_as(p) for u, p in zip(orthogonalized(directions).unbind(), parameters, strict=True)]
+            torch._foreach_sub_(list[Tensor](parameters), updates, alpha=scale * float(group["lr"]))
+            for parameter in parameters:
                 parameter.grad = None  # Adam, which goes next, passes over parameters without one
 
-    def _direction(self, parameter: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's look-ahead gradient, [rows, columns]."""
-        assert parameter.grad is not None
+    def _directions(self, parameters: list[nn.Parameter], momentum: float) -> tuple[Tensor, ...]:
+        """Nesterov's look-ahead gradient of each."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        buffers = [self._momentum_of(parameter) for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return torch._foreach_lerp(gradients, buffers, momentum)
+
+    def _momentum_of(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())  # which Adam expects to find in every state that it loads
             state["momentum_buffer"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        return parameter.grad.lerp(state["momentum_buffer"], momentum).reshape(len(parameter), -1)
+        return state["momentum_buffer"]
