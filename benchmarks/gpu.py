@@ -19,7 +19,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ SMALL = ("energy.channels=8", "initializer.channels=8", "training.langevin_steps
 WARM_UP = 3
 """Updates before the measured ones, of which the first compile, capture and set up."""
 LEAST_CALLS = 3
-KEEP = 60.0
+KEEP = 20.0
 """Seconds of the given time that are kept for starting processes."""
 
 
@@ -82,11 +83,19 @@ GRAPH = ("deepspeed.zero_stage=0",)
 HALF = (*GRAPH, "training.chain_dtype=bfloat16")
 
 
-def cases(processes: int, batch: int) -> list[Case]:
-    """What is measured with so many processes, the most important first."""
+class SizeName(StrEnum):
+    """What can be measured."""
+
+    cifar10 = "cifar10"
+    imagenet32 = "imagenet32"
+    celebahq256_kl_f4 = "celebahq256_kl_f4"
+
+
+def cases(processes: int, batch: int, sizes: Sequence[str] = tuple(SizeName)) -> list[Case]:
+    """What is measured with so many processes, the most important first; the last few of the first size alone."""
     found = []
     if processes == 1:
-        for size in SHAPES:
+        for size in sizes:
             found += [
                 Case(size, "training", "plain", batch),
                 Case(size, "training", "step by step", batch, EAGER),
@@ -96,13 +105,13 @@ def cases(processes: int, batch: int) -> list[Case]:
                 Case(size, "sampling", "step by step", batch),
                 Case(size, "sampling", "bfloat16 chain", batch, HALF),
             ]
-        size = next(iter(SHAPES))
+        size = sizes[0]
         found += [
             Case(size, "training", "compiled, CUDA graph, bfloat16 chain", batch, (*HALF, "training.compile=True")),
             Case(size, "training", "CUDA graph, float32 without TF32", batch, (*GRAPH, "training.tf32=False")),
             Case(size, "training", "CUDA graph, recomputed energy", batch, (*GRAPH, "training.recompute_energy=True")),
         ]
-    size = next(iter(SHAPES))
+    size = sizes[0]
     stages = range(4) if processes > 1 else range(1, 4)
     found += [
         Case(size, "training", f"bfloat16 chain, ZeRO {stage}", batch, (*HALF, f"deepspeed.zero_stage={stage}"))
@@ -244,7 +253,9 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def worker(out: Path, processes: int, batch: int, seconds: float, each: float, small: bool = False) -> None:
+def worker(
+    out: Path, processes: int, batch: int, seconds: float, each: float, size: list[SizeName], small: bool = False
+) -> None:
     """One process of those that measure; torchrun starts it."""
     begun, world = time.monotonic(), start()
     if world.device.type == "cpu":
@@ -257,7 +268,7 @@ def worker(out: Path, processes: int, batch: int, seconds: float, each: float, s
             for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
         }
         lines.append({"machine": machine_in_words(world.size), "matrix_flops_per_second": rates})
-    for case in cases(processes, batch):
+    for case in cases(processes, batch, size):
         late = torch.tensor(time.monotonic() - begun > seconds, dtype=torch.int32, device=world.device)
         if world.size > 1:
             torch.distributed.broadcast(late, 0)
@@ -278,6 +289,7 @@ def worker(out: Path, processes: int, batch: int, seconds: float, each: float, s
 @app.command()
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for gpu.json and gpu.md.")],
+    size: Annotated[list[SizeName], typer.Option(help="Sizes to measure.")] = list(SizeName),  # noqa: B006
     seconds: Annotated[float, typer.Option(help="Time for all of it.", min=10)] = 600,
     each: Annotated[float, typer.Option(help="Time for one case, beside its start.", min=0)] = 3,
     batch: Annotated[int, typer.Option(help="Images a process.", min=1)] = 64,
@@ -293,7 +305,7 @@ def main(
         left = (seconds - (time.monotonic() - begun)) / (len(counts) - position)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
         command += ["-m", "benchmarks.gpu", "worker", str(out), str(processes), str(batch)]
-        command += [str(max(1.0, left - KEEP)), str(each), *(["--small"] if small else [])]
+        command += [str(max(1.0, left - KEEP)), str(each), *size, *(["--small"] if small else [])]
         found = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
         part = out / f"processes_{processes}.json"
         results += json.loads(part.read_text())["results"] if part.exists() else []
