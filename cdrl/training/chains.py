@@ -148,7 +148,8 @@ class CapturedChain:
                 run()
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads, which pin the memory of the next batch meanwhile, do not belong to the graph.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._ends = run()
 
 
