@@ -1,23 +1,25 @@
-"""CPU seconds and memory of training: as many updates as a budget holds, counted before the first is made.
+"""CPU seconds and memory of training: a budget that is kept, with learning rates that decay over just this budget.
 
-Learning rates decay over the updates, so their number has to be known: a rehearsal measures what one costs.
+A rehearsal measures what an update costs, from which follows how many a budget holds; schedules are made for these. The
+cost of an update changes with what else the machine does: the clock tells how far a schedule has come, and when to end.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 import psutil
+from torch.optim.lr_scheduler import LambdaLR
 
-_REHEARSED_SHARE, _REHEARSED_SECONDS = 0.05, 1.0
+_REHEARSED_SHARE, _REHEARSED_SECONDS = 0.02, 1.0
 """What a rehearsal takes: this share of the budget, and these CPU seconds at least."""
-_LEAST_REHEARSED = 5
+_LEAST_REHEARSED = 3
 _REHEARSED_OF = 1000
 """Updates of the training that is rehearsed the beginning of."""
 _LOOKS_EVERY = 0.02
@@ -31,6 +33,10 @@ class Learner(Protocol):
 
     def update(self, step: int) -> object:
         """Make update ``step``, from 0."""
+        ...
+
+    def schedules(self) -> Sequence[LambdaLR]:
+        """Its learning rates as functions of the updates behind it."""
         ...
 
 
@@ -49,31 +55,30 @@ class Spent:
     updates: int
     cpu_seconds: float
 
-    def misses(self, seconds: float) -> bool:
-        """Whether this is farther from a budget than `MOST_ERROR` allows."""
-        return abs(self.cpu_seconds - seconds) > MOST_ERROR * seconds
-
 
 def train_for(
     seconds: float, learning: Callable[[int], AbstractContextManager[LearnerKind]]
 ) -> tuple[LearnerKind, Spent]:
-    """Train for ``seconds`` of CPU time: rehearse, count the updates that fit, and make them.
+    """Train for ``seconds`` of CPU time, as nearly as whole updates can; one is made in any case.
 
     Args:
-        learning: number of updates -> a new learner that is to make so many, released at the end of the context.
+        learning: number of updates -> a new learner that is to make about so many, released at the end of the context.
 
     Returns:
         The learner, and what its training took; the rehearsal, by a learner of its own, is not counted.
     """
     with learning(_REHEARSED_OF) as rehearsed:
         cost = seconds_an_update(rehearsed, max(_REHEARSED_SECONDS, _REHEARSED_SHARE * seconds))
-    updates = max(1, round(seconds / cost))
-    with learning(updates) as learner:
-        started = time.process_time()
-        for step in range(updates):
-            learner.update(step)
-        spent = Spent(updates, time.process_time() - started)
-    return learner, spent
+    planned = max(1, round(seconds / cost))
+    with learning(planned) as learner:
+        started, used, made = time.process_time(), 0.0, 0
+        # The next update begins if more than half of it fits.
+        while not made or used + used / made / 2 < seconds:
+            for schedule in learner.schedules():
+                schedule.last_epoch = round(planned * used / seconds)  # it counts on by itself at the update's end
+            learner.update(made)
+            used, made = time.process_time() - started, made + 1
+    return learner, Spent(made, used)
 
 
 def seconds_an_update(learner: Learner, seconds: float) -> float:

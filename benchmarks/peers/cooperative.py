@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.peers.budget import train_for
 from benchmarks.peers.task import Sampler, Task, Trained, count_parameters
@@ -80,6 +82,21 @@ def changed(config: Config, sections: dict[str, Any]) -> Config:
     return parse_config(values, source="benchmarks.peers")
 
 
+@dataclass(frozen=True)
+class Cooperative:
+    """The project's trainer as a `benchmarks.peers.budget.Learner`."""
+
+    trainer: CooperativeTrainer
+
+    def update(self, step: int) -> None:
+        """Make update ``step``."""
+        self.trainer.update(step)
+
+    def schedules(self) -> list[LambdaLR]:
+        """The learning rates of the networks as functions of the updates."""
+        return [trainee.engine.lr_scheduler for trainee in self.trainer.trainees.values()]
+
+
 def train(task: Task, seconds: float, settings: Settings, samplers: dict[str, dict[str, Any]]) -> Trained:
     """Train for CPU seconds.
 
@@ -89,13 +106,14 @@ def train(task: Task, seconds: float, settings: Settings, samplers: dict[str, di
     world = start()
 
     @contextmanager
-    def learning(updates: int) -> Iterator[CooperativeTrainer]:
+    def learning(updates: int) -> Iterator[Cooperative]:
         config = settings(task.recipe, updates)
         data = task.batches(config.training.batch_size)
         with closing(CooperativeTrainer(config, data, task.num_classes, world)) as trainer:
-            yield trainer
+            yield Cooperative(trainer)
 
-    trainer, spent = train_for(seconds, learning)
+    learner, spent = train_for(seconds, learning)
+    trainer = learner.trainer
     pipeline = CDRLPipeline(trainer.averaged, PixelDecoder(), trainer.config, task.class_names)
     told = trainer.config.model_dump(mode="json", include={"schedule", "energy", "initializer", "training", "sampling"})
     return Trained(

@@ -15,10 +15,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.peers.job import JUDGES, METHODS, Job, run_job
+from benchmarks.peers.job import JUDGES, Job, run_job
 from benchmarks.peers.measures import Ruler
 from benchmarks.peers.report import write_report
-from benchmarks.peers.task import RECIPES
 from pipelines.verbs.common import clear_errors
 
 app = typer.Typer(
@@ -28,8 +27,25 @@ app = typer.Typer(
     help="Generative models at equal compute, one job a process.",
 )
 
-Data = StrEnum("Data", {name: name for name in RECIPES})
-Method = StrEnum("Method", {name: name for name in METHODS})
+
+class Data(StrEnum):
+    """Data sets, the keys of `RECIPES`."""
+
+    digits = "digits"
+    fashion_mnist = "fashion_mnist"
+    cifar10 = "cifar10"
+
+
+class Method(StrEnum):
+    """Methods, the keys of `METHODS`."""
+
+    ddpm = "ddpm"
+    flow_matching = "flow_matching"
+    energy_matching = "energy_matching"
+    drl = "drl"
+    cdrl_paper = "cdrl_paper"
+    cdrl = "cdrl"
+
 
 DataOption = Annotated[Data, typer.Option(help="data set")]
 RecipeOption = Annotated[

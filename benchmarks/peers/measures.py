@@ -59,6 +59,7 @@ class Ruler:
     @property
     def judge_accuracy(self) -> float:
         """Share of held-out images that the judge reads as their class."""
+        assert self.held_out.labels is not None
         read, _ = self.judge.read(self.held_out.grids)
         return (read == self.held_out.labels).float().mean().item()
 
@@ -94,8 +95,8 @@ def judge_of(task: Task, kept: Path) -> ClassJudge:
     steps = JUDGE_STEPS.get(data.name, max(JUDGE_STEPS.values()))
     kept.mkdir(parents=True, exist_ok=True)
     # Where the files lie does not matter: a judge may be brought along from another machine.
-    sizes = (data.name, steps, *images.shape)
-    path = kept / f"{data.name}_{derive_seed(*sizes):016x}.safetensors"
+    key = derive_seed(data.name, steps, *map(int, images.shape))
+    path = kept / f"{data.name}_{key:016x}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             train_class_judge(images, labels, task.num_classes, steps=steps, seed=0).save(path)

@@ -183,7 +183,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Tensor:
     rows = rows_of(records)
     shown = [name for name in RECIPES if any(row.data == name for row in rows)]
     figure, axes = plt.subplots(1, len(shown), figsize=(4.5 * len(shown), 3.6), dpi=110, squeeze=False)
-    colours = dict(zip(METHODS, plt.get_cmap("tab10").colors, strict=False))
+    colours = {method: plt.get_cmap("tab10")(index) for index, method in enumerate(METHODS)}
     for axis, data in zip(axes[0], shown, strict=True):
         for method, (title, _) in METHODS.items():
             own = [row for row in rows if (row.data, row.method) == (data, method)]

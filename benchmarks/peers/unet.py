@@ -12,6 +12,7 @@ from diffusers import UNet2DModel, __version__
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.peers.task import Task, count_parameters
 from cdrl.sampling.noise import derive_seed
@@ -79,7 +80,7 @@ class Peer(ABC):
         self.network, self.how = network.train(), how
         self._data = task.batches(how.batch_size)
         self._optimizer = torch.optim.AdamW(
-            network.parameters(), how.learning_rate, how.betas, weight_decay=how.weight_decay
+            network.parameters(), how.learning_rate, how.betas, weight_decay=how.weight_decay, fused=True
         )
         self._schedule = get_cosine_schedule_with_warmup(self._optimizer, round(how.warmup * updates), updates)
         self._average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
@@ -97,6 +98,10 @@ class Peer(ABC):
         self._optimizer.step()
         self._schedule.step()
         self._average.step(self.network.parameters())
+
+    def schedules(self) -> list[LambdaLR]:
+        """The learning rate as a function of the updates."""
+        return [self._schedule]
 
     def averaged(self) -> Any:
         """The network with the average of its weights, to be sampled from."""

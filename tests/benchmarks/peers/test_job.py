@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.peers import measures
-from benchmarks.peers.door import app
+from benchmarks.peers.door import Data, Method, app
 from benchmarks.peers.job import METHODS, PEER_PACKAGE, RECORD, SHEET, Job, drawn, run_job, trainer_of
 from benchmarks.peers.task import RECIPES, Sampler, Task
 from cdrl.config import ConfigError
@@ -142,3 +142,8 @@ def test_all_methods_have_the_same_batches_of_a_seed() -> None:
     first, again = task.batches(8).batch(3), task.batches(8).batch(3)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
+
+
+def test_the_program_offers_all_methods_and_data_sets() -> None:
+    assert list(Method) == list(METHODS)
+    assert list(Data) == list(RECIPES)
