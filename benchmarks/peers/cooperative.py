@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.peers.budget import train_for
 from benchmarks.peers.task import Sampler, Task, Trained, count_parameters
-from cdrl.config import Config
+from cdrl.config import Config, SamplerSettings, ScheduleConfig
 from cdrl.config_files import parse_config
 from cdrl.sampling.settings import ChainPlan
 from cdrl.training.engine import start
@@ -40,8 +40,8 @@ def paper(recipe: Config, updates: int) -> Config:
     return changed(
         recipe,
         {
-            "schedule": {"step_coefficient": 4e-4},
-            "energy": {"spectral_norm": True, "output_scale": 1.0},
+            "schedule": ScheduleConfig().model_dump(),
+            "energy": {"spectral_norm": True, "output_scale": 1.0, "reference": "flat"},
             "initializer": {"dropout": 0.1},
             "training": {
                 "num_steps": updates,
@@ -54,22 +54,28 @@ def paper(recipe: Config, updates: int) -> Config:
                 "decay_fraction": 0.0,
                 "ema": max(0.0, 1 - 1 / (share * _PAPER_MEMORY)),
                 "gradient_clip": 1.0,
+                "pairs": "shared_noise",
             },
-            "sampling": {"steps": None, "step_adjustment": False, "temperature": None, "denoise": 2.0},
+            "sampling": SamplerSettings().model_dump(),
         },
     )
 
 
 def drl(recipe: Config, updates: int) -> Config:
-    """DRL's chains on the recipe's energy and with its optimizer: T6, 30 steps from x_{t+1}, no initializer."""
+    """DRL's chains on the recipe's energy, by Adam at its learning rate: T6, 30 steps from x_{t+1}, no initializer."""
     return changed(
         recipe,
         {
-            "schedule": {"kind": "drl", "step_coefficient": 2e-4},
-            "energy": {"spectral_norm": True, "output_scale": 1.0},
+            "schedule": ScheduleConfig(kind="drl").model_dump(),
+            "energy": {"spectral_norm": True, "output_scale": 1.0, "reference": "flat"},
             "initializer": None,
-            "training": {"num_steps": updates, "langevin_steps": 30, "pairs": "independent_noise"},
-            "sampling": {"steps": None, "step_adjustment": False, "temperature": None, "denoise": 0.0},
+            "training": {
+                "num_steps": updates,
+                "langevin_steps": 30,
+                "pairs": "independent_noise",
+                "optimizer": "adam",
+            },
+            "sampling": SamplerSettings(denoise=0.0).model_dump(),
         },
     )
 

@@ -34,7 +34,7 @@ class Optimization:
     """
 
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.95, 0.999)
     weight_decay: float = 1e-6
     warmup: float = 0.05

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.peers.budget import MOST_ERROR
-from benchmarks.peers.cooperative import Cooperative, drl, ours, paper, sampler, train_ours
+from benchmarks.peers.cooperative import Cooperative, changed, drl, ours, paper, sampler, train_ours
 from benchmarks.peers.task import RECIPES
+from cdrl.config import Config
 from cdrl.config_files import load_config
 from cdrl.model import CDRL
 from cdrl.training.engine import start
@@ -20,22 +21,41 @@ from tests.benchmarks.peers.tasks import digits_task
 from tests.helpers import ROOT
 
 DIGITS = load_config(ROOT / "configs" / "digits.yaml")
+OTHER = changed(
+    DIGITS,
+    {
+        "schedule": {"logsnr_max": 3.0, "step_coefficient": 4.6e-2},
+        "energy": {"reference": "gaussian"},
+        "training": {"optimizer": "muon"},
+        "sampling": {"steps": 12, "denoise": 1.5},
+    },
+)
+"""A recipe that differs from the paper in all that one may differ in."""
 
 
 def test_our_recipe_is_trained_as_it_stands() -> None:
     assert ours(DIGITS, 77) == load_config(ROOT / "configs" / "digits.yaml", ["training.num_steps=77"])
 
 
-def test_the_papers_settings_are_those_of_its_configuration_scaled_to_the_updates() -> None:
+@pytest.mark.parametrize("recipe", [DIGITS, OTHER], ids=["digits", "other"])
+def test_the_papers_settings_are_those_of_its_configuration_scaled_to_the_updates(recipe: Config) -> None:
     published = load_config(ROOT / "configs" / "cifar10.yaml")
     for updates in (400, 4000, 400_000):
-        found = paper(DIGITS, updates)
+        found = paper(recipe, updates)
         share = updates / published.training.num_steps
         assert found.schedule == published.schedule
-        assert (found.energy.spectral_norm, found.energy.output_scale) == (True, 1.0)
+        assert (found.energy.spectral_norm, found.energy.output_scale, found.energy.reference) == (True, 1.0, "flat")
         assert found.sampling == published.sampling
         training, theirs = found.training, published.training
-        for name in ("langevin_steps", "energy_lr", "initializer_lr", "decay_fraction", "gradient_clip", "pairs"):
+        for name in (
+            "optimizer",
+            "langevin_steps",
+            "energy_lr",
+            "initializer_lr",
+            "decay_fraction",
+            "gradient_clip",
+            "pairs",
+        ):
             assert getattr(training, name) == getattr(theirs, name), name
         assert training.warmup_steps == round(share * theirs.warmup_steps)
         assert training.initializer_head_start == round(share * theirs.initializer_head_start)
@@ -44,11 +64,13 @@ def test_the_papers_settings_are_those_of_its_configuration_scaled_to_the_update
         assert (found.energy.channels, training.batch_size) == (DIGITS.energy.channels, DIGITS.training.batch_size)
 
 
-def test_drl_has_its_own_chains() -> None:
-    published, found = load_config(ROOT / "configs" / "drl_cifar10.yaml"), drl(DIGITS, 100)
+@pytest.mark.parametrize("recipe", [DIGITS, OTHER], ids=["digits", "other"])
+def test_drl_has_its_own_chains(recipe: Config) -> None:
+    published, found = load_config(ROOT / "configs" / "drl_cifar10.yaml"), drl(recipe, 100)
     assert found.initializer is None
     assert (found.schedule, found.sampling) == (published.schedule, published.sampling)
-    for name in ("langevin_steps", "pairs"):
+    assert found.energy.reference == "flat"
+    for name in ("langevin_steps", "pairs", "optimizer"):
         assert getattr(found.training, name) == getattr(published.training, name), name
 
 

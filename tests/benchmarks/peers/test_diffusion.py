@@ -12,15 +12,15 @@ pytest.importorskip("diffusers")
 
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from benchmarks.peers.diffusion import SCHEDULE, TIMES, NoisePrediction, sampler
+from benchmarks.peers.diffusion import SCHEDULE, TIMES, VelocityPrediction, sampler
 from tests.benchmarks.peers.tasks import digits_task
 
 STD = 0.3
-ALPHA_BAR = DDPMScheduler(TIMES, beta_schedule=SCHEDULE).alphas_cumprod
+ALPHA_BAR = DDPMScheduler(TIMES, **SCHEDULE).alphas_cumprod
 
 
 class Knowing:
-    """E[noise | x_t] for images of N(0, STD^2)."""
+    """E[v | x_t] for images of N(0, STD^2): v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -28,13 +28,15 @@ class Knowing:
     def __call__(self, x: Tensor, time: Tensor, class_labels: Tensor) -> SimpleNamespace:
         self.calls += 1
         alpha_bar = ALPHA_BAR[int(time)]
-        return SimpleNamespace(sample=(1 - alpha_bar).sqrt() * x / (alpha_bar * STD**2 + 1 - alpha_bar))
+        noise = (1 - alpha_bar).sqrt() * x / (alpha_bar * STD**2 + 1 - alpha_bar)
+        image = alpha_bar.sqrt() * STD**2 * x / (alpha_bar * STD**2 + 1 - alpha_bar)
+        return SimpleNamespace(sample=alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * image)
 
 
 @pytest.mark.parametrize(("kind", "steps"), [(DDIMScheduler, 50), (DDPMScheduler, 250)])
 def test_samples_are_spread_as_the_data_are(kind: type, steps: int) -> None:
     network = Knowing()
-    scheduler = kind(TIMES, beta_schedule=SCHEDULE, timestep_spacing="trailing")
+    scheduler = kind(TIMES, **SCHEDULE)
     made = sampler(digits_task(), network, scheduler, steps)
     images = made.draw(torch.zeros(300, dtype=torch.int64), 0)
     assert images.shape == (300, 1, 8, 8)
@@ -44,7 +46,7 @@ def test_samples_are_spread_as_the_data_are(kind: type, steps: int) -> None:
     torch.testing.assert_close(made.draw(torch.zeros(300, dtype=torch.int64), 0), images)
 
 
-def test_the_network_is_shown_the_noise_that_it_is_to_find() -> None:
+def test_the_network_is_to_find_the_velocity_of_what_it_is_shown() -> None:
     seen = []
 
     class Spying(torch.nn.Module):
@@ -59,13 +61,14 @@ def test_the_network_is_shown_the_noise_that_it_is_to_find() -> None:
     from benchmarks.peers.unet import Optimization
 
     task = digits_task()
-    learner = NoisePrediction(task, Spying(), Optimization(batch_size=64), updates=10)
+    learner = VelocityPrediction(task, Spying(), Optimization(batch_size=64), updates=10)
     images, label = task.batches(64).batch(0)
     loss = learner.loss(images, label)
     ((x, time, classes),) = seen
     alpha_bar = ALPHA_BAR[time][:, None, None, None]
     noise = (x - alpha_bar.sqrt() * images) / (1 - alpha_bar).sqrt()
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
-    assert float(loss.detach()) == pytest.approx(float(noise.square().mean()), rel=1e-3)  # the prediction is 0
+    velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * images
+    assert float(loss.detach()) == pytest.approx(float(velocity.square().mean()), rel=1e-3)  # the prediction is 0
     assert torch.equal(classes, label)
     assert len(time.unique()) > 40
