@@ -1,0 +1,103 @@
+"""What samples are measured by: distances on two sets of features, a judge's reading of classes, recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from autoencoder.lite0 import Lite0
+from benchmarks.peers.task import Task
+from cdrl.data import Grids, GridSet, training_images
+from cdrl.sampling.noise import derive_seed
+from pipelines.evaluation.distances import Reference, compared, some_of, statistics_of
+from pipelines.evaluation.features import Features, lite0_features
+from pipelines.evaluation.figure_names import metric_name
+from pipelines.evaluation.judge import ClassJudge, train_class_judge
+
+JUDGE_STEPS = {"digits": 800, "fashion_mnist": 2000, "cifar10": 6000}
+"""Updates after which a judge reads held-out images well; for every other set the most."""
+SHOWN = ("fid", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Measures images against the held-out images of a task.
+
+    Attributes:
+        features: images -> features [N, D], by the name that distances on them have.
+        references: the held-out images on these features.
+    """
+
+    judge: ClassJudge
+    held_out: GridSet
+    features: dict[str, Callable[[Grids], Tensor]]
+    references: dict[str, Reference]
+
+    @classmethod
+    def of(cls, task: Task, kept: Path) -> Ruler:
+        """Load the judge of a task's data from the folder ``kept``, or train it and save it there.
+
+        Several processes may call this at once: one trains, the others wait.
+        """
+        judge, network = judge_of(task, kept), Lite0()
+        features: dict[str, Callable[[Grids], Tensor]] = {
+            "judge": judge.features,
+            "lite0": lambda images: lite0_features(images, network),
+        }
+        held_out = training_images(task.recipe.data, "test")
+        references = {}
+        for name, read in features.items():
+            found = read(held_out.grids)
+            references[name] = Reference("test", len(held_out), statistics_of(found), found)
+        return cls(judge, held_out, features, references)
+
+    @property
+    def judge_accuracy(self) -> float:
+        """Share of held-out images that the judge reads as their class."""
+        assert self.held_out.labels is not None
+        read, _ = self.judge.read(self.held_out.grids)
+        return (read == self.held_out.labels).float().mean().item()
+
+    def figures(self, images: Grids, label: Tensor) -> dict[str, float]:
+        """Figures of images uint8 [N, C, H, W] that should show the classes ``label`` [N].
+
+        ``accuracy`` is the share that the judge reads as their class, ``accepted`` the share that it does not take for
+        junk; the distances, ``fd_judge_1k_test`` and ``fd_lite0_1k_test`` of 1,000 images, are those to the held-out
+        images; ``recall_…`` is the share of held-out images within reach of a sample, ``precision_…`` the reverse (3
+        neighbours; Kynkäänniemi et al., 2019).
+        """
+        read, accepted = self.judge.read(images)
+        values = {
+            "accuracy": (read == label).float().mean().item(),
+            "accepted": accepted.float().mean().item(),
+        }
+        for name, features in self.features.items():
+            found = compared(Features(features(images)), self.references[name], kernel=False)
+            values |= {metric_name(metric, name, len(images), "test"): found[metric] for metric in SHOWN}
+        return values
+
+    def real_figures(self, task: Task, count: int) -> dict[str, float]:
+        """The same figures of training images, the best that samples can do."""
+        assert task.train.labels is not None
+        rows = some_of(torch.arange(len(task.train)), min(count, len(task.train)))
+        return self.figures(task.train.grids[rows], task.train.labels[rows])
+
+
+def judge_of(task: Task, kept: Path) -> ClassJudge:
+    """The judge of a task's data, the same for all methods and seeds, kept as a file."""
+    images, labels, data = task.train.grids, task.train.labels, task.recipe.data
+    assert labels is not None
+    steps = JUDGE_STEPS.get(data.name, max(JUDGE_STEPS.values()))
+    kept.mkdir(parents=True, exist_ok=True)
+    # Where the files lie does not matter: a judge may be brought along from another machine.
+    key = derive_seed(data.name, steps, *map(int, images.shape))
+    path = kept / f"{data.name}_{key:016x}.safetensors"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            train_class_judge(images, labels, task.num_classes, steps=steps, seed=0).save(path)
+    return ClassJudge.load(path, images.shape[1], images.shape[2], task.num_classes)
