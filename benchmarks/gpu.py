@@ -79,7 +79,7 @@ class Case:
 
 
 EAGER = ("training.cuda_graph=False", "deepspeed.zero_stage=0")
-GRAPH = ("deepspeed.zero_stage=0",)
+GRAPH = ("training.cuda_graph=True", "deepspeed.zero_stage=0")
 HALF = (*GRAPH, "training.chain_dtype=bfloat16")
 
 
@@ -114,7 +114,13 @@ def cases(processes: int, batch: int, sizes: Sequence[str] = tuple(SizeName)) ->
     size = sizes[0]
     stages = range(4) if processes > 1 else range(1, 4)
     found += [
-        Case(size, "training", f"bfloat16 chain, ZeRO {stage}", batch, (*HALF, f"deepspeed.zero_stage={stage}"))
+        Case(
+            size,
+            "training",
+            f"bfloat16 chain, ZeRO {stage}",
+            batch,
+            ("training.cuda_graph=True", "training.chain_dtype=bfloat16", f"deepspeed.zero_stage={stage}"),
+        )
         for stage in stages
     ]
     return [dataclasses.replace(case, processes=processes) for case in found]

@@ -436,7 +436,7 @@ class TrainingConfig(Section):
         default=False, description="compile a chain's gradient step (torch.compile): a wait at the start, faster after"
     )
     cuda_graph: bool = Field(
-        default=True, description="on a GPU: replay a batch's chain as one graph, so that no kernel waits for Python"
+        default=False, description="on a GPU: replay a batch's chain as one graph, so that no kernel waits for Python"
     )
     tf32: bool = Field(
         default=True, description="on a GPU: round the factors of float32 matrix work to the 10 bits of TF32"

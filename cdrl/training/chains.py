@@ -119,7 +119,9 @@ class CapturedChain:
         if steps == 0:
             return self._chain(start, noise, schedule, steps)
         drawn = [noise.normal(start.y.shape[1:]) for _ in range(steps)]
-        if self._graph is None or start.y.shape != self._start.y.shape or steps != len(self._drawn):
+        # A graph reads the tables where they lay when it was captured: it needs these very ones, kept alive.
+        known = self._graph is not None and schedule is self._schedule
+        if not known or start.y.shape != self._start.y.shape or steps != len(self._drawn):
             self._capture(start, drawn, schedule)
         assert self._graph is not None
         torch._foreach_copy_([*self._start.tensors, *self._drawn], [*start.tensors, *drawn])
@@ -134,7 +136,7 @@ class CapturedChain:
     def _capture(self, start: ChainStart, drawn: Sequence[Tensor], schedule: NoiseSchedule) -> None:
         rest = (tensor.clone() for tensor in (start.level, start.label, start.y, start.x_next))
         self._start = ChainStart(start.energy.detach(), *rest)
-        self._drawn = [draw.clone() for draw in drawn]
+        self._drawn, self._schedule = [draw.clone() for draw in drawn], schedule
 
         def run() -> tuple[Tensor, ...]:
             before, end = self._chain(self._start, _Given(self._drawn), schedule, len(self._drawn))

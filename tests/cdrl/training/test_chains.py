@@ -36,7 +36,9 @@ COUNT = 6
 
 
 def model_on(device: str, **energy: Any) -> CDRL:
-    return tiny_model(tiny_config(energy=energy)).to(device)
+    model = tiny_model(tiny_config(energy=energy)).to(device)
+    model.schedule = model.schedule.to(device)
+    return model
 
 
 def chain_start(model: CDRL, seed: int = 0, dtype: torch.dtype = torch.float32) -> ChainStart:
@@ -51,7 +53,7 @@ def chain_start(model: CDRL, seed: int = 0, dtype: torch.dtype = torch.float32) 
 def ends(chain: RunChain, model: CDRL, given: ChainStart, steps: int = STEPS) -> dict[str, Tensor]:
     """All that training reads of a chain."""
     noise = ImageNoise(range(COUNT), given.y.device)
-    found: ChainEnd = chain(given, noise, model.schedule.to(given.y.device), steps)
+    found: ChainEnd = chain(given, noise, model.schedule, steps)
     return {
         f"{name}'s {what}": getattr(position, what).clone()
         for name, position in found._asdict().items()
@@ -94,8 +96,7 @@ def test_a_chain_of_no_step_ends_where_it_starts(model: CDRL) -> None:
 
 
 def test_without_a_gpu_nothing_is_captured() -> None:
-    training = tiny_config().training
-    assert training.cuda_graph
+    training = tiny_config(training={"cuda_graph": True}).training
     assert chosen_chain(training, torch.device("cpu")) is run_chain
     chosen = chosen_chain(training.model_copy(update={"compile": True}), torch.device("cpu"))
     assert isinstance(chosen, CompiledChain)
