@@ -51,7 +51,10 @@ DataOption = Annotated[Data, typer.Option(help="data set")]
 RecipeOption = Annotated[
     Path | None, typer.Option(help="our configuration for it, by file or name  [default: that of the data set]")
 ]
-PathOption = Annotated[Path | None, typer.Option(help="where the data lie, if the configuration does not say it")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="settings of it to change, e.g. data.path=data/cifar-10-batches-py data.check_sums=false"),
+]
 ImagesOption = Annotated[int, typer.Option(min=200, help="samples that are measured")]
 OutOption = Annotated[Path, typer.Option(help="folder of all jobs")]
 
@@ -65,11 +68,11 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="of weights, batches, noise and samples")] = 0,
     images: ImagesOption = 1000,
     recipe: RecipeOption = None,
-    path: PathOption = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train, sample and measure one method; what has been done already is left alone."""
     with clear_errors():
-        job = Job(data.value, method.value, seed, seconds, images, recipe, path)
+        job = Job(data.value, method.value, seed, seconds, images, recipe, tuple(overrides or ()))
         if (out / job.name).exists():
             print(f"{out / job.name}: done already")
             return
@@ -77,10 +80,10 @@ def run(
 
 
 @app.command()
-def judge(data: DataOption, out: OutOption, recipe: RecipeOption = None, path: PathOption = None) -> None:
+def judge(data: DataOption, out: OutOption, recipe: RecipeOption = None, overrides: Overrides = None) -> None:
     """Train the judge of a data set, which the first of its jobs would do while the others wait."""
     with clear_errors():
-        task = Job(data.value, "cdrl", 0, 1, 1, recipe, path).task()
+        task = Job(data.value, "cdrl", 0, 1, 1, recipe, tuple(overrides or ())).task()
         print(f"{Ruler.of(task, out / JUDGES).judge_accuracy:.3f} of held-out images read as their class")
 
 

@@ -55,7 +55,7 @@ class Job:
         seconds: CPU seconds of training.
         images: samples that are measured.
         recipe: our configuration for the data; that of `RECIPES` by default.
-        path: where the data lie, where the recipe does not say it.
+        overrides: settings of the recipe to be changed, such as ``data.path=DIR``.
     """
 
     data: str
@@ -64,7 +64,7 @@ class Job:
     seconds: float
     images: int
     recipe: Path | None = None
-    path: Path | None = None
+    overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -74,7 +74,7 @@ class Job:
     def task(self) -> Task:
         """What is to be learned. Raises as `Task.of`, and ConfigError where the recipe is of other data."""
         recipe = self.recipe or Path(RECIPES[self.data])
-        task = Task.of(recipe, self.path, self.seed)
+        task = Task.of(recipe, self.overrides, self.seed)
         if task.recipe.data.name != self.data:
             raise ConfigError(f"{recipe}: a configuration for {task.recipe.data.name}, but the job is for {self.data}")
         return task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from benchmarks.peers.task import Task
-from cdrl.data import Grids, GridSet, training_images
+from cdrl.data import Grids, data_facts, training_images
+from cdrl.runs.run import load_tensors, save_tensors
 from cdrl.sampling.noise import derive_seed
 from pipelines.evaluation.distances import Reference, compared, some_of, statistics_of
 from pipelines.evaluation.features import Features, lite0_features
@@ -20,7 +22,7 @@ from pipelines.evaluation.figure_names import metric_name
 from pipelines.evaluation.judge import ClassJudge, train_class_judge
 
 JUDGE_STEPS = {"digits": 800, "fashion_mnist": 2000, "cifar10": 6000}
-"""Updates after which a judge reads held-out images well; for every other set the most."""
+"""Updates after which a judge reads held-out images well."""
 SHOWN = ("fid", "precision", "recall")
 
 
@@ -29,39 +31,49 @@ class Ruler:
     """Measures images against the held-out images of a task.
 
     Attributes:
+        judge_accuracy: share of held-out images that the judge reads as their class.
         features: images -> features [N, D], by the name that distances on them have.
         references: the held-out images on these features.
     """
 
     judge: ClassJudge
-    held_out: GridSet
+    judge_accuracy: float
     features: dict[str, Callable[[Grids], Tensor]]
     references: dict[str, Reference]
 
     @classmethod
     def of(cls, task: Task, kept: Path) -> Ruler:
-        """Load the judge of a task's data from the folder ``kept``, or train it and save it there.
+        """Load the judge of a task's data and what it makes of held-out images from the folder ``kept``.
 
-        Several processes may call this at once: one trains, the others wait.
+        Where they are not there, they are made and saved. Several processes may call this at once: one works, the
+        others wait.
         """
-        judge, network = judge_of(task, kept), Lite0()
-        features: dict[str, Callable[[Grids], Tensor]] = {
-            "judge": judge.features,
-            "lite0": lambda images: lite0_features(images, network),
+        data, held_out = task.recipe.data, training_images(task.recipe.data, "test")
+        steps = JUDGE_STEPS[data.name]
+        # Where the images lie does not matter: a judge may be brought along from another machine.
+        key = derive_seed(steps, *(json.dumps(data_facts(images)) for images in (task.train, held_out)))
+        path = kept / f"{data.name}_{key:016x}.safetensors"
+        reading_path = path.with_suffix(".held_out.safetensors")
+        kept.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                assert task.train.labels is not None
+                train_class_judge(task.train.grids, task.train.labels, task.num_classes, steps=steps, seed=0).save(path)
+            judge, network = ClassJudge.load(path, task.shape[0], task.shape[1], task.num_classes), Lite0()
+            features: dict[str, Callable[[Grids], Tensor]] = {
+                "judge": judge.features,
+                "lite0": lambda images: lite0_features(images, network),
+            }
+            if not reading_path.exists():
+                found = {name: read(held_out.grids) for name, read in features.items()}
+                save_tensors(reading_path, {**found, "classes": judge.read(held_out.grids)[0]})
+        reading = load_tensors(reading_path, (*features, "classes"))
+        assert held_out.labels is not None
+        accuracy = (reading["classes"] == held_out.labels).float().mean().item()
+        references = {
+            name: Reference("test", len(held_out), statistics_of(reading[name]), reading[name]) for name in features
         }
-        held_out = training_images(task.recipe.data, "test")
-        references = {}
-        for name, read in features.items():
-            found = read(held_out.grids)
-            references[name] = Reference("test", len(held_out), statistics_of(found), found)
-        return cls(judge, held_out, features, references)
-
-    @property
-    def judge_accuracy(self) -> float:
-        """Share of held-out images that the judge reads as their class."""
-        assert self.held_out.labels is not None
-        read, _ = self.judge.read(self.held_out.grids)
-        return (read == self.held_out.labels).float().mean().item()
+        return cls(judge, accuracy, features, references)
 
     def figures(self, images: Grids, label: Tensor) -> dict[str, float]:
         """Figures of images uint8 [N, C, H, W] that should show the classes ``label`` [N].
@@ -86,18 +98,3 @@ class Ruler:
         assert task.train.labels is not None
         rows = some_of(torch.arange(len(task.train)), min(count, len(task.train)))
         return self.figures(task.train.grids[rows], task.train.labels[rows])
-
-
-def judge_of(task: Task, kept: Path) -> ClassJudge:
-    """The judge of a task's data, the same for all methods and seeds, kept as a file."""
-    images, labels, data = task.train.grids, task.train.labels, task.recipe.data
-    assert labels is not None
-    steps = JUDGE_STEPS.get(data.name, max(JUDGE_STEPS.values()))
-    kept.mkdir(parents=True, exist_ok=True)
-    # Where the files lie does not matter: a judge may be brought along from another machine.
-    key = derive_seed(data.name, steps, *map(int, images.shape))
-    path = kept / f"{data.name}_{key:016x}.safetensors"
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            train_class_judge(images, labels, task.num_classes, steps=steps, seed=0).save(path)
-    return ClassJudge.load(path, images.shape[1], images.shape[2], task.num_classes)

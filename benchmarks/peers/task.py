@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,18 +38,17 @@ class Task:
     seed: int
 
     @classmethod
-    def of(cls, recipe: Path, path: Path | None, seed: int) -> Task:
+    def of(cls, recipe: Path, overrides: Sequence[str], seed: int) -> Task:
         """Read the data that a recipe is for.
 
         Args:
             recipe: file or name of a configuration.
-            path: where the data lie, in place of what the recipe says.
+            overrides: settings of it to be changed, such as ``data.path=DIR``.
 
         Raises:
             ConfigError: the configuration cannot be used, or is not one of images with classes on pixels.
             DataError: the data cannot be read.
         """
-        overrides = [] if path is None else [f"data.path={path}"]
         config = load_config(recipe, [*overrides, f"seed={seed}"])
         if config.space != "pixel" or config.data.labels != "class":
             raise ConfigError(f"{recipe}: expected space: pixel and data.labels: class, which all methods can learn")

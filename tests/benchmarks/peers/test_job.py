@@ -109,7 +109,7 @@ def test_a_recipe_that_not_all_methods_can_learn_is_refused(
     recipe: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        Task.of(tiny_recipe(tmp_path, **recipe), None, 0)
+        Task.of(tiny_recipe(tmp_path, **recipe), (), 0)
 
 
 def test_a_recipe_of_other_data_is_refused(tmp_path: Path) -> None:
@@ -117,10 +117,14 @@ def test_a_recipe_of_other_data_is_refused(tmp_path: Path) -> None:
         Job("fashion_mnist", "cdrl", 0, 1, 200, recipe=tiny_recipe(tmp_path)).task()
 
 
-def test_the_place_of_the_data_may_be_given(tmp_path: Path) -> None:
-    task = Task.of(ROOT / "configs" / f"{RECIPES['digits']}.yaml", None, 5)
+def test_settings_of_a_recipe_may_be_changed(tmp_path: Path) -> None:
+    task = Task.of(ROOT / "configs" / f"{RECIPES['digits']}.yaml", (), 5)
     assert (task.recipe.seed, task.num_classes, task.shape, task.recipe.data.path) == (5, 10, (1, 8, 8), None)
-    assert Task.of(tiny_recipe(tmp_path), tmp_path, 0).recipe.data.path == tmp_path
+    job = Job("digits", "cdrl", 0, 1, 200, tiny_recipe(tmp_path), (f"data.path={tmp_path}", "energy.channels=6"))
+    recipe = job.task().recipe
+    assert (recipe.data.path, recipe.energy.channels) == (tmp_path, 6)
+    with pytest.raises(ConfigError, match="unknown key"):
+        Task.of(tiny_recipe(tmp_path), ("energy.colour=6",), 0)
 
 
 def test_samples_are_drawn_in_batches_under_seeds_that_do_not_meet() -> None:
