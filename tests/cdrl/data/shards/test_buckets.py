@@ -6,12 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 
 from cdrl.config import DataConfig
 from cdrl.data import DataError, open_source, training_images, write_prepared
 from cdrl.data.shards import fetching
+from cdrl.runs.run import read_json
+from pipelines.jobs.training import run_stage_two
+from tests.helpers import tiny_config
+from tests.hub_server import running_hub
 
 boto3 = pytest.importorskip("boto3")
 server = pytest.importorskip("moto.server")
@@ -76,9 +81,17 @@ def test_a_set_in_a_bucket_is_the_set_here(digits: DataConfig, bucket: Any, tmp_
     assert sum(sizes) <= room * 2**30
 
 
-def test_what_is_not_in_the_bucket_is_told(
-    digits: DataConfig, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_secret_is_kept_with_a_run(digits: DataConfig, bucket: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    data = {"prepared": "s3://sets/digits", "stream": True, "cache": str(tmp_path / "cache")}
+    run_stage_two(tiny_config(data=data), run)
+    files = [path for folder in (run, tmp_path / "cache") for path in folder.rglob("*") if path.is_file()]
+    assert read_json(run / "data.json")["count"] == len(training_images(digits))
+    assert read_json(run / "model" / "config.json")["config"]["data"]["prepared"] == "s3://sets/digits"
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_what_is_not_in_the_bucket_is_told(digits: DataConfig, bucket: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^s3://sets/faces/train/index\.json: not there; expected a copy"):
         training_images(moved(digits, "s3://sets/faces", tmp_path))
     bucket.delete_object(Bucket="sets", Key="digits/train/shard-000001.tar")
@@ -95,3 +108,18 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch.setattr(fetching, "url_to_fs", without)
     with pytest.raises(DataError, match=r"gs://sets/digits/train: needs packages .* pip install 'cdrl\[remote\]'"):
         training_images(moved(digits, "gs://sets/digits", tmp_path))
+
+
+def test_a_set_on_a_hub_is_the_set_here(digits: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    folder = Path(str(digits.prepared))
+    with running_hub() as running:
+        files = {
+            f"shards/{path.relative_to(folder)}": path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        running.repositories["someone/digits"] = files
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": running.address, "token": False})
+        hub.HfFileSystem.clear_instance_cache()
+        there = moved(digits, "hf://someone/digits/shards", tmp_path, stream=True)
+        for split in ("train", "test"):
+            assert torch.equal(training_images(digits, split).grids[:], training_images(there, split).grids[:])
