@@ -9,7 +9,7 @@ from typing import Any
 from cdrl.data.images.sets import Grids, GridSet
 from cdrl.data.shards.streaming import ShardGrids
 
-_BYTES_AT_A_TIME = 2**26
+_BYTES_AT_A_TIME = 2**22
 
 
 def data_facts(data: GridSet) -> dict[str, Any]:
