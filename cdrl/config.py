@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from cdrl.foreign.places import checked_place, is_elsewhere
 from cdrl.names import check_name
 from cdrl.registry import DATA_SETS, KERNELS
 
@@ -69,6 +70,19 @@ UserPath = Annotated[Path, BeforeValidator(expanded_path)]
 """A path that a user writes, which may begin with ~."""
 
 
+def folder_here_or_elsewhere(value: Any) -> Any:
+    """A folder of this machine, as `expanded_path` has it, or the place of one elsewhere, as `checked_place` does.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return checked_place(value) if isinstance(value, str) and is_elsewhere(value) else expanded_path(value)
+
+
+PathOrPlace = Annotated[Path | str, BeforeValidator(folder_here_or_elsewhere)]
+"""A folder that a user writes: a path of this machine, or, as text, one elsewhere."""
+
+
 class Section(BaseModel):
     """Section of the configuration: rejects unknown keys and wrong types, and is immutable."""
 
@@ -87,10 +101,18 @@ class DataConfig(Section):
     crop: Literal[140, 178] = Field(
         default=140, description="side of the central square of CelebA's pictures, in pixels (the paper's is 140)"
     )
-    prepared: UserPath | None = Field(
+    prepared: PathOrPlace | None = Field(
         default=None,
         description=(
-            "folder of shards, which prepare writes, and which is read instead of the published files from then on"
+            "folder of shards, which prepare writes, and which is read instead of the published files from then on; "
+            "or a copy of one elsewhere: https://…, s3://…, gs://…, hf://… or pipe:…"
+        ),
+    )
+    cache_gib: float = Field(
+        default=64,
+        gt=0,
+        description=(
+            "of data.prepared elsewhere: GiB of it that data.cache keeps; shards not read for longest make room"
         ),
     )
     stream: bool = Field(
@@ -151,12 +173,15 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.name in DATA_SETS and DATA_SETS[self.name].needs_path and self.path is None:
+        elsewhere = isinstance(self.prepared, str)
+        if self.name in DATA_SETS and DATA_SETS[self.name].needs_path and self.path is None and not elsewhere:
             raise ValueError(f"data.path is required for data.name={self.name}: the folder that holds the data set")
         if self.crop != 140 and self.name != "celeba":
             raise ValueError("data.crop is for data.name=celeba; of other pictures the largest square is taken")
         if self.zoom != 1 and self.name != "faces":
             raise ValueError("data.zoom is for data.name=faces")
+        if self.cache_gib != 64 and not elsewhere:
+            raise ValueError("data.cache_gib is for data.prepared elsewhere, such as s3://bucket/folder")
         if self.stream and self.prepared is None and self.name != "faces":
             raise ValueError("data.stream needs data.prepared, a folder for shards, which prepare fills")
         if (self.labels == "attributes") != bool(self.attributes):

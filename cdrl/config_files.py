@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from cdrl.config import Config, ConfigError, Section, expanded_path
 from cdrl.foreign.files import read_file
+from cdrl.foreign.places import without_secrets
 from cdrl.foreign.values import load_yaml
 from cdrl.installation import config_file, config_names
 from cdrl.names import counted, suggestion
@@ -128,6 +129,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _quoted(override: str) -> str:
+    override = without_secrets(override)
     return f"override '{override if len(override) <= 120 else override[:116] + ' …'}'"
 
 
@@ -217,5 +219,6 @@ def _shortened(value: Any) -> str:
     """A value in at most some 80 characters: a file may hold megabytes where a number is expected."""
     if isinstance(value, str | int | float | bool | None):
         text = repr(value) if not isinstance(value, int) or abs(value) < 10**80 else "a number of many digits"
+        text = without_secrets(text)
         return text if len(text) <= 80 else f"{text[:76]} …"
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple | set) else type(value).__name__

@@ -5,7 +5,7 @@ from cdrl.data.images.census import LEFT_OUT, data_in_words
 from cdrl.data.images.eight_bits import as_floats, expect_finite, fewer_of_large, image_batches, to_bytes
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
-from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, Source, Split
+from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, SomeGrids, Source, Split
 from cdrl.data.loading import (
     StreamedTrainingSet,
     TrainingSet,
@@ -25,8 +25,10 @@ from cdrl.data.readers.points import (
     sample_checkerboard,
     square_index,
 )
+from cdrl.data.shards.cache import ShardCache
+from cdrl.data.shards.folders import Elsewhere
 from cdrl.data.shards.format import Sample
-from cdrl.data.shards.prepared import read_prepared, write_prepared
+from cdrl.data.shards.prepared import local_folder, read_prepared, write_prepared
 from cdrl.data.shards.reading import read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import write_shards
@@ -38,10 +40,13 @@ __all__ = [
     "NUM_SQUARES",
     "DataError",
     "Decoding",
+    "Elsewhere",
     "GridSet",
     "Grids",
     "ImageSet",
     "Sample",
+    "ShardCache",
+    "SomeGrids",
     "Source",
     "Split",
     "StreamedTrainingSet",
@@ -59,6 +64,7 @@ __all__ = [
     "inside_squares",
     "latent_training_set",
     "load_images",
+    "local_folder",
     "num_classes",
     "open_source",
     "pictures_in",

@@ -6,12 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from torch import Tensor
-
-from cdrl.data.images.sets import GridSet
+from cdrl.data.images.sets import Grids, GridSet
 from cdrl.data.shards.streaming import ShardGrids
 
-_BYTES_AT_A_TIME = 2**26
+_BYTES_AT_A_TIME = 2**22
 
 
 def data_facts(data: GridSet) -> dict[str, Any]:
@@ -31,14 +29,14 @@ def data_facts(data: GridSet) -> dict[str, Any]:
         "attributes": list(data.attribute_names),
         "labels": _hash_of(*annotations) if annotations else None,
         "noted": hashlib.blake2b(noted, digest_size=16).hexdigest(),
-        "contents": grids.checksum if isinstance(grids, ShardGrids) else _hash_of(grids[:]),
+        "contents": grids.checksum if isinstance(grids, ShardGrids) else _hash_of(grids),
     }
 
 
-def _hash_of(*tensors: Tensor) -> str:
+def _hash_of(*arrays: Grids) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        rows = max(1, _BYTES_AT_A_TIME // max(1, tensor[:1].nbytes))
-        for part in tensor.split(rows):
-            digest.update(part.contiguous().numpy().data.cast("B"))
+    for array in arrays:
+        rows = max(1, _BYTES_AT_A_TIME // max(1, array[:1].nbytes))
+        for start in range(0, len(array), rows):
+            digest.update(array[start : start + rows].contiguous().numpy().data.cast("B"))
     return digest.hexdigest()

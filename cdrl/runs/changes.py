@@ -17,6 +17,7 @@ FREE = (
     "data.path",
     "data.prepared",
     "data.cache",
+    "data.cache_gib",
     "data.check_sums",
     "autoencoder.run",
     "autoencoder.training.log_every",

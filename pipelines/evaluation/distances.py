@@ -60,6 +60,40 @@ def statistics_of(features: Tensor) -> Statistics:
     return fid_features_to_statistics(features.float().cpu())
 
 
+class RunningStatistics:
+    """`statistics_of` features that come some at a time: memory for their covariance, and for none of them.
+
+    Numbers are those of torch-fidelity: the mean is added up in single precision, row after row, bit for bit as numpy
+    does it; the covariance in double precision, around the mean of the first features, which differs from numpy's in
+    the last digits alone.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum, self._shift = np.empty(0, np.float32), np.empty(0)
+        self._sum_shifted, self._products = np.empty(0), np.empty((0, 0))
+
+    def add(self, features: Tensor) -> None:
+        """Take in features [n, D], n at least 1, of the next images."""
+        part = features.float().cpu().numpy()
+        if not self._count:
+            width = part.shape[1]
+            self._shift = part.mean(axis=0, dtype=np.float64)
+            self._sum_shifted, self._products = np.zeros(width), np.zeros((width, width))
+            self._sum = np.add.reduce(part, axis=0)
+        else:
+            self._sum = np.add.reduce(np.concatenate([self._sum[None], part]), axis=0)
+        shifted = part - self._shift
+        self._sum_shifted += shifted.sum(axis=0)
+        self._products += shifted.T @ shifted
+        self._count += len(part)
+
+    def statistics(self) -> Statistics:
+        """Mean and covariance of everything taken in, two images at least."""
+        around_mean = self._products - np.outer(self._sum_shifted, self._sum_shifted) / self._count
+        return {"mu": self._sum / np.float32(self._count), "sigma": around_mean / (self._count - 1)}
+
+
 def statistics_distance(first: Statistics, second: Statistics) -> float:
     """Fréchet distance between two Gaussians."""
     (distance,) = fid_statistics_to_metric(first, second, verbose=False).values()
@@ -129,5 +163,9 @@ def compared(samples: Features, reference: Reference, *, kernel: bool = True) ->
 
 def some_of(rows: Grids, count: int) -> Tensor:
     """Choose ``count`` rows at random, always the same, in their order: data sets may be sorted by class."""
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return rows[chosen.sort().values]
+    return rows[chosen_rows(len(rows), count)]
+
+
+def chosen_rows(total: int, count: int) -> Tensor:
+    """The numbers of the rows that `some_of` chooses among so many, ascending: int64 [count]."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values

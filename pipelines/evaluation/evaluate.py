@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
+from torch import Tensor
 
 from cdrl.config import Config, DataConfig
-from cdrl.data import GridSet, Split, data_facts, training_images
+from cdrl.data import Grids, GridSet, SomeGrids, Split, data_facts, training_images
 from cdrl.installation import program
 from cdrl.model import CDRL
 from cdrl.runs.model_folder import find_model
@@ -26,10 +27,11 @@ from pipelines.base import CDRLPipeline, check_options
 from pipelines.decoding import Decoder
 from pipelines.evaluation.distances import (
     Reference,
+    RunningStatistics,
     check_statistics,
+    chosen_rows,
     compared,
     read_statistics,
-    some_of,
     statistics_distance,
     statistics_of,
 )
@@ -208,7 +210,7 @@ def real_images(data: DataConfig, split: Split, count: int | None = None) -> tup
         return split, images
     if not 2 <= count < len(images):
         raise ValueError(f"reference_images: the {split} split has {len(images)} images, found {count}")
-    return f"{split}_{in_thousands(count)}", GridSet(some_of(images.grids, count))
+    return f"{split}_{in_thousands(count)}", GridSet(SomeGrids(images.grids, chosen_rows(len(images), count)))
 
 
 def read_reference(data: DataConfig, name: str, images: GridSet, extractor: Extractor) -> Reference:
@@ -222,10 +224,22 @@ def read_reference(data: DataConfig, name: str, images: GridSet, extractor: Extr
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            pooled = extractor(images.grids, progress=f"features of {data.name} {name}").pooled
-            arrays = {part: torch.from_numpy(array) for part, array in statistics_of(pooled).items()}
-            save_tensors(path, {**arrays, "features": some_of(pooled, min(MOST_KEPT, len(pooled)))})
+            save_tensors(path, _reference_tensors(images.grids, extractor, f"features of {data.name} {name}"))
     return _stored_reference(path, name, len(images))
+
+
+def _reference_tensors(images: Grids, extractor: Extractor, title: str) -> dict[str, Tensor]:
+    """Statistics of the features of images, and the features of some; of the others nothing stays in memory."""
+    chosen, statistics = chosen_rows(len(images), min(MOST_KEPT, len(images))), RunningStatistics()
+    kept, start = [], 0
+    for part in extractor.parts(images, progress=title):
+        stop = start + len(part.pooled)
+        statistics.add(part.pooled)
+        here = chosen[torch.searchsorted(chosen, start) : torch.searchsorted(chosen, stop)]
+        kept.append(part.pooled[here - start])
+        start = stop
+    arrays = {name: torch.from_numpy(array) for name, array in statistics.statistics().items()}
+    return {**arrays, "features": torch.cat(kept)}
 
 
 def _stored_reference(path: Path, name: str, images: int) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,22 +104,26 @@ class Extractor:
     weights: str
     device: torch.device
 
-    @torch.no_grad()
     def __call__(self, images: Grids, *, progress: str | None = None) -> Features:
         """Features of uint8 images [N, 1 or 3, H, W], in memory or on disk; grey ones are repeated to three channels.
 
         Args:
             progress: title of the progress bar; None for no bar.
         """
-        parts = []
+        parts = list(self.parts(images, progress=progress))
+        logits = [part.logits for part in parts if part.logits is not None]
+        return Features(torch.cat([part.pooled for part in parts]), torch.cat(logits) if logits else None)
+
+    @torch.no_grad()
+    def parts(self, images: Grids, *, progress: str | None = None) -> Iterator[Features]:
+        """The same, some images at a time."""
         bar = progress_bar(len(images), progress or "", unit="image", shown=progress is not None)
         for start in range(0, len(images), _BATCH):
             part = images[start : start + _BATCH]
             answers = self.network(part.expand(-1, 3, -1, -1).to(self.device))
-            parts.append([answer.cpu() for answer in answers])
+            yield Features(*(answer.cpu() for answer in answers))
             bar.update(len(part))
         bar.close()
-        return Features(*(torch.cat(layer) for layer in zip(*parts, strict=True)))
 
 
 def load_extractor(name: FeaturesName, weights: Path, device: torch.device) -> Extractor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from autoencoder.reconstruction import pairs_picture, reconstruct, worst_picture
-from cdrl.data import Grids, GridSet, as_floats, read_shards, to_bytes, training_images
+from cdrl.data import Grids, GridSet, as_floats, stream_shards, to_bytes, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.training.interruption import save_picture
@@ -149,12 +150,35 @@ def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor) -> dict[
 
     Samples nearer than held-out latents would be copies of training images.
     """
-    latents = run / "latents"
-    train, test = (read_shards(latents / split).grids[:] for split in ("train", "test"))
-    mean, std = decoder.mean.view(-1, 1, 1), decoder.std.view(-1, 1, 1)
-    known = ((train - mean) / std).flatten(end_dim=-4)
-    queries = {"samples": samples[:NEIGHBOURS].cpu(), "test": ((test - mean) / std).flatten(end_dim=-4)[:NEIGHBOURS]}
+    known, held_out = (
+        _StandardLatents(stream_shards(run / "latents" / split).grids, decoder) for split in ("train", "test")
+    )
+    queries = {"samples": samples[:NEIGHBOURS].cpu(), "test": held_out[:NEIGHBOURS]}
     return {name: round(nearest(grids, known)[0].mean().item(), 4) for name, grids in queries.items()}
+
+
+class _StandardLatents:
+    """Latents as a model sees them, each and that of its mirror image by itself, read when they are asked for."""
+
+    def __init__(self, latents: Grids, decoder: LatentDecoder) -> None:
+        """
+        Args:
+            latents: [N, c, h, w], or [N, 2, c, h, w].
+        """
+        self._latents = latents
+        self._each = math.prod(latents.shape[1:-3])
+        self._decoder = decoder
+        self.shape = (len(latents) * self._each, *latents.shape[-3:])
+        self.dtype = latents.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        numbers = torch.arange(len(self))[rows]
+        first, last = (int(numbers[end]) // self._each for end in (0, -1))
+        flat = self._latents[first : last + 1].flatten(end_dim=-4)
+        return self._decoder.standardized(flat[numbers - first * self._each])
 
 
 def _decoded_noise(decoder: LatentDecoder, shape: tuple[int, ...]) -> Tensor:

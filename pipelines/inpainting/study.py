@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autoencoder.lite0 import Lite0
 from cdrl.config import Config, DataConfig
-from cdrl.data import Decoding, as_floats, load_images, prepare_images, read_picture, to_bytes, training_images
+from cdrl.data import Decoding, as_floats, prepare_images, read_picture, to_bytes, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.noise import derive_seed
@@ -161,13 +161,13 @@ def measure_inpainting(
         raise ValueError("mask: --test takes --box, --irregular or --observe")
     pipeline = _pipeline_of_images(run)
     data = pipeline.config.data
-    held_out = load_images(data, "test")
+    held_out = training_images(data, "test")
     if not 2 <= num_images <= len(held_out):
         raise ValueError(f"test: expected 2 … {len(held_out)} held-out images, found {num_images}")
-    held_out = held_out.select(range(num_images))
-    given = as_floats(held_out.images)
+    given = as_floats(held_out.grids[:num_images])
     observation = gap.observation(data, (data.image_size, data.image_size))
-    classes = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
+    labels = held_out.labels if pipeline.model.num_classes and data.labels == "class" else None
+    classes = None if labels is None else labels[:num_images]
     name = "_".join(("test", *gap.given)).replace(":", "_").replace(",", "_")
     folder = run / "inpainted" / name if out is None else out
     with one_calls_output(folder, RECORD) as output:

@@ -70,7 +70,7 @@ def verb_to_begin_with(config: Config) -> str:
     """The verb with which a training of these settings begins."""
     from pipelines.jobs.training import verb_after_data
 
-    return "prepare" if config.data.prepared is not None else verb_after_data(config)
+    return "prepare" if isinstance(config.data.prepared, Path) else verb_after_data(config)
 
 
 @app.command("train-autoencoder")

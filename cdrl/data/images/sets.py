@@ -18,6 +18,7 @@ Split = Literal["train", "test"]
 
 _LARGE = 2**20  # bytes; pictures are smaller, and many
 _END = 2**16
+_PART = 64  # images that are read together
 
 
 class DataError(ValueError):
@@ -80,6 +81,26 @@ class Grids(Protocol):
 
     def __getitem__(self, rows: Any) -> Tensor:
         """The grids of a slice, or of numbers int64 [n]."""
+
+
+class SomeGrids:
+    """Some grids of others, read where those are when they are asked for."""
+
+    def __init__(self, grids: Grids, rows: Tensor) -> None:
+        """
+        Args:
+            rows: their numbers, int64 [n].
+        """
+        self._grids, self._rows = grids, rows
+        self.shape = (len(rows), *grids.shape[1:])
+        self.dtype = grids.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: Any) -> Tensor:
+        """The grids of a slice, or of numbers int64 [n]."""
+        return self._grids[self._rows[rows]]
 
 
 @dataclass(frozen=True)
@@ -162,8 +183,29 @@ def source_in_memory(images: ImageSet, published_size: int | None = None, left_o
     return Source(parts, fingerprint, len(images), images.label_names, images.attribute_names, published_size, left_out)
 
 
-def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
-    """A hash of the files' names and sizes, whatever folder they are in, and of the tensors' numbers.
+def source_of_grids(images: GridSet, rows: Tensor) -> Source:
+    """A source of some of the images, numbers int64 [n], that are read some at a time, from where they are."""
+    chosen = SomeGrids(images.grids, rows)
+    labels, attributes = (known if known is None else known[rows] for known in (images.labels, images.attributes))
+
+    def parts(start: int) -> Iterator[Part]:
+        for first in range(start, len(rows), _PART):
+            part = slice(first, first + _PART)
+            yield Part(
+                chosen[part],
+                None if labels is None else labels[part],
+                None if attributes is None else attributes[part],
+            )
+
+    def fingerprint(part: slice) -> str:
+        known = [tensor[part] for tensor in (labels, attributes) if tensor is not None]
+        return fingerprint_of((), SomeGrids(images.grids, rows[part]), *known)
+
+    return Source(parts, fingerprint, len(rows), images.label_names, images.attribute_names)
+
+
+def fingerprint_of(files: Iterable[Path], *arrays: Grids) -> str:
+    """A hash of the files' names and sizes, whatever folder they are in, and of the numbers of tensors or grids.
 
     Archives are often as large as others of their kind: of a large file both ends are looked at, too.
     """
@@ -176,8 +218,9 @@ def fingerprint_of(files: Iterable[Path], *tensors: Tensor) -> str:
                 digest.update(content.read(_END))
                 content.seek(size - _END)
                 digest.update(content.read(_END))
-    for tensor in tensors:
-        digest.update(tensor.contiguous().numpy().tobytes())
+    for array in arrays:
+        for start in range(0, len(array), _PART):
+            digest.update(array[start : start + _PART].contiguous().numpy().data)
     return digest.hexdigest()
 
 

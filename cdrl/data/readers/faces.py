@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cdrl.config import DataConfig
 from cdrl.data.images.files import decode_image
-from cdrl.data.images.sets import DataError, GridSet, Part, Source, Split, fingerprint_of
+from cdrl.data.images.sets import DataError, GridSet, Source, Split, source_of_grids
 from cdrl.data.shards.format import Sample
 from cdrl.data.shards.reading import has_index, read_index
 from cdrl.data.shards.streaming import ShardGrids, stream_shards
@@ -34,7 +34,6 @@ from cdrl.data.shards.writing import write_shards
 from cdrl.runs.progress import progress_bar
 
 _CACHE_VERSION = "v1"
-_FACES_PER_PART = 64
 _FACES_PER_PROCESS = 500  # fewer are drawn faster than a process starts
 
 _Job = tuple[str, str, int, float]  # style, seed, size, zoom
@@ -103,18 +102,7 @@ FACE_STYLES = {
 def open_faces(path: None, split: Split, data: DataConfig) -> Source:
     """The faces of `faces_on_disk` as a source, read a part at a time."""
     faces = faces_on_disk(split, data)
-    grids, attributes = faces.grids, faces.attributes
-    assert attributes is not None
-
-    def parts(start: int) -> Iterator[Part]:
-        for first in range(start, len(faces), _FACES_PER_PART):
-            rows = slice(first, min(first + _FACES_PER_PART, len(faces)))
-            yield Part(grids[rows], attributes=attributes[rows])
-
-    def fingerprint(rows: slice) -> str:
-        return fingerprint_of((), grids[rows], attributes[rows])
-
-    return Source(parts, fingerprint, len(faces), attribute_names=faces.attribute_names)
+    return source_of_grids(faces, torch.arange(len(faces)))
 
 
 def faces_on_disk(split: Split, data: DataConfig) -> GridSet:

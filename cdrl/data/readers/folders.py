@@ -16,9 +16,10 @@ from cdrl.config import DataConfig
 from cdrl.data.images.census import Tally, left_out_in_words, printable
 from cdrl.data.images.files import Decoding, picture_files, read_picture
 from cdrl.data.images.preparing import read_source
-from cdrl.data.images.sets import DataError, Part, Source, Split, fingerprint_of, source_in_memory
+from cdrl.data.images.sets import DataError, Part, Source, Split, fingerprint_of, source_of_grids
 from cdrl.data.images.walking import PICTURE_ENDINGS, list_folder, pictures_below
-from cdrl.data.shards.reading import has_foreign_shards, has_index, read_shards
+from cdrl.data.shards.reading import has_foreign_shards, has_index, read_index, read_shards
+from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.tars import ForeignSample, list_foreign_shard, read_foreign_images
 from cdrl.names import counted
 from cdrl.runs.progress import progress_bar
@@ -264,16 +265,16 @@ def _source_of(
 
 
 def _open_own_shards(root: Path, split: Split, held_out: bool) -> Source:
-    grids = read_shards(root)
+    # Sets that were written before there were tables can be read as a whole alone.
+    grids = read_shards(root) if read_index(root).table_sha256 is None else stream_shards(root)
     if grids.grids.dtype != torch.uint8:
         raise DataError(f"{root}: expected shards of images, found float32 grids (latents)")
-    rows = [row for row in range(len(grids)) if not held_out or belongs_to(split, str(row))]
-    if not rows:
+    rows = torch.tensor([row for row in range(len(grids)) if not held_out or belongs_to(split, str(row))])
+    if not len(rows):
         raise DataError(
             f"{root}: none of its {len(grids)} images falls into the {split} split; make train/ and test/ folders"
         )
-    images = grids.to_images()
-    return source_in_memory(images if len(rows) == len(images) else images.select(rows))
+    return source_of_grids(grids, rows)
 
 
 def _refuse_unread_shards(root: Path) -> None:

@@ -24,6 +24,7 @@ from cdrl.foreign.files import open_file
 from cdrl.foreign.unpickling import read_pickle
 
 _SIDE = 32
+_PART = 1000  # images of a file that are handed on together
 _IMAGENET32_FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 _IMAGENET32_CLASSES = 1000
 _MOST_BYTES = 2**29
@@ -113,9 +114,12 @@ def open_imagenet32(path: Path, split: Split, data: DataConfig) -> Source:
     def parts(start: int) -> Iterator[Part]:
         for file in files:
             images, labels = _read_imagenet32(file)
-            if start < len(images):
-                yield Part(images[start:], labels[start:])
+            for first in range(start, len(images), _PART):
+                rows = slice(first, first + _PART)
+                # A copy: whoever holds some of a file's images does not hold all of them while the next file is read.
+                yield Part(images[rows].clone(), labels[rows].clone())
             start = max(start - len(images), 0)
+            del images, labels
 
     names = tuple(str(label) for label in range(1, _IMAGENET32_CLASSES + 1))
     # Which file a picture is from is not known before they are read.

@@ -36,12 +36,15 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # a file of the cache has it as its name
+
+
 class Shard(_Record):
     """One tar file of a set."""
 
     name: str = Field(pattern=r"^[^/\\]+\.tar$")
     count: int = Field(ge=1, le=_MOST)
-    sha256: str
+    sha256: _Sha256
 
 
 _Side = Annotated[int, Field(ge=1, le=2**20)]
@@ -58,5 +61,5 @@ class Index(_Record):
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
     shards: tuple[Shard, ...]
-    table_sha256: str | None = None  # sets written before there were tables have none
+    table_sha256: _Sha256 | None = None  # sets written before there were tables have none
     metadata: dict[str, Any]

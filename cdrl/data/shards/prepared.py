@@ -1,8 +1,9 @@
-"""Prepared shards: a published data set cropped and resized once, kept beside what was done to it."""
+"""Prepared shards: a published data set cropped and resized once, here or elsewhere, with a note of what was done."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from cdrl.config import DataConfig
 from cdrl.data.images.census import tell
 from cdrl.data.images.preparing import prepared_parts
 from cdrl.data.images.sets import DataError, GridSet, Source, Split
+from cdrl.data.shards.cache import ShardCache
+from cdrl.data.shards.folders import Elsewhere
 from cdrl.data.shards.format import Sample
 from cdrl.data.shards.reading import has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
+from cdrl.foreign.places import FILE, PIPE
 from cdrl.installation import program
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Record, read_record
@@ -50,7 +54,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
 
     Raises:
         DataError: a picture is damaged (the shards before it stay for the next call), or the folder holds a set that
-            was prepared otherwise, or made of other files than lie in ``data.path`` now.
+            was prepared otherwise, or made of other files than lie in ``data.path`` now; or it lies elsewhere.
     """
     folder = _folder(data, split)
     metadata = {"preparation": preparation(data, split)}
@@ -61,7 +65,7 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
         raise DataError(f"{folder.parent}: cannot be made to write shards there: {error.strerror}") from None
     with FileLock(folder.with_suffix(".lock")):
         if has_index(folder):
-            _check_preparation(data, split)
+            _check_preparation(data, split, read_index(folder).metadata, str(folder))
             _expect_same_files(data, split, source)
             discard_leftovers(folder)
             return folder
@@ -80,15 +84,18 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
 
 
 def read_prepared(data: DataConfig, split: Split, *, stream: bool) -> GridSet:
-    """The prepared shards of a split: in memory, or with ``stream`` left on disk.
+    """The prepared shards of a split: in memory, or with ``stream`` left on disk, or elsewhere.
 
     Raises:
-        DataError: there are none, they are damaged, or they were prepared otherwise than ``data`` says.
+        DataError: there are none, they are damaged, they cannot be fetched, or they were prepared otherwise than
+            ``data`` says.
     """
+    if isinstance(data.prepared, str):
+        return _read_elsewhere(data, split, data.prepared, stream=stream)
     folder = _folder(data, split)
     if not has_index(folder):
         raise DataError(f"{folder}: no prepared shards there; make them with: {program()} prepare CONFIG")
-    _check_preparation(data, split)
+    _check_preparation(data, split, read_index(folder).metadata, str(folder))
     origin = _noted_origin(data, split)
     if origin is not None and data.path is not None and origin.path != _resolved(data.path):
         raise DataError(
@@ -98,21 +105,40 @@ def read_prepared(data: DataConfig, split: Split, *, stream: bool) -> GridSet:
     return stream_shards(folder) if stream else read_shards(folder)
 
 
-def _folder(data: DataConfig, split: Split) -> Path:
+def local_folder(data: DataConfig) -> Path:
+    """``data.prepared``, a folder of this machine with both splits. Raises DataError where it is none."""
     if data.prepared is None:
         raise DataError("data.prepared: expected the folder in which prepared shards are to lie")
-    return data.prepared / split
+    if isinstance(data.prepared, str):
+        raise DataError(
+            f"data.prepared={data.prepared}: shards are read there, and written to folders of this machine alone: "
+            "prepare into one, and copy it there"
+        )
+    return data.prepared
 
 
-def _check_preparation(data: DataConfig, split: Split) -> None:
-    folder = _folder(data, split)
-    found, expected = read_index(folder).metadata.get("preparation"), preparation(data, split)
+def _read_elsewhere(data: DataConfig, split: Split, place: str, *, stream: bool) -> GridSet:
+    cache = ShardCache(data.cache / "elsewhere", int(data.cache_gib * 2**30))
+    # A command has the name of the file somewhere in it.
+    inside = place.replace(FILE, f"{split}/{FILE}") if place.startswith(PIPE) else f"{place}/{split}"
+    folder = Elsewhere(inside, cache)
+    shards = stream_shards(folder)
+    _check_preparation(data, split, shards.metadata, inside)
+    return shards if stream else replace(shards, grids=shards.grids[:])
+
+
+def _folder(data: DataConfig, split: Split) -> Path:
+    return local_folder(data) / split
+
+
+def _check_preparation(data: DataConfig, split: Split, metadata: Mapping[str, Any], where: str) -> None:
+    found, expected = metadata.get("preparation"), preparation(data, split)
     if not isinstance(found, dict):
-        raise DataError(f"{folder}: holds shards that were not written by: {program()} prepare CONFIG")
+        raise DataError(f"{where}: holds shards that were not written by: {program()} prepare CONFIG")
     for name in {**expected, **found}:
         if found.get(name) != expected.get(name):
             raise DataError(
-                f"{folder}: prepared otherwise ({name}: {found.get(name)} there, {expected.get(name)} here): name "
+                f"{where}: prepared otherwise ({name}: {found.get(name)} there, {expected.get(name)} here): name "
                 "another folder in data.prepared, or remove this one"
             )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cdrl.data.images.files import load_array, read_bytes
 from cdrl.data.images.sets import DataError, GridSet
+from cdrl.data.shards.folders import Elsewhere
 from cdrl.data.shards.format import INDEX, PARTIAL, Index, Sample
 from cdrl.data.shards.tars import iterate_tar, parse_json, parse_label
 from cdrl.names import counted
@@ -33,7 +34,11 @@ def read_shards(folder: str | Path) -> GridSet:
     """
     folder = Path(folder)
     index = read_index(folder)
-    _check_claim(folder, index)
+    try:
+        there = sum((folder / shard.name).stat().st_size for shard in index.shards)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    check_claim(str(folder / INDEX), index, there)
     grids = torch.empty(index.count, *index.shape, dtype=getattr(torch, index.dtype))
     labels = torch.empty(index.count, dtype=torch.int64)
     attributes = torch.empty(index.count, len(index.attribute_names), dtype=torch.bool)
@@ -63,16 +68,16 @@ def read_shards(folder: str | Path) -> GridSet:
     )
 
 
-def _check_claim(folder: Path, index: Index) -> None:
-    """Make sure that the shards can hold what the index says, before it is given memory."""
+def check_claim(where: str, index: Index, num_bytes: int) -> None:
+    """Make sure that so many bytes can hold what the index says, before it is given memory.
+
+    Raises:
+        DataError: they cannot; the message starts with ``where``.
+    """
     claimed = index.count * math.prod(index.shape) * (1 if index.dtype == "uint8" else 4)
-    try:
-        there = sum((folder / shard.name).stat().st_size for shard in index.shards)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    if claimed > _UNFOLDED * there:
+    if claimed > _UNFOLDED * num_bytes:
         found = f"{counted(index.count, 'grid')} of {list(index.shape)}"
-        raise DataError(f"{folder / INDEX}: expected what its shards can hold, found {found}")
+        raise DataError(f"{where}: expected what its shards can hold, found {found}")
 
 
 def has_index(folder: str | Path) -> bool:
@@ -86,19 +91,25 @@ def has_foreign_shards(folder: str | Path) -> bool:
     return any(folder.glob("*.tar")) and not has_index(folder) and not any(folder.glob(f"*{PARTIAL}"))
 
 
-def read_index(folder: Path, name: str = INDEX) -> Index:
+def read_index(folder: str | Path | Elsewhere, name: str = INDEX) -> Index:
     """The index of the set in ``folder``. Raises DataError when there is none, or a damaged one."""
-    path = folder / name
-    if not path.is_file() and any(folder.glob(f"*{PARTIAL}")):
+    if isinstance(folder, Elsewhere):
+        return _parse_index(folder.index(), folder.where(INDEX))
+    path = Path(folder) / name
+    if not path.is_file() and any(path.parent.glob(f"*{PARTIAL}")):
         raise DataError(f"{folder}: half-written: {INDEX} is missing and {PARTIAL} files are left; write it again")
+    return _parse_index(read_bytes(path), str(path))
+
+
+def _parse_index(content: bytes, where: str) -> Index:
     try:
-        return Index.model_validate_json(read_bytes(path))
+        return Index.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: expected the index of shards ({where or 'JSON'}: {first['msg']})") from None
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{where}: expected the index of shards ({place or 'JSON'}: {first['msg']})") from None
     except RecursionError:
-        raise DataError(f"{path}: expected the index of shards, found JSON that is nested too deep") from None
+        raise DataError(f"{where}: expected the index of shards, found JSON that is nested too deep") from None
 
 
 def extension_of(dtype: str) -> str:

@@ -18,6 +18,8 @@ from cdrl.runs.run import RunError
 from pipelines.decoding import to_pil
 from pipelines.evaluation.distances import (
     Reference,
+    RunningStatistics,
+    chosen_rows,
     compared,
     frechet_distance,
     read_statistics,
@@ -196,6 +198,30 @@ def test_names_say_what_was_compared() -> None:
     # Nothing but Inception's published weights may be called FID.
     for metric in ("fid", "kid", "precision", "recall", "inception_score"):
         assert "fid" not in metric_name(metric, "lite0", 1000, "train")
+
+
+@pytest.mark.parametrize("sizes", [(300,), (2, 1, 297), (64, 64, 64, 64, 44)])
+@pytest.mark.parametrize("shift", [0.0, 1000.0])
+def test_statistics_of_features_that_come_in_parts_are_those_of_all_of_them(
+    sizes: tuple[int, ...], shift: float
+) -> None:
+    whole, running = features(300, 3, shift=shift), RunningStatistics()
+    for part in whole.split(sizes):
+        running.add(part)
+    expected, found = statistics_of(whole), running.statistics()
+    assert {name: array.dtype for name, array in found.items()} == {
+        name: array.dtype for name, array in expected.items()
+    }
+    assert np.array_equal(found["mu"], expected["mu"])  # bit by bit: a small distance hangs on its rounding
+    scale = np.abs(expected["sigma"]).max()
+    assert np.abs(found["sigma"] - expected["sigma"]).max() < 1e-12 * scale
+    assert np.abs(found["sigma"] - np.cov(whole.double().numpy().T)).max() < 1e-12 * scale
+
+
+def test_the_rows_that_are_chosen_are_those_of_some_of_a_set() -> None:
+    rows = torch.arange(100) * 7
+    assert torch.equal(some_of(rows, 30), rows[chosen_rows(100, 30)])
+    assert torch.equal(chosen_rows(100, 30), chosen_rows(100, 30).unique())
 
 
 def test_some_of_a_set_are_the_same_each_time_and_of_all_of_its_classes() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from cdrl.runs.model_folder import save_model
 from cdrl.runs.run import RunError, load_tensors, save_tensors
 from cdrl.training.loop import Measured
 from pipelines import CDRLPipeline
-from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.distances import frechet_distance, some_of, statistics_of
 from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines, read_reference, real_images
 from pipelines.evaluation.features import INCEPTION_FILE, Extractor, lite0_features, load_extractor
 from pipelines.evaluation.sample_store import SampleStore
@@ -138,6 +139,24 @@ def test_damaged_reference_features_are_named_with_what_helps(tmp_path: Path, ch
         read_reference(*asked)
     path.unlink()
     assert read_reference(*asked).images == 20
+
+
+def test_a_reference_in_one_pass_is_that_of_all_features_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.evaluation.evaluate.MOST_KEPT", 150)
+    data = DataConfig(name="digits", image_size=8, channels=1, cache=tmp_path)
+    extractor = load_extractor("lite0", Path("unused"), CPU)
+    found = read_reference(data, *real_images(data, "test"), extractor)
+    pooled = extractor(load_images(data, "test").images).pooled
+    expected = statistics_of(pooled)
+    assert np.array_equal(found.statistics["mu"], expected["mu"])
+    np.testing.assert_allclose(
+        found.statistics["sigma"], expected["sigma"], rtol=0, atol=1e-12 * expected["sigma"].max()
+    )
+    assert found.features is not None
+    assert torch.equal(found.features, some_of(pooled, 150))
+    assert found.images == len(pooled)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from cdrl.data import DataError, GridSet, ImageSet
-from cdrl.data.images.sets import fingerprint_of, source_in_memory
+from cdrl.data import DataError, GridSet, ImageSet, SomeGrids, data_facts
+from cdrl.data.images.sets import fingerprint_of, source_in_memory, source_of_grids
 
 IMAGES = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -84,3 +84,26 @@ def test_grids_are_finite_numbers() -> None:
         GridSet(grids.double())
     with pytest.raises(DataError, match="images: expected uint8"):
         GridSet(grids).to_images()
+
+
+def test_some_grids_are_read_where_the_others_are() -> None:
+    grids = torch.randn(10, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    some = SomeGrids(grids, torch.tensor([7, 2, 5]))
+    assert (len(some), some.shape, some.dtype) == (3, (3, 3, 2, 2), torch.float32)
+    assert torch.equal(some[:], grids[[7, 2, 5]])
+    assert torch.equal(some[torch.tensor([2, 0])], grids[[5, 7]])
+    assert data_facts(GridSet(some)) == data_facts(GridSet(grids[[7, 2, 5]]))
+
+
+def test_a_source_of_grids_is_one_of_the_same_images_in_memory() -> None:
+    images = torch.randint(256, (200, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, attributes = torch.arange(200) % 2, (torch.arange(200) % 3 == 0)[:, None]
+    rows = torch.arange(0, 200, 2)
+    grids = source_of_grids(GridSet(images, labels, ("a", "b"), attributes, ("x",)), rows)
+    memory = source_in_memory(ImageSet(images[rows], labels[rows], ("a", "b"), attributes[rows], ("x",)))
+    for start in (0, 70, 99):
+        read, known = list(grids.parts(start)), next(iter(memory.parts(start)))
+        for name in ("pictures", "labels", "attributes"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in read]), getattr(known, name))
+    assert grids.fingerprint(slice(3, 90)) == memory.fingerprint(slice(3, 90))
+    assert (grids.count, grids.label_names, grids.attribute_names) == (100, ("a", "b"), ("x",))
