@@ -28,11 +28,15 @@ FREE = (
     "training.sample_every",
     "training.checkpoint_every",
     "training.on_divergence",
+    "training.accumulation",
+    "deepspeed",
+    "zero_stage",
+    "threads",
     "sampling",
     "evaluation",
 )
-"""Settings, and whole sections, that change nothing of what is learned. That data and first stage, wherever they lie,
-are the same as before is checked by their contents."""
+"""Settings, and whole sections, that change nothing of what is learned but its rounding. That data and first stage,
+wherever they lie, are the same as before is checked by their contents."""
 
 
 class Change(NamedTuple):
