@@ -17,7 +17,7 @@ from torch import Tensor
 from autoencoder.model import WEIGHTS, Autoencoder, find_autoencoder, save_autoencoder
 from autoencoder.objective import StageOneObjective
 from autoencoder.reconstruction import held_out_quality, mean_image_psnr
-from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig
+from cdrl.config import AutoencoderConfig, DataConfig, Section, StageOneTrainingConfig, ThreadCount
 from cdrl.data import GridSet, TrainingSet, as_floats, fewer_of_large
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums
 from cdrl.runs.model_folder import take_over
@@ -43,7 +43,7 @@ from cdrl.training.interruption import (
     save_picture,
     stop_requests,
 )
-from cdrl.training.machine import machine_in_words
+from cdrl.training.machine import Threads, machine_in_words
 from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 from cdrl.training.trackers import opened_log
@@ -57,6 +57,7 @@ class StageOneConfig(Section):
 
     seed: int
     zero_stage: int
+    threads: ThreadCount = "auto"
     data: DataConfig
     autoencoder: AutoencoderConfig
 
@@ -200,6 +201,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         trainer = stack.enter_context(closing(StageOneTrainer(config, data, world, initial)))
         state = trainer.load(last[1]) if last else {"step": 0}
         step, stopwatch = int(state["step"]), Stopwatch(state)
+        threads = stack.enter_context(Threads(config.threads, world, state.get("threads")).in_use())
         if world.is_main:
             tell_if_finished(run, step, "autoencoder.training.num_steps", training.num_steps)
         terms = RunningMeans(world.device)
@@ -228,7 +230,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
                 break
 
             # Update.
-            terms.add(trainer.update(step))
+            with threads.update():
+                terms.add(trainer.update(step))
             step += 1
             progress.update()
 
@@ -267,8 +270,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
 
             # Checkpoint.
             if kept:
-                images = step * training.batch_size
-                state = {"step": step, "images": images, "processes": world.size, **stopwatch.seconds(world)}
+                counts = {"step": step, "images": step * training.batch_size}
+                state = {**counts, "processes": world.size, "threads": threads.number, **stopwatch.seconds(world)}
                 state |= {} if watch.best is None else {"best_psnr": watch.best}
                 trainer.save(run.checkpoint_path(step), state, terms.sums)
                 if world.is_main:

@@ -540,6 +540,9 @@ class EvaluationConfig(Section):
     )
 
 
+ThreadCount = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+
+
 class DeepSpeedConfig(Section):
     """Options passed to DeepSpeed."""
 
@@ -570,6 +573,11 @@ class Config(Section):
     sampling: SamplerSettings = Field(default=SamplerSettings(), description="the sampler (Algorithm 2)")
     evaluation: EvaluationConfig | None = Field(default=None, description="evaluation during training; none by default")
     deepspeed: DeepSpeedConfig = Field(default=DeepSpeedConfig(), description="options of DeepSpeed")
+    threads: ThreadCount = Field(
+        default="auto",
+        description="CPU threads that a process trains with: a number; or auto, the fastest number, found by timing a "
+        "few updates with each (of one process, where OMP_NUM_THREADS does not say)",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -125,10 +125,15 @@ def train_on(data: TrainingSet, config: Config, folder: Path) -> None:
 
 def start_command(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
     """``python run.py`` with these arguments, over several processes if asked for."""
+    return start_script(ROOT / "run.py", *arguments, processes=processes)
+
+
+def start_script(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+    """A script and its arguments, over several processes if asked for."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, str(ROOT / "run.py"), *map(str, arguments)]
+    command = [*launcher, *map(str, arguments)]
     # The new process belongs to no group of processes that this one has joined.
     joined = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in joined}

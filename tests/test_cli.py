@@ -387,7 +387,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a small disk")
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_is_kept(config: Path, tmp_path: Path) -> None:
-    """In the optimizers' states, which torch writes and DeepSpeed calls for, and in pictures."""
+    """In checkpoints, and in pictures."""
     with small_disk(tmp_path / "disk", 1200) as disk:
         line = mistake("train", config, "training.num_steps=30", "training.checkpoint_every=2", "--run", disk / "run")
         assert re.search(r"disk/run/.*: No space left on device; the checkpoint of step \d+ is kept in ", line)

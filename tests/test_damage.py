@@ -199,17 +199,26 @@ STREAMED = {
     ),
 }
 
-STATES = "mp_rank_00_model_states.pt"
-
 
 def nothing(path: Path) -> None:
     """What is damaged has been made already."""
 
 
 CHECKPOINTS = {
-    "weights cut short": Damage(nothing, lambda step: cut(step / "energy" / STATES), "energy: not a whole checkpoint"),
+    "weights cut short": Damage(
+        nothing,
+        lambda step: cut(step / "energy_weights.safetensors"),
+        "energy_weights.safetensors: not a whole safetensors file",
+    ),
     "weights missing": Damage(
-        nothing, lambda step: (step / "initializer" / STATES).unlink(), "initializer: not a whole checkpoint"
+        nothing,
+        lambda step: (step / "initializer_weights.safetensors").unlink(),
+        "initializer_weights.safetensors: no such file; remove ",
+    ),
+    "weights of another network": Damage(
+        nothing,
+        lambda step: shutil.copy(step / "initializer_weights.safetensors", step / "energy_weights.safetensors"),
+        "energy: not a whole checkpoint of this network (",
     ),
     "an average cut short": Damage(
         nothing,
@@ -219,8 +228,8 @@ CHECKPOINTS = {
     "a state cut short": Damage(nothing, lambda step: cut(step / "state.json"), "state.json: not valid JSON"),
     "a flipped bit in the optimizer's state": Damage(
         nothing,
-        lambda step: flip_bit(step / "energy" / STATES, 5000),
-        f"energy/{STATES}: damaged or edited: its SHA-256 differs from the one in checksums.json; remove ",
+        lambda step: flip_bit(step / "energy_optimizer.safetensors", -9),
+        "energy_optimizer.safetensors: damaged or edited: its SHA-256 differs from the one in checksums.json; remove ",
         check_sums=True,
     ),
     "a file missing": Damage(

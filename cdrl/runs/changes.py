@@ -32,11 +32,15 @@ FREE = (
     "training.compile",
     "training.cuda_graph",
     "training.recompute_energy",
+    "training.accumulation",
+    "deepspeed",
+    "zero_stage",
+    "threads",
     "sampling",
     "evaluation",
 )
-"""Settings, and whole sections, that change nothing of what is learned. That data and first stage, wherever they lie,
-are the same as before is checked by their contents."""
+"""Settings, and whole sections, that change nothing of what is learned but its rounding. That data and first stage,
+wherever they lie, are the same as before is checked by their contents."""
 
 
 class Change(NamedTuple):

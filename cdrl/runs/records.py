@@ -51,6 +51,7 @@ class CheckpointRecord(Record):
     step: Annotated[int, Field(ge=0)]
     images: Annotated[int, Field(ge=0)] = 0
     processes: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
     rollbacks: Annotated[int, Field(ge=0, le=1000)] = 0
     wall_seconds: Annotated[float, Field(ge=0)] = 0.0
     cpu_seconds: Annotated[float, Field(ge=0)] = 0.0

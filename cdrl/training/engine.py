@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,12 +19,17 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from cdrl.config import ConfigError
-from cdrl.names import counted
 from cdrl.runs.checksums import folder_with_checksums, verify_checksums
 from cdrl.runs.lock import locked
-from cdrl.runs.run import Run, RunError, load_tensors, read_json, save_tensors
+from cdrl.runs.run import Run, RunError, load_tensors, save_tensors
 from cdrl.runs.whole import partial_name
-from cdrl.training.muon import Muon
+from cdrl.training.optimizer.muon import Muon
+from cdrl.training.optimizer.whole_state import (
+    take_up_optimizer_state,
+    take_up_slices_of_deepspeed,
+    take_up_weights,
+    whole_optimizer_state,
+)
 
 # DeepSpeed 0.19 calls these functions of torch 2.14 by their old names, under which they do the same; the versions that
 # pyproject.toml allows have both.
@@ -107,22 +110,37 @@ class TraineeSettings:
     bfloat16: bool = False
 
 
+LARGEST_BUCKET = 500_000_000
+"""Gradients that are reduced at once at most: DeepSpeed's own number."""
+
+
+def shared_stage(zero_stage: int, world: World) -> int:
+    """The ZeRO stage that processes work at: one alone shares nothing, and goes without the copies that sharing takes.
+
+    On a CPU its engine's step then takes a quarter of the time at CIFAR-10 size, see benchmarks/engine_step.py.
+    """
+    return zero_stage if world.size > 1 else 0
+
+
 class Trainee:
     """One network with its optimizer in a DeepSpeed engine, and the moving average of its weights."""
 
     def __init__(self, module: nn.Module, world: World, settings: TraineeSettings) -> None:
-        self.world, self.zero_stage = world, settings.zero_stage
-        # Stage 0 clips here, all gradients at once: DeepSpeed's own way takes two kernels for each, and a look at them.
-        self.clips_itself, self.gradient_clip = settings.zero_stage == 0, settings.gradient_clip
+        self.world, self.settings = world, settings
+        self.zero_stage = shared_stage(settings.zero_stage, world)
         module = module.to(world.device)
-        self._weights = list(module.parameters())
         self.average = MovingAverage(module, settings.ema)
+        self.engine = self._new_engine(module)
+
+    def _new_engine(self, module: nn.Module) -> Any:
+        world, settings = self.world, self.settings
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
             updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas)
         else:
             updates = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=True)
-        self.engine, *_ = deepspeed.initialize(
+        weights = sum(parameter.numel() for parameter in module.parameters())
+        engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=updates,
             lr_scheduler=lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, settings.lr_factor),
@@ -130,15 +148,18 @@ class Trainee:
                 "train_batch_size": settings.batch_size,
                 "train_micro_batch_size_per_gpu": settings.batch_size // (world.size * settings.accumulation),
                 "gradient_accumulation_steps": settings.accumulation,
-                "gradient_clipping": 0.0 if self.clips_itself else settings.gradient_clip,
-                "zero_optimization": {"stage": settings.zero_stage},
+                # Stage 0 clips in `update`.
+                "gradient_clipping": settings.gradient_clip if self.zero_stage else 0.0,
+                # A bucket is taken at each update in the size that is named, of 2 GB if none is.
+                "zero_optimization": {"stage": self.zero_stage, "reduce_bucket_size": min(weights, LARGEST_BUCKET)},
                 "zero_allow_untested_optimizer": True,
                 "torch_autocast": {"enabled": settings.bfloat16, "dtype": "bfloat16"},
                 "steps_per_print": 2**62,
             },
         )
-        if settings.zero_stage == 0 and world.size == 1:
-            self.engine.enable_backward_allreduce = False  # there is nobody to exchange gradients with
+        # One process has nobody to exchange gradients with, and at stage 0 need not copy them.
+        engine.enable_backward_allreduce = world.size > 1 or self.zero_stage > 0
+        return engine
 
     @property
     def module(self) -> Any:
@@ -156,8 +177,9 @@ class Trainee:
         """Backward pass and, at the end of an accumulation, one optimizer step and the moving average."""
         boundary = self.engine.is_gradient_accumulation_boundary()
         self.engine.backward(loss)
-        if boundary and self.clips_itself:
-            torch.nn.utils.clip_grad_norm_(self._weights, self.gradient_clip, foreach=True)
+        if boundary and self.zero_stage == 0:
+            # All gradients at once: DeepSpeed's own way takes two kernels for each, and looks at what they find.
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_clip, foreach=True)
         self.engine.step()
         if boundary:
             with self.whole() as module:
@@ -169,45 +191,55 @@ class Trainee:
         return self.average.module
 
     def save(self, folder: Path, name: str) -> None:
-        """Write engine state and average below ``folder``; every process calls it.
+        """Write weights, optimizer's state and average, whole, below ``folder``; every process calls it.
 
         Raises:
             OSError: they cannot be written.
         """
-        with _errors_of_the_disk(folder):
-            self.engine.save_checkpoint(str(folder), tag=name, save_latest=False)
-        if self.world.is_main:
-            save_tensors(folder / f"{name}_average.safetensors", self.average.state_dict())
-        barrier()
+        optimizer = whole_optimizer_state(self.engine)
+        with self.whole() as module:
+            parts = {"weights": module.state_dict(), "optimizer": optimizer, "average": self.average.state_dict()}
+
+            def write() -> None:
+                for part, tensors in parts.items():
+                    save_tensors(folder / f"{name}_{part}.safetensors", tensors)
+
+            by_main(self.world, write)
 
     def load(self, folder: Path, name: str) -> None:
-        """Take up what `save` wrote, bit for bit; every process calls it.
+        """Take up what `save` wrote, by however many processes and at whichever ZeRO stage; every process calls it.
+
+        By as many processes and at the same stage, training goes on bit for bit.
 
         Raises:
             RunError: something of it is missing, damaged, or of another network.
         """
-        average = load_tensors(folder / f"{name}_average.safetensors")
         try:
-            with _safe_unpickling():
-                found, _ = self.engine.load_checkpoint(str(folder), tag=name)
+            average = load_tensors(folder / f"{name}_average.safetensors")
+            if (folder / name).is_dir():
+                self._share_as_set()
+                take_up_slices_of_deepspeed(self.engine, folder, name)
+            else:
+                take_up_weights(self.engine, load_tensors(folder / f"{name}_weights.safetensors"))
+                take_up_optimizer_state(self.engine, load_tensors(folder / f"{name}_optimizer.safetensors"))
             self.average.load_state_dict(average)
+        except RunError as error:
+            raise RunError(f"{error}; {_run_of(folder).way_on_without(folder)}") from None
         except Exception as error:
             # What is damaged may fail in any way at all.
-            reason = " ".join(str(error).split())[:200]
-            raise self._not_loaded(folder, name, f"not a whole checkpoint of this network ({reason})") from None
-        if found is None:
-            raise self._not_loaded(folder, name, "not a whole checkpoint: its files are missing")
-        self.average.module.to(self.world.device)
+            reason = f"not a whole checkpoint of this network ({' '.join(str(error).split())[:200]})"
+            raise RunError(f"{folder / name}: {reason}; {_run_of(folder).way_on_without(folder)}") from None
+        # Each update is averaged: the average's count is that of the schedule.
+        self.engine.lr_scheduler.last_epoch = int(average["n_averaged"])
+        self.refresh_learning_rate()
 
-    def _not_loaded(self, folder: Path, name: str, reason: str) -> RunError:
-        processes = read_json(folder / "state.json").get("processes", self.world.size)
-        if processes != self.world.size:
-            others = counted(processes, "process", "processes")
-            return RunError(
-                f"{folder}: written by {others}, cannot be taken up by {self.world.size}: start as many as before "
-                f"(torchrun --nproc_per_node {processes}), or train in another folder"
-            )
-        return RunError(f"{folder / name}: {reason}; {_run_of(folder).way_on_without(folder)}")
+    def _share_as_set(self) -> None:
+        """Share with nobody, but in slices: earlier versions did so where one process trained."""
+        if self.zero_stage != self.settings.zero_stage:
+            module = self.module
+            self.engine.destroy()
+            self.zero_stage = self.settings.zero_stage
+            self.engine = self._new_engine(module)
 
     def refresh_learning_rate(self) -> None:
         """Give the next update the learning rate that ``lr_factor`` has for it now."""
@@ -251,32 +283,6 @@ class MovingAverage(AveragedModel):
         if self._buffers_here:
             torch._foreach_copy_(self._buffers_here, list(model.buffers()))
         self.n_averaged += 1
-
-
-@contextmanager
-def weights_only_unpickling() -> Iterator[None]:
-    """Have torch.load read tensors and plain values only, also where other people's code calls it."""
-    previous = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = previous
-
-
-@contextmanager
-def _safe_unpickling() -> Iterator[None]:
-    """Let what DeepSpeed writes pass as well."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    plain = [LossScaler, ZeroStageEnum, fragment_address]
-    with weights_only_unpickling(), torch.serialization.safe_globals(plain):
-        yield
 
 
 def barrier() -> None:
@@ -355,19 +361,6 @@ def check_checkpoint(path: Path, world: World) -> None:
 
 def _run_of(checkpoint: Path) -> Run:
     return Run(checkpoint.parent.parent)
-
-
-@contextmanager
-def _errors_of_the_disk(folder: Path) -> Iterator[None]:
-    """Turn what torch's writer says of a disk that is full or fails into an OSError that names the folder."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not re.search("inline_container|PytorchStreamWriter|iostream error", str(error)):
-            raise
-        full = shutil.disk_usage(folder).free < 2**20
-        reason = os.strerror(errno.ENOSPC) if full else "cannot be written whole: a full disk, a quota, or a fault"
-        raise OSError(errno.ENOSPC if full else errno.EIO, reason, str(folder)) from error
 
 
 def linear_schedule(

@@ -28,6 +28,7 @@ from cdrl.training.interruption import (
     save_picture,
     stop_requests,
 )
+from cdrl.training.machine import Threads
 from cdrl.training.memory import expect_room_for_training
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
 from cdrl.training.trackers import opened_log
@@ -136,6 +137,7 @@ def _train_to_the_end(
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
     step, stopwatch = int(state["step"]), Stopwatch(state)
+    threads = Threads(trainer.config.threads, world, state.get("threads"))
     if world.is_main:
         tell_if_finished(run, step, "training.num_steps", training.num_steps)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
@@ -148,7 +150,8 @@ def _train_to_the_end(
     watch_every = 1 if world.device.type == "cpu" else 10
 
     def state_now() -> dict[str, float]:
-        return {"step": step, "images": step * training.batch_size, **stopwatch.seconds(world)}
+        counts = {"step": step, "images": step * training.batch_size, "threads": threads.number}
+        return {**counts, **stopwatch.seconds(world)}
 
     def stop_if_diverged() -> None:
         trouble = watch.verdict(trainer.averaged.parameters())
@@ -157,6 +160,7 @@ def _train_to_the_end(
             raise DivergenceError(f"{run.folder}: diverged at step {step}, {trouble}; {kept}")
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(threads.in_use())
         log = None
         if world.is_main:
             settings = outputs.description["config"]
@@ -169,7 +173,8 @@ def _train_to_the_end(
                 break
 
             # Update.
-            measured = trainer.update(step)
+            with threads.update():
+                measured = trainer.update(step)
             monitor.add(measured.diagnostics)
             watch.add(measured)
             losses.add(measured.losses)

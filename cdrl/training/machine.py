@@ -1,12 +1,31 @@
-"""The machine that something was trained on, in words that name nobody."""
+"""The machine that something is trained on: in words that name nobody, and how many threads of it training takes."""
 
 from __future__ import annotations
 
 import os
 import platform
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from cdrl.training.engine import World
+
+ROUNDS = 3
+"""Updates that are timed with each number of threads, after one that is not: it finds caches empty."""
+GAIN = 0.9
+"""Another number is taken where an update takes less than this share of the time."""
+SLOWER = 1.3
+WINDOW = 8
+"""Numbers are timed again once the median of so many updates is so many times that of the first after the choice."""
+AGAIN_AFTER = 300.0, 100
+"""And, where fewer threads are in use than there are, after so many seconds and updates: others may have left."""
 
 
 def machine_in_words(processes: int = 1) -> str:
@@ -26,3 +45,100 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()  # not Linux
+
+
+class Threads:
+    """The number of threads that updates are made with; with ``auto`` the fastest, found by timing a few with each.
+
+    Those that work on one update wait for one another, so that beside other work a second thread can cost more than it
+    brings. What an update computes can differ in its last bits with their number.
+
+    Args:
+        setting: ``auto`` or a number. On a GPU, among several processes, or where OMP_NUM_THREADS says how many,
+            ``auto`` leaves the number as it is.
+        chosen_before: the number that a checkpoint was written with: ``auto`` goes on with it.
+
+    Attributes:
+        number: how many are in use.
+    """
+
+    def __init__(
+        self,
+        setting: int | Literal["auto"],
+        world: World,
+        chosen_before: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        most = torch.get_num_threads()
+        self.number, self._clock = most if setting == "auto" else setting, clock
+        alone = world.device.type == "cpu" and world.size == 1
+        self._chooses = setting == "auto" and alone and most > 1 and "OMP_NUM_THREADS" not in os.environ
+        self._numbers = [most >> halvings for halvings in range(most.bit_length())]
+        self._to_time: list[int] = []
+        self._told: int | None = None
+        self._watch_anew()
+        if chosen_before in self._numbers:
+            self.number = self._told = chosen_before
+        else:
+            self._time_all()
+
+    @contextmanager
+    def in_use(self) -> Iterator[Threads]:
+        """Compute with them meanwhile."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.number)
+        try:
+            yield self
+        finally:
+            torch.set_num_threads(before)
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """To be entered for each update."""
+        if not self._chooses:
+            yield
+            return
+        torch.set_num_threads(self._to_time[0] if self._to_time else self.number)
+        started = self._clock()
+        yield
+        seconds = self._clock() - started
+        if not self._to_time:
+            self._watch(seconds)
+            return
+        self._times[self._to_time.pop(0)].append(seconds)
+        if not self._to_time:
+            self._choose()
+
+    def _time_all(self) -> None:
+        self._times: dict[int, list[float]] = {number: [] for number in self._numbers}
+        self._to_time = self._numbers * (1 + ROUNDS)
+
+    def _choose(self) -> None:
+        medians = {number: statistics.median(times[1:]) for number, times in self._times.items()}
+        fastest = min(medians, key=lambda number: medians[number])
+        if medians[fastest] < GAIN * medians[self.number]:
+            self.number = fastest
+        torch.set_num_threads(self.number)
+        if self.number != self._told:
+            timed = ", ".join(f"{seconds:.3g} s with {number}" for number, seconds in medians.items())
+            print(f"threads: {self.number} (auto: an update takes {timed})", file=sys.stderr, flush=True)
+            self._told = self.number
+        self._watch_anew()
+
+    def _watch_anew(self) -> None:
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=WINDOW)
+        self._updates, self._chosen_at = 0, self._clock()
+
+    def _watch(self, seconds: float) -> None:
+        """Have all numbers timed again where it may be worth it."""
+        self._updates += 1
+        self._last.append(seconds)
+        if self._updates <= WINDOW:
+            self._first.append(seconds)
+            return
+        slower = statistics.median(self._last) > SLOWER * statistics.median(self._first)
+        after_seconds, after_updates = AGAIN_AFTER
+        late = self._clock() - self._chosen_at > after_seconds and self._updates > after_updates
+        if slower or (late and self.number < max(self._numbers)):
+            self._time_all()

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from cdrl.config import Config, ConfigError
 from cdrl.model import CDRL
-from cdrl.training.engine import World
+from cdrl.training.engine import World, shared_stage
 
 _CLEARLY = 2
 """Times the memory that is there at which training is refused: nothing but what is kept for backward passes is
@@ -66,6 +66,7 @@ def expect_room(state: int, kept: int, world: World, advice: str) -> None:
 def state_bytes(networks: nn.Module, optimizer: str, zero_stage: int, world: World) -> int:
     """Bytes at least that a process keeps of its networks: weights, gradients, average and the optimizer's moments."""
     weights = sum(parameter.nbytes for parameter in networks.parameters())
+    zero_stage = shared_stage(zero_stage, world)
     whole = 3 if zero_stage < 2 else 1
     moments = 2 if optimizer == "adam" else 1
     return whole * weights + moments * weights // (world.size if zero_stage else 1)

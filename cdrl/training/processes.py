@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,16 +16,22 @@ import tempfile
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from cdrl.runs.run import RunError
+from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, stop_requests
+from cdrl.training.monitor import DivergenceError
 
 _INTERRUPTED, _FAILED = 130, 2
 _GRACE = 30.0
@@ -140,6 +148,109 @@ def stop_with_launcher(launcher: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def others_watched(world: World, what_is_kept: Callable[[], str]) -> Iterator[None]:
+    """End this process, in one clear line, when another has gone or cannot be reached; every process enters it.
+
+    Whoever waits for numbers of a host that was cut off would wait for half an hour. So each process makes itself heard
+    every `_BEAT` seconds, through the store by which they met, the others by the main one and the main one by all. Who
+    has heard nothing for `_SILENCE` seconds ends.
+
+    Args:
+        what_is_kept: of the run, in words, for the line.
+
+    Raises:
+        RunError: another process has ended in the middle of what they do together.
+    """
+    if world.size == 1:
+        yield
+        return
+
+    def line(reason: str) -> str:
+        return f"{reason}; {what_is_kept()}; the same command on all hosts goes on from there"
+
+    pulse = _Pulse(world, lambda reason: _end_at_once(line(reason)))
+    try:
+        yield
+    except RuntimeError as error:
+        found = _LOST.search(str(error))
+        if found is None or isinstance(error, RunError | DivergenceError):
+            raise
+        reason = f"a process that trains together with this one has ended, or its host is gone ({found.group()})"
+        raise RunError(line(reason)) from error
+    finally:
+        pulse.stop()
+
+
+_LOST = re.compile(
+    r"Connection (closed by peer|reset by peer|refused|timed out)|Broken pipe|Socket closed|remote process exited"
+    r"|Timed out waiting|NCCL communicator was aborted|No route to host",
+    re.IGNORECASE,
+)
+"""What Gloo and NCCL say of others that have gone."""
+_BEAT, _SILENCE = 2.0, 30.0
+_LEFT = "left"
+
+
+class _Pulse:
+    """This process's beat, and its ear for that of others.
+
+    Two threads: one talks to the store, where it may hang with the network; the other looks at the clock.
+    """
+
+    def __init__(self, world: World, lost: Callable[[str], None]) -> None:
+        token = [uuid.uuid4().hex]  # the store may outlive a training that torchrun starts again
+        dist.broadcast_object_list(token)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        patience = timedelta(seconds=_SILENCE)
+        self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
+        self._lost, self._ended = lost, threading.Event()
+        self._key = f"cdrl/{token[0]}/{{}}".format
+        self._rank = world.rank
+        now = time.monotonic()
+        self._heard = dict.fromkeys(range(1, world.size) if world.is_main else [0], ("", now))
+        self._store.set(self._key(self._rank), "0")
+        barrier()
+        self._beating = threading.Thread(target=self._beat, daemon=True)
+        self._beating.start()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def stop(self) -> None:
+        """Say that this process leaves in order, and listen no more."""
+        self._ended.set()
+        self._beating.join(timeout=_BEAT)
+        if not self._beating.is_alive():
+            with suppress(RuntimeError):  # the store's own process may have left before
+                self._store.set(self._key(self._rank), _LEFT)
+
+    def _beat(self) -> None:
+        for count in itertools.count(1):
+            if self._ended.wait(_BEAT):
+                return
+            with suppress(RuntimeError):  # silence is told by the clock
+                self._store.set(self._key(self._rank), str(count))
+                beats = self._store.multi_get([self._key(rank) for rank in self._heard])
+                now = time.monotonic()
+                for rank, beat in zip(self._heard, beats, strict=True):
+                    if beat.decode() != self._heard[rank][0]:
+                        self._heard[rank] = beat.decode(), now
+
+    def _listen(self) -> None:
+        while not self._ended.wait(1.0):
+            for rank, (beat, heard_at) in self._heard.items():
+                if beat != _LEFT and time.monotonic() - heard_at > _SILENCE:
+                    who = "the main process" if rank == 0 else f"process {rank}"
+                    self._lost(f"nothing has been heard of {who} for {_SILENCE:.0f} seconds")
+
+
+def _end_at_once(message: str) -> None:
+    """End this process, whose main thread may be waiting where nothing but its end reaches it."""
+    told = first_to_fail(f"error: {message}")
+    if told is not None:
+        print(told, file=sys.stderr, flush=True)
+    os._exit(_FAILED)
 
 
 def launch(processes: int) -> int:

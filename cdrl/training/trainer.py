@@ -257,7 +257,6 @@ class CooperativeTrainer:
         self.rollbacks = max(self.rollbacks, state.get("rollbacks", 0))
         for name, trainee in self.trainees.items():
             trainee.load(path, name)
-            trainee.refresh_learning_rate()
         return state
 
     def close(self) -> None:

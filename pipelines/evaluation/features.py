@@ -19,7 +19,7 @@ from cdrl.data import Grids, as_floats, image_batches, to_bytes
 from cdrl.runs.archives import check_finite, check_is_there
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
-from cdrl.training.engine import weights_only_unpickling
+from cdrl.training.optimizer.whole_state import weights_only_unpickling
 
 FeaturesName = Literal["inception", "lite0"]
 

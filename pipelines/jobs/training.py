@@ -32,6 +32,7 @@ from cdrl.sampling.noise import derive_seed
 from cdrl.training.engine import World, by_main, locked_by_main, start
 from cdrl.training.loop import Outputs, train
 from cdrl.training.machine import machine_in_words
+from cdrl.training.processes import others_watched
 from cdrl.training.trackers import check_trackers
 from pipelines.decoding import Decoder, LatentDecoder, PixelDecoder, PointDecoder
 from pipelines.evaluation.evaluate import TrainingEvaluation, real_images
@@ -82,6 +83,7 @@ def stage_one_settings(config: Config) -> StageOneConfig:
     return StageOneConfig(
         seed=config.seed,
         zero_stage=config.deepspeed.zero_stage,
+        threads=config.threads,
         data=config.data,
         autoencoder=config.autoencoder,
     )
@@ -230,7 +232,7 @@ def training_in(run: Run, config: Config | StageOneConfig, world: World) -> Iter
             the message says which checkpoint is there.
     """
     try:
-        with locked_by_main(run.folder, world):
+        with others_watched(world, run.last_checkpoint_in_words), locked_by_main(run.folder, world):
             by_main(world, lambda: run.open(config))
             yield
     except OSError as error:

@@ -74,7 +74,10 @@ def test_a_stopped_first_stage_goes_on_exactly_there(
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])
-def test_the_discriminator_joins_at_its_step_at_every_zero_stage(zero_stage: int, tmp_path: Path) -> None:
+def test_the_discriminator_joins_at_its_step_at_every_zero_stage(
+    zero_stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdrl.training.engine.shared_stage", lambda zero_stage, world: zero_stage)
     plain = stage_one(num_steps=4)
     stage = plain.autoencoder
     assert stage is not None

@@ -302,6 +302,7 @@ ROLLBACK = {"on_divergence": "rollback", "num_steps": 6, "checkpoint_every": 2, 
 def test_a_rollback_goes_on_from_the_last_checkpoint_at_half_the_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], stage: int
 ) -> None:
+    monkeypatch.setattr("cdrl.training.engine.shared_stage", lambda zero_stage, world: zero_stage)
     seen = diverging(monkeypatch, at=3, rollbacks=2)
     run_stage_two(small_config(training=ROLLBACK, deepspeed={"zero_stage": stage}), tmp_path)
     full = [(step, 0, 1e-3) for step in range(4)]

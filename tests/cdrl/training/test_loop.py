@@ -100,7 +100,9 @@ def assert_moved(config: Config, trained: dict[str, Tensor]) -> None:
 
 @pytest.fixture(params=[0, 1, 2, 3, "3, all weights spread"])
 def zero_stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Each stage; stage 3 once as it treats small weights, and once as it treats those of real networks."""
+    """Each stage, of one process too; stage 3 once as it treats small weights, and once as it treats those of real
+    networks."""
+    monkeypatch.setattr("cdrl.training.engine.shared_stage", lambda zero_stage, world: zero_stage)
     if isinstance(request.param, int):
         return request.param
     initialize = deepspeed.initialize
@@ -382,6 +384,7 @@ def test_weights_that_are_not_finite_end_training_and_spare_the_earlier_checkpoi
 ) -> None:
     training = {"num_steps": 20, "checkpoint_every": 2, "log_every": log_every}
     config = tiny_config(training=training, deepspeed={"zero_stage": stage})
+    monkeypatch.setattr("cdrl.training.engine.shared_stage", lambda zero_stage, world: zero_stage)
     steps = 0
 
     def spoiled_at_step_4(*arguments: Any, **options: Any) -> Losses:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cdrl.training.muon import Muon, orthogonalized
+from cdrl.training.optimizer.muon import Muon, orthogonalized
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:

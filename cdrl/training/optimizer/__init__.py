@@ -1,0 +1,1 @@
+"""Muon, and an optimizer's state whole, whichever processes share it."""

@@ -1,0 +1,132 @@
+"""The number of threads that training takes: the fastest by the clock, looked for again when updates slow down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdrl.runs.run import Run, read_json
+from cdrl.training.engine import World
+from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads
+from pipelines.jobs.training import run_stage_two
+from tests.helpers import tiny_config
+
+ALONE = World(0, 1, torch.device("cpu"))
+CHOOSING = 2 * (1 + ROUNDS)
+"""Updates that it takes to time two numbers."""
+
+
+class Clock:
+    """A clock that stands still but for updates."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def updates(threads: Threads, clock: Clock, count: int, seconds: Callable[[int], float]) -> list[int]:
+    """Make updates that take ``seconds`` of the number of threads; the numbers that they were made with."""
+    numbers = []
+    for _ in range(count):
+        with threads.update():
+            numbers.append(torch.get_num_threads())
+            clock.now += seconds(numbers[-1])
+    return numbers
+
+
+def alone(number: int) -> float:
+    return {1: 0.4, 2: 0.3}[number]
+
+
+def beside_another(number: int) -> float:
+    return {1: 0.4, 2: 1.0}[number]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("seconds", "expected"), [(alone, 2), (beside_another, 1)])
+def test_the_faster_number_is_chosen_and_told(
+    seconds: Callable[[int], float], expected: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    assert updates(threads, clock, CHOOSING, seconds) == [2, 1] * (1 + ROUNDS)
+    assert updates(threads, clock, 30, seconds) == [expected] * 30
+    assert threads.number == expected
+    timed = f"an update takes {seconds(2):.3g} s with 2, {seconds(1):.3g} s with 1"
+    assert capfd.readouterr().err == f"threads: {expected} (auto: {timed})\n"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_slow_first_update_and_a_small_gain_change_nothing() -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    updates(threads, clock, 1, lambda number: 60.0)
+    updates(threads, clock, CHOOSING - 1, lambda number: {1: 0.95, 2: 1.0}[number])
+    assert threads.number == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_when_a_neighbour_comes_one_thread_is_left_and_when_it_goes_both_are_taken_again() -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    updates(threads, clock, CHOOSING + 3 * WINDOW, alone)
+    assert threads.number == 2
+    updates(threads, clock, WINDOW + CHOOSING, beside_another)
+    assert threads.number == 1
+    after_seconds, after_updates = AGAIN_AFTER
+    updates(threads, clock, int(max(after_seconds / 0.4, after_updates)) + 1 + CHOOSING, alone)
+    assert threads.number == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_updates_that_have_become_slow_with_every_number_are_not_timed_for_ever() -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    updates(threads, clock, CHOOSING + WINDOW, alone)
+    numbers = updates(threads, clock, 1000, lambda number: 5 * alone(number))
+    assert numbers.count(1) == 1 + ROUNDS
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_run_goes_on_with_its_number() -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, chosen_before=1, clock=clock)
+    assert updates(threads, clock, 50, alone) == [1] * 50
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("setting", ["auto", 1, 3])
+def test_whoever_says_a_number_gets_it(setting: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    threads = Threads(setting, ALONE)  # type: ignore[arg-type]
+    expected = 2 if setting == "auto" else setting
+    with threads.in_use():
+        assert updates(threads, Clock(), 30, lambda number: 1.0) == [expected] * 30
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("world", [World(0, 2, torch.device("cpu")), World(0, 1, torch.device("cuda", 0))], ids=str)
+def test_several_processes_and_gpus_keep_what_they_have(world: World) -> None:
+    assert updates(Threads("auto", world), Clock(), 30, lambda number: 1.0) == [2] * 30
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_run_keeps_its_number_with_its_checkpoint_and_its_model(tmp_path: Path) -> None:
+    run_stage_two(tiny_config(threads=1), tmp_path)
+    assert torch.get_num_threads() == 2
+    assert read_json(Run(tmp_path).checkpoint_path(6) / "state.json")["threads"] == 1
+    assert read_json(tmp_path / "model" / "config.json")["threads"] == 1
