@@ -17,15 +17,18 @@ import torch
 
 from cdrl.training.engine import World
 
-ROUNDS = 3
-"""Updates that are timed with each number of threads, after one that is not: it finds caches empty."""
+ROUNDS = 4
+"""Updates that are timed with each number of threads. The first of each, which finds caches empty, is not compared."""
 GAIN = 0.9
 """Another number is taken where an update takes less than this share of the time."""
+HOPELESS = 2.0
+"""A number with which an update takes so many times as long as with another is not timed further."""
 SLOWER = 1.3
-WINDOW = 8
+WINDOW = 5
 """Numbers are timed again once the median of so many updates is so many times that of the first after the choice."""
 AGAIN_AFTER = 300.0, 100
-"""And, where fewer threads are in use than there are, after so many seconds and updates: others may have left."""
+"""And, where fewer threads are in use than there are, after so many seconds and updates, as others may have left; after
+twice as many seconds each time that they have not."""
 
 
 def machine_in_words(processes: int = 1) -> str:
@@ -76,6 +79,7 @@ class Threads:
         self._numbers = [most >> halvings for halvings in range(most.bit_length())]
         self._to_time: list[int] = []
         self._told: int | None = None
+        self._is_first, self._patience = True, 1
         self._watch_anew()
         if chosen_before in self._numbers:
             self.number = self._told = chosen_before
@@ -105,18 +109,26 @@ class Threads:
         if not self._to_time:
             self._watch(seconds)
             return
+        if self._is_first:
+            self._is_first = False  # and no measure of any number
+            return
         self._times[self._to_time.pop(0)].append(seconds)
+        best = min(min(times) for times in self._times.values() if times)
+        hopeless = {number for number, times in self._times.items() if times and min(times) > HOPELESS * best}
+        self._to_time = [number for number in self._to_time if number not in hopeless]
         if not self._to_time:
             self._choose()
 
     def _time_all(self) -> None:
         self._times: dict[int, list[float]] = {number: [] for number in self._numbers}
-        self._to_time = self._numbers * (1 + ROUNDS)
+        self._to_time = self._numbers * ROUNDS
 
     def _choose(self) -> None:
-        medians = {number: statistics.median(times[1:]) for number, times in self._times.items()}
+        medians = {number: statistics.median(times[1:] or times) for number, times in self._times.items()}
         fastest = min(medians, key=lambda number: medians[number])
-        if medians[fastest] < GAIN * medians[self.number]:
+        changed = medians[fastest] < GAIN * medians[self.number]
+        self._patience = 1 if changed else 2 * self._patience
+        if changed:
             self.number = fastest
         torch.set_num_threads(self.number)
         if self.number != self._told:
@@ -139,6 +151,6 @@ class Threads:
             return
         slower = statistics.median(self._last) > SLOWER * statistics.median(self._first)
         after_seconds, after_updates = AGAIN_AFTER
-        late = self._clock() - self._chosen_at > after_seconds and self._updates > after_updates
+        late = self._clock() - self._chosen_at > self._patience * after_seconds and self._updates > after_updates
         if slower or (late and self.number < max(self._numbers)):
             self._time_all()

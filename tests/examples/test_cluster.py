@@ -6,17 +6,20 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer.main
 import yaml
+from deepspeed.launcher import runner
 from torch.distributed.run import get_args_parser
 
 from cdrl.config_files import load_config
+from cdrl.runs.run import Run, read_json
 from run import app
-from tests.helpers import ROOT
+from tests.helpers import ROOT, tiny_values, write_config
 
 SLURM = ROOT / "examples" / "cluster" / "slurm.sh"
 KUBERNETES = ROOT / "examples" / "cluster" / "kubernetes.yaml"
@@ -98,3 +101,35 @@ def test_kubernetes_starts_one_torchrun_in_each_of_two_pods_that_find_the_first(
     assert int(read.nproc_per_node) == container["resources"]["limits"]["nvidia.com/gpu"]
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+def on_the_page(launcher: str) -> list[str]:
+    """The words of the one command on the page that a launcher begins."""
+    lines = (ROOT / "docs" / "scale.md").read_text().splitlines()
+    (command,) = [line for line in lines if line.startswith(f"    {launcher} ")]
+    return shlex.split(command)
+
+
+def test_torchruns_command_on_the_page_is_one_that_it_takes() -> None:
+    read = what_starts(on_the_page("torchrun"))
+    assert (read.nnodes, read.nproc_per_node, read.rdzv_endpoint, read.max_restarts) == ("2", "8", "host0:29500", 3)
+
+
+def test_deepspeeds_command_on_the_page_is_one_that_it_takes(tmp_path: Path) -> None:
+    _, *words = on_the_page("deepspeed")
+    read = runner.parse_args(words)
+    (tmp_path / "hosts").write_text("host0 slots=8\nhost1 slots=8\n")
+    assert runner.fetch_hostfile(str(tmp_path / read.hostfile)) == {"host0": 8, "host1": 8}
+    what_starts(["torchrun", read.user_script, *read.user_args])
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launcher_starts_processes_that_train_together(tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", tiny_values(training={"num_steps": 2}))
+    launcher = ["-m", "deepspeed.launcher.runner", "--no_local_rank", "--num_gpus", "2", "--master_port", "29541"]
+    command = [sys.executable, *launcher, "run.py", "train", str(config), "--run-folder", str(tmp_path / "run")]
+    joined = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in joined}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert read_json(Run(tmp_path / "run").checkpoint_path(2) / "state.json")["processes"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from pipelines.jobs.training import run_stage_two
 from tests.helpers import tiny_config
 
 ALONE = World(0, 1, torch.device("cpu"))
-CHOOSING = 2 * (1 + ROUNDS)
-"""Updates that it takes to time two numbers."""
+CHOOSING = 1 + 2 * ROUNDS
+"""Updates that it takes at most to time two numbers, behind the first, which is none of them."""
 
 
 class Clock:
@@ -56,17 +57,21 @@ def beside_another(number: int) -> float:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(("seconds", "expected"), [(alone, 2), (beside_another, 1)])
+@pytest.mark.parametrize(
+    ("seconds", "timed", "expected"),
+    # Two threads that take more than twice the time are not waited for again.
+    [(alone, [2, *[2, 1] * ROUNDS], 2), (beside_another, [2, 2, 1, *[1] * (ROUNDS - 1)], 1)],
+)
 def test_the_faster_number_is_chosen_and_told(
-    seconds: Callable[[int], float], expected: int, capfd: pytest.CaptureFixture[str]
+    seconds: Callable[[int], float], timed: list[int], expected: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock()
     threads = Threads("auto", ALONE, clock=clock)
-    assert updates(threads, clock, CHOOSING, seconds) == [2, 1] * (1 + ROUNDS)
+    assert updates(threads, clock, len(timed), seconds) == timed
     assert updates(threads, clock, 30, seconds) == [expected] * 30
     assert threads.number == expected
-    timed = f"an update takes {seconds(2):.3g} s with 2, {seconds(1):.3g} s with 1"
-    assert capfd.readouterr().err == f"threads: {expected} (auto: {timed})\n"
+    told = f"an update takes {seconds(2):.3g} s with 2, {seconds(1):.3g} s with 1"
+    assert capfd.readouterr().err == f"threads: {expected} (auto: {told})\n"
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -97,7 +102,18 @@ def test_updates_that_have_become_slow_with_every_number_are_not_timed_for_ever(
     threads = Threads("auto", ALONE, clock=clock)
     updates(threads, clock, CHOOSING + WINDOW, alone)
     numbers = updates(threads, clock, 1000, lambda number: 5 * alone(number))
-    assert numbers.count(1) == 1 + ROUNDS
+    assert numbers.count(1) == ROUNDS
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_beside_a_neighbour_that_stays_both_are_tried_ever_more_seldom() -> None:
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    numbers = updates(threads, clock, 20_000, beside_another)
+    tried = [index for index, number in enumerate(numbers) if number == 2][2:]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert pauses[0] == pytest.approx(2 * AGAIN_AFTER[0] / 0.4, rel=0.05)
+    assert pauses[1:] == pytest.approx([2 * pause for pause in pauses[:-1]], rel=0.05)
 
 
 @pytest.mark.usefixtures("two_threads")

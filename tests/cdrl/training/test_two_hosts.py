@@ -124,6 +124,14 @@ def worker_of(launcher: subprocess.Popen[str]) -> int:
     return worker
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or is left to be asked for its exit code."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def long_values() -> dict[str, Any]:
     return tiny_values(training={**SLOW_LEARNING, "num_steps": 300, "checkpoint_every": 20, "log_every": 10})
 
@@ -151,11 +159,12 @@ def test_when_a_host_is_lost_the_other_ends_with_a_clear_line_and_the_same_comma
     config, run = write_config(tmp_path / "c.yaml", long_values()), tmp_path / "run"
     processes = cable.train(config, run)
     wait_for(Run(run).checkpoint_path(20).exists, processes)
+    worker = worker_of(processes[1])
     if loss == "host two is cut off":
         cable.set(cable.names[1], "down")
         reason = "error: nothing has been heard of process 1 for 30 seconds"
     else:
-        os.kill(worker_of(processes[1]), signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
         reason = "error: a process that trains together with this one has ended, or its host is gone ("
     errors = ended(processes[:1], within=60)[0]
     assert processes[0].returncode != 0
@@ -165,8 +174,9 @@ def test_when_a_host_is_lost_the_other_ends_with_a_clear_line_and_the_same_comma
     last = Run(run).last_checkpoint()
     assert last is not None
     assert f"; the checkpoint of step {last[0]} is kept; the same command on all hosts goes on from there" in lines[0]
+    wait_for(lambda: has_ended(worker), [])
+    cable.set(cable.names[1], "up")  # for which torchrun itself waits
     ended(processes[1:], within=120)
-    cable.set(cable.names[1], "up")
 
     again = cable.train(config, run)
     errors_again = ended(again, within=240)
