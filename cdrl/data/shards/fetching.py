@@ -94,6 +94,7 @@ class Commands:
     def get_file(self, rpath: str, lpath: str, *, callback: Callback) -> None:
         """Run the command, without a shell, into a file. Raises OSError where it fails."""
         with open(lpath, "wb") as file, subprocess.Popen(self._command(rpath), **_PIPED) as process:
+            assert process.stdout is not None
             try:
                 while chunk := process.stdout.read(_CHUNK):
                     file.write(chunk)
