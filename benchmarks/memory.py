@@ -143,7 +143,7 @@ WORK: dict[str, Callable[[Path, int], None]] = {
 class Peak(NamedTuple):
     """What a work took: its most memory, and the time."""
 
-    count: int
+    images: int
     mebibytes: float
     seconds: float
 
@@ -161,7 +161,7 @@ def peak_of(work: str, count: int) -> Peak:
 def bytes_an_image(peaks: Sequence[Peak]) -> float:
     """How much memory each image adds, between the smallest number of images and the largest."""
     first, last = peaks[0], peaks[-1]
-    return (last.mebibytes - first.mebibytes) * 2**20 / (last.count - first.count)
+    return (last.mebibytes - first.mebibytes) * 2**20 / (last.images - first.images)
 
 
 @app.command()
@@ -184,7 +184,7 @@ def growth(
     for work in works or WORK:
         total = count_256 if work.endswith("256") else count
         peaks = [peak_of(work, total * tenths // 10) for tenths in (1, 2, 4)]
-        told = ", ".join(f"{peak.count}: {peak.mebibytes:.0f} MiB ({peak.seconds:.0f} s)" for peak in peaks)
+        told = ", ".join(f"{peak.images}: {peak.mebibytes:.0f} MiB ({peak.seconds:.0f} s)" for peak in peaks)
         print(f"{work}: {told}; {bytes_an_image(peaks):.0f} bytes an image", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
+from torch.nn.functional import pdist
 
-from cdrl.data import as_floats, load_images
+from cdrl.data import Grids, as_floats, training_images
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
 from cdrl.sampling.settings import effective
@@ -60,14 +62,21 @@ class Sweep:
         return "\n".join(lines)
 
 
-def mean_distance_within(images: Tensor, labels: Tensor) -> float:
+def mean_distance_within(images: Grids, labels: Tensor) -> float:
     """Mean Euclidean distance between two different images [N, C, H, W] of the same class, over all such pairs.
 
+    One class is in memory at a time.
+
     Args:
+        images: uint8, or in [-1, 1]; in memory or on disk.
         labels: class ids [N].
     """
-    pairs = (labels[:, None] == labels) & ~torch.eye(len(labels), dtype=torch.bool)
-    return torch.cdist(images.flatten(1), images.flatten(1))[pairs].mean().item()
+    total, pairs = 0.0, 0
+    for label in labels.unique():
+        alike = as_floats(images[(labels == label).nonzero().flatten()]).flatten(1)
+        total += pdist(alike).double().sum().item()
+        pairs += len(alike) * (len(alike) - 1) // 2
+    return total / pairs if pairs else math.nan
 
 
 def guidance_sweep(
@@ -80,9 +89,9 @@ def guidance_sweep(
     **options: Any,
 ) -> Sweep:
     """Evaluate samples of the same seeds under every weight, in blocks of seeds, with the classes in turn."""
-    test = load_images(pipeline.config.data, "test")
+    test = training_images(pipeline.config.data, "test")
     assert test.labels is not None
-    real_distance = mean_distance_within(as_floats(test.images), test.labels)
+    real_distance = mean_distance_within(test.grids, test.labels)
     points = []
     for weight in weights:
         figures: list[dict[str, float]] = []

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ _SILENCE = 60.0  # seconds without a byte
 _CHUNK = 2**20
 # Of HTTP: too slow a request, too early, too many; other answers from 400 to 499 will be the same the next time.
 _PASSING = (408, 425, 429)
+_PIPED: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _EXTRAS = {"http": "remote", "https": "remote", "s3": "remote", "gs": "remote", "hf": "hub"}
 
@@ -84,15 +86,14 @@ class Commands:
     """Files that a command writes to its standard output, each named in the command's words."""
 
     def __init__(self, command: str) -> None:
+        """Raises DataError where there is no such command."""
         self._words = shlex.split(command)
+        if shutil.which(self._words[0]) is None:
+            raise DataError(f"data.prepared={PIPE}{command}: there is no command {self._words[0]} here")
 
     def get_file(self, rpath: str, lpath: str, *, callback: Callback) -> None:
         """Run the command, without a shell, into a file. Raises OSError where it fails."""
-        words = [word.replace(FILE, rpath) for word in self._words]
-        with (
-            open(lpath, "wb") as file,
-            subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process,
-        ):
+        with open(lpath, "wb") as file, subprocess.Popen(self._command(rpath), **_PIPED) as process:
             assert process.stdout is not None
             try:
                 while chunk := process.stdout.read(_CHUNK):
@@ -101,18 +102,22 @@ class Commands:
             except BaseException:
                 process.kill()
                 raise
-        if process.returncode:
-            raise OSError(f"the command ended with status {process.returncode}")
+        self._expect_success(process.returncode)
 
     def cat_file(self, path: str, *, start: int | None = None, end: int | None = None) -> bytes:
         """What the command writes; a command knows no parts."""
         if start is not None or end is not None:
             raise NotImplementedError
-        words = [word.replace(FILE, path) for word in self._words]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
-        if done.returncode:
-            raise OSError(f"the command ended with status {done.returncode}")
+        done = subprocess.run(self._command(path), check=False, **_PIPED)
+        self._expect_success(done.returncode)
         return done.stdout
+
+    def _command(self, name: str) -> list[str]:
+        return [word.replace(FILE, name) for word in self._words]
+
+    def _expect_success(self, status: int) -> None:
+        if status:
+            raise OSError(f"the command ended with status {status}")
 
 
 class Fetcher:
@@ -209,8 +214,8 @@ class Fetcher:
             if attempt >= _TOLD_FROM:
                 line = f"{where}: failed {attempt} times ({reason}); the next attempt is in {pause:.0f} s"
                 tqdm.write(line, file=sys.stderr)
-            # Not all processes at the same moment.
-            stop.pause(pause * random.uniform(0.5, 1))
+            # Not all processes at the same moment, and without touching the random numbers of anything else.
+            stop.pause(pause * random.SystemRandom().uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise AssertionError("the last attempt returns or raises")
 

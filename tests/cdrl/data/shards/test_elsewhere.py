@@ -355,6 +355,8 @@ def test_a_command_is_run_where_the_environment_allows_it(
         training_images(there)
     monkeypatch.setenv("CDRL_ALLOW_PIPE", "1")
     assert torch.equal(training_images(there).grids[:], training_images(digits).grids[:])
+    with pytest.raises(DataError, match="there is no command nothing-such here"):
+        training_images(moved(digits, "pipe:nothing-such {}", tmp_path))
     rows = torch.tensor([500, 3, 77])
     tight = moved(digits, str(there.prepared), tmp_path / "other", stream=True, cache_gib=2e-3)
     assert torch.equal(training_images(tight).grids[rows], training_images(digits).grids[rows])
