@@ -4,7 +4,7 @@ config.yaml            the resolved configuration
 data.json              what the data are, for training and for figures during it: how many, and checksums
 metrics.jsonl          one line a logged step; tensorboard/ holds the same
 samples/               pictures over training
-checkpoints/step_…/    everything needed to go on, bit for bit
+checkpoints/step_…/    everything needed to go on, bit for bit, in whole tensors
 model/                 the result: safetensors and config.json
 best/                  the same of the step that was best by the configuration's evaluation, if it has one
 """

@@ -22,7 +22,8 @@ ROUNDS = 4
 GAIN = 0.9
 """Another number is taken where an update takes less than this share of the time."""
 HOPELESS = 2.0
-"""A number with which an update takes so many times as long as with another is not timed further."""
+"""A number with which an update takes so many times as long as with another is not timed further, nor are fewer threads
+where it is more threads that are faster."""
 SLOWER = 1.3
 WINDOW = 5
 """Numbers are timed again once the median of so many updates is so many times that of the first after the choice."""
@@ -113,18 +114,23 @@ class Threads:
             self._is_first = False  # and no measure of any number
             return
         self._times[self._to_time.pop(0)].append(seconds)
-        best = min(min(times) for times in self._times.values() if times)
-        hopeless = {number for number, times in self._times.items() if times and min(times) > HOPELESS * best}
-        self._to_time = [number for number in self._to_time if number not in hopeless]
+        self._to_time = [number for number in self._to_time if not self._is_hopeless(number)]
         if not self._to_time:
             self._choose()
+
+    def _is_hopeless(self, number: int) -> bool:
+        """Whether it is much slower than another, or fewer than a number that is much slower than more threads."""
+        timed = {timed: min(times) for timed, times in self._times.items() if times}
+        fastest = min(timed, key=lambda timed_number: timed[timed_number])
+        too_slow = [slow for slow, seconds in timed.items() if seconds > HOPELESS * timed[fastest]]
+        return number in too_slow or any(number < slow < fastest for slow in too_slow)
 
     def _time_all(self) -> None:
         self._times: dict[int, list[float]] = {number: [] for number in self._numbers}
         self._to_time = self._numbers * ROUNDS
 
     def _choose(self) -> None:
-        medians = {number: statistics.median(times[1:] or times) for number, times in self._times.items()}
+        medians = {number: statistics.median(times[1:] or times) for number, times in self._times.items() if times}
         fastest = min(medians, key=lambda number: medians[number])
         changed = medians[fastest] < GAIN * medians[self.number]
         self._patience = 1 if changed else 2 * self._patience

@@ -75,6 +75,17 @@ def test_the_faster_number_is_chosen_and_told(
 
 
 @pytest.mark.usefixtures("two_threads")
+def test_on_many_cores_few_threads_are_not_waited_for() -> None:
+    torch.set_num_threads(16)
+    clock = Clock()
+    threads = Threads("auto", ALONE, clock=clock)
+    numbers = updates(threads, clock, 20, lambda number: 16 / number)
+    assert numbers[:4] == [16, 16, 8, 4]
+    assert set(numbers[4:]) == {16, 8}
+    assert threads.number == 16
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_a_slow_first_update_and_a_small_gain_change_nothing() -> None:
     clock = Clock()
     threads = Threads("auto", ALONE, clock=clock)
