@@ -272,6 +272,22 @@ def test_what_is_no_path_of_this_machine_is_refused(config_file: Path, path: str
     assert expected in message
 
 
+def test_prepared_images_may_lie_elsewhere(config_file: Path) -> None:
+    overrides = ["data.name=celeba", "data.labels=none", "data.image_size=64", "data.channels=3"]
+    assert "data.path is required" in mistake(config_file, *overrides, "data.prepared=data/celeba")
+    config = load_config(config_file, [*overrides, "data.prepared=s3://sets/celeba/", "data.cache_gib=10"])
+    assert (config.data.prepared, config.data.path) == ("s3://sets/celeba", None)
+    assert parse_config(yaml.safe_load(dump_config(config)), source="again") == config
+    assert "data.cache_gib is for data.prepared elsewhere" in mistake(config_file, "data.cache_gib=10")
+
+
+@pytest.mark.parametrize("place", ["https://someone:secret@a.b/c", "https://a.b/c?X-Amz-Signature=secret"])
+def test_a_place_with_a_secret_is_refused_and_not_shown(config_file: Path, place: str) -> None:
+    message = mistake(config_file, f"data.prepared={place}")
+    assert "expected" in message
+    assert "secret" not in message
+
+
 @pytest.mark.parametrize("colour", ["nocolour", "'#12'", "'#12345678'"])
 def test_a_background_is_a_colour(config_file: Path, colour: str) -> None:
     assert load_config(config_file, ["data.background=black"]).data.background == "#000000"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -140,18 +141,9 @@ class _Written(NamedTuple):
 def _write(
     layout: _Layout, samples: Iterable[Sample], metadata: Mapping[str, Any], written: _Written, check: _SampleCheck
 ) -> None:
-    folder, shard_size, label_names, attribute_names, plan = layout
-    for number, chunk in enumerate(_chunks(map(check, samples), shard_size), start=len(written.shards)):
-        name = f"shard-{number:06d}.tar"
-        content = _encode_shard(name, chunk, attribute_names)
-        if plan is not None:
-            # Before the shard itself: none is taken up whose origin is not known. One that is not full is the last
-            # and is always written again, since there may be more samples by then.
-            if len(chunk) == shard_size:
-                written.origins.append(plan.fingerprint(slice(written.num_samples, written.num_samples + shard_size)))
-            plan.write(folder, written.origins)
-        _put(folder / (name + PARTIAL), content)
-        _note(layout, name, content, written)
+    folder, checked = layout.folder, map(check, samples)
+    while _write_shard(layout, checked, written):
+        pass
     if check.first is None or not written.shards:
         raise DataError(f"{folder}: there are no samples to write")
     table = save({key: torch.cat([part[key] for part in written.tables]) for key in written.tables[0]})
@@ -162,14 +154,31 @@ def _write(
         count=written.num_samples,
         shape=tuple(check.first.shape),
         dtype=str(check.first.dtype).removeprefix("torch."),
-        label_names=label_names,
-        attribute_names=attribute_names,
+        label_names=layout.label_names,
+        attribute_names=layout.attribute_names,
         shards=tuple(written.shards),
         table_sha256=hashlib.sha256(table).hexdigest(),
         metadata=dict(metadata),
     )
     _put(folder / (INDEX + PARTIAL), index.model_dump_json(indent=1).encode())
     _publish(folder, index)
+
+
+def _write_shard(layout: _Layout, samples: Iterator[Sample], written: _Written) -> bool:
+    """Write the next samples as one shard, of which alone anything is in memory; whether there may be more."""
+    name = f"shard-{len(written.shards):06d}.tar"
+    content, count = _encode_shard(name, itertools.islice(samples, layout.shard_size), layout.attribute_names)
+    if not count:
+        return False
+    if layout.plan is not None:
+        # Before the shard itself: none is taken up whose origin is not known. One that is not full is the last
+        # and is always written again, since there may be more samples by then.
+        if count == layout.shard_size:
+            written.origins.append(layout.plan.fingerprint(slice(written.num_samples, written.num_samples + count)))
+        layout.plan.write(layout.folder, written.origins)
+    _put(layout.folder / (name + PARTIAL), content)
+    _note(layout, name, content, written)
+    return count == layout.shard_size
 
 
 def _prepare_folder(folder: str | Path) -> Path:
@@ -268,23 +277,13 @@ class _SampleCheck:
         raise DataError(f"{self._folder}: sample {self._number} to be written: {reason}")
 
 
-def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    for sample in samples:
-        chunk.append(sample)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _encode_shard(name: str, samples: list[Sample], attribute_names: tuple[str, ...]) -> bytes:
-    content = io.BytesIO()
+def _encode_shard(name: str, samples: Iterable[Sample], attribute_names: tuple[str, ...]) -> tuple[bytes, int]:
+    """A tar file of samples, each encoded as it comes; and how many there were."""
+    content, count = io.BytesIO(), 0
     # A fixed time makes equal samples equal files.
     with webdataset.TarWriter(content, encoder=False, mtime=0) as writer:
-        for number, sample in enumerate(samples):
-            files: dict[str, Any] = {"__key__": f"{name.removesuffix('.tar')}-{number:06d}"}
+        for sample in samples:
+            files: dict[str, Any] = {"__key__": f"{name.removesuffix('.tar')}-{count:06d}"}
             is_image = sample.grid.dtype == torch.uint8
             files["png" if is_image else "npy"] = _encode_png(sample.grid) if is_image else _encode_npy(sample.grid)
             if sample.label is not None:
@@ -293,7 +292,8 @@ def _encode_shard(name: str, samples: list[Sample], attribute_names: tuple[str, 
                 values = dict(zip(attribute_names, map(bool, sample.attributes), strict=True))
                 files["json"] = json.dumps({"attributes": values}).encode()
             writer.write(files)
-    return content.getvalue()
+            count += 1
+    return content.getvalue(), count
 
 
 def _put(path: Path, content: bytes) -> None:
