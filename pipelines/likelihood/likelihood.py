@@ -29,6 +29,7 @@ from cdrl.training.engine import World, barrier, locked_by_main, start
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import figure_picture
+from pipelines.likelihood.baselines import gaussian, mixture
 from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, clean_grids, noised
 from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
 from pipelines.likelihood.normalizer import Bracketing, Effort, Normalizer, Normalizers
@@ -47,12 +48,14 @@ class Question:
         label: class id or name that the density is conditioned on; None or -1 for none.
         each_class: every class has its own normalizer, and images are scored under each of them.
         level: whose noise images have, and whose density is measured; 0 has the least.
+        baselines: fit a Gaussian and mixtures of Gaussians, and evaluate them on the same noisy held-out images.
     """
 
     num_images: int = 500
     label: int | str | None = None
     each_class: bool = False
     level: int = 0
+    baselines: bool = False
 
     def classes(self, pipeline: CDRLPipeline) -> list[int]:
         """The class ids whose normalizers are needed.
@@ -180,6 +183,7 @@ def likelihood_report(
     schedule = pipeline.model.schedule
     dimension, noise = math.prod(pipeline.model.shape), float(schedule.sigma_bar[question.level])
     splits: dict[str, Any] = {}
+    noisy_held_out = torch.empty(0)
     named: tuple[tuple[str, Split], ...] = (("held_out", "test"), ("train", "train"))
     for name, split in named:
         # A density of one class is that of its images.
@@ -187,6 +191,7 @@ def likelihood_report(
         clean = clean_grids(pipeline, split, question.num_images, effort.seed, label)
         x = noised(schedule, clean.grids, question.level, effort.seed, split)
         values = class_log_densities(pipeline, x, classes, question.level)
+        noisy_held_out = x if split == "test" else noisy_held_out
         if not bool(values.isfinite().all()):
             raise RunError(f"{split}: the model's densities are NaN or infinite for some images")
         splits[name] = split_figures(values, clean, normalizers, eight_bits=pipeline.config.space == "pixel")
@@ -197,6 +202,7 @@ def likelihood_report(
         "noise": noise,
         "classes": [_class_name(pipeline, label) for label in classes],
         **splits,
+        **({"baselines": baseline_figures(pipeline, noisy_held_out, question, classes)} if question.baselines else {}),
         "noise_alone_bits_per_dimension": math.log2(noise * math.sqrt(2 * math.pi * math.e)),
         "log_z": {
             _class_name(pipeline, label): _normalizer_facts(each) for label, each in normalizers.of_class.items()
@@ -233,6 +239,23 @@ def split_figures(values: Tensor, clean: Clean, normalizers: Normalizers, *, eig
         true = normalized.gather(1, clean.labels[:, None])[:, 0]
         figures["conditional"] = float(true.mean())
         figures["class_right"] = float((normalized.argmax(dim=1) == clean.labels).double().mean())
+    return figures
+
+
+def baseline_figures(
+    pipeline: CDRLPipeline, noisy: Tensor, question: Question, classes: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
+    schedule, level = pipeline.model.schedule, question.level
+    label = classes[0] if len(classes) == 1 else None
+    train = clean_grids(pipeline, "train", _SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
+    alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
+    figures = {}
+    for fitted in (fit(train, noisy.flatten(1).cpu(), alpha, sigma) for fit in (gaussian, mixture)):
+        nats = float(fitted.log_density.mean())
+        error = float(fitted.log_density.std() / math.sqrt(len(noisy)))
+        bits = -nats / train.shape[1] / math.log(2)
+        figures[fitted.name] = {"nats": nats, "standard_error": error, "bits_per_dimension": bits}
     return figures
 
 
@@ -287,6 +310,11 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
             f"{upper['log_z']:.3f} ± {upper['standard_error']:.3f}, bridge {bridge['log_z']:.3f} "
             f"(gap {found['gap']:.3f}; effective samples {lower['effective_samples']:.1f}, "
             f"{upper['effective_samples']:.1f})"
+        )
+    for name, found in report.get("baselines", {}).items():
+        lines.append(
+            f"{name}: {found['nats']:.2f} ± {found['standard_error']:.2f} nats on the same held-out ones, "
+            f"{found['bits_per_dimension']:.3f} bits a dimension"
         )
     typical = report["mean_log_density_up_to_log_z"]
     lines.append(

@@ -380,6 +380,9 @@ def likelihood(
     each_class: Annotated[
         bool, typer.Option("--each-class", help="a normalizer of each class, and their mixture; tells classes apart")
     ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="the same of a Gaussian and of mixtures of Gaussians, fitted here")
+    ] = False,
     level: Annotated[int, typer.Option(min=0, help="noise level of the images; 0 has the least noise")] = 0,
     chains: Annotated[int, typer.Option(min=2, help="chains in each direction, of each class")] = 32,
     temperatures: Annotated[int, typer.Option(min=10, help="over the whole path: more make a narrower bracket")] = 4000,
@@ -407,7 +410,8 @@ def likelihood(
         from pipelines.likelihood.normalizer import Effort
 
         effort = Effort(chains, temperatures, leapfrog_steps, equilibration, seed, batch_size)
-        report = run_likelihood(run, Question(num_images, label, each_class, level), effort)
+        report = run_likelihood(run, Question(num_images, label, each_class, level, baselines), effort)
         if report:
             typer.echo(likelihood_table(report))
-            tell(f"picture and figures in {run / PICTURE} and {run / RECORD}; more temperatures make the bracket narrower")
+            told = f"picture and figures in {run / PICTURE} and {run / RECORD}"
+            tell(f"{told}; more temperatures make the bracket narrower, more chains the errors smaller")
