@@ -63,8 +63,8 @@ def tail_slope(model: CDRL, label: int, level: int, seed: int = 0) -> float:
 def noised_spread(clean: Spread, schedule: NoiseSchedule, level: int, scale: float) -> Spread:
     """Spread of ``scale`` x_t, from that of clean grids."""
     signal, noise = float(schedule.alpha_bar[level]) ** 2, float(schedule.sigma_bar[level]) ** 2
-    variances, rest = (scale**2 * (signal * each + noise) for each in (clean.variances, clean.rest))
-    return Spread(clean.directions, variances, rest)
+    variances = scale**2 * (signal * clean.variances + noise)
+    return Spread(clean.directions, variances, scale**2 * (signal * clean.rest + noise))
 
 
 @dataclass(frozen=True)

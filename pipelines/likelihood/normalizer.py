@@ -342,8 +342,8 @@ class Bracketing:
         grids, log_weights = (
             torch.cat([part[name] for part in parts]).to(self.world.device) for name in ("grids", "log_weights")
         )
-        accepted = sum(float(part["accepted"]) * len(batch) for part, batch in zip(parts, batches, strict=True))
-        return Annealed(grids, log_weights, accepted / self.count)
+        share = sum(float(part["accepted"]) * len(batch) for part, batch in zip(parts, batches, strict=True))
+        return Annealed(grids, log_weights, share / self.count)
 
     def _after_moves(self, chains: int, moved: Callable[[int], object]) -> Callable[[], object]:
         def after_move() -> None:
