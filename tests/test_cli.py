@@ -94,6 +94,7 @@ def test_no_verb_shows_the_help() -> None:
         "roles",
         "evaluate",
         "density",
+        "likelihood",
         "chains",
         "compare-steps",
         "detect --against noise",

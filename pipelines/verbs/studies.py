@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from pipelines.verbs.common import (
     RunFolder,
     app,
     clear_errors,
+    parse_label,
     tell,
     with_sampler_options,
     work_together,
@@ -364,3 +365,53 @@ def compare_steps(
 
         typer.echo(budget_table(compare_budgets(run, num_images, parse_seeds(seeds), batch_size)))
         typer.echo(f"written to {run / 'steps.json'}")
+
+
+@app.command("likelihood")
+def likelihood(
+    run: RunFolder,
+    num_images: Annotated[int, typer.Option(min=2, help="held-out and training images at most, of each")] = 500,
+    label: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_label, metavar="<id|name>", help="class that the density is conditioned on  [default: none]"
+        ),
+    ] = None,
+    each_class: Annotated[
+        bool, typer.Option("--each-class", help="a normalizer of each class, and their mixture; tells classes apart")
+    ] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="the same of a Gaussian and of mixtures of Gaussians, fitted here")
+    ] = False,
+    level: Annotated[int, typer.Option(min=0, help="noise level of the images; 0 has the least noise")] = 0,
+    chains: Annotated[int, typer.Option(min=2, help="chains in each direction, of each class")] = 32,
+    temperatures: Annotated[int, typer.Option(min=10, help="over the whole path: more make a narrower bracket")] = 4000,
+    leapfrog_steps: Annotated[int, typer.Option(min=1, help="of a move of hybrid Monte Carlo; 1 is MALA")] = 1,
+    equilibration: Annotated[int, typer.Option(min=0, help="moves at the level before chains go back")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="of all chains, of the noise and of the choice of images")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="chains at a time")] = 64,
+    processes: ProcessesOption = 1,
+) -> None:
+    """Measure log-likelihoods of slightly noisy images, in nats and bits a dimension, with log Z in a bracket.
+
+    What it will take is printed first. To resume, type the same command again.
+
+    Examples:
+
+    python run.py likelihood digits --level 1
+
+    python run.py likelihood digits --level 1 --each-class --chains 8
+
+    python run.py likelihood checkerboard --temperatures 1000 --chains 256
+    """
+    with clear_errors():
+        work_together(processes)
+        from pipelines.likelihood.likelihood import PICTURE, RECORD, Question, likelihood_table, run_likelihood
+        from pipelines.likelihood.normalizer import Effort
+
+        effort = Effort(chains, temperatures, leapfrog_steps, equilibration, seed, batch_size)
+        report = run_likelihood(run, Question(num_images, label, each_class, level, baselines), effort)
+        if report:
+            typer.echo(likelihood_table(report))
+            told = f"picture and figures in {run / PICTURE} and {run / RECORD}"
+            tell(f"{told}; more temperatures make the bracket narrower, more chains the errors smaller")

@@ -1,0 +1,343 @@
+"""Log-likelihoods of held-out and training images under a run's own density, with the normalizer in a bracket.
+
+What is measured is the density of the slightly noisy image x_0 = alpha_bar_0 x + sigma_bar_0 eps, the model's smallest
+noise: of this the lowest energy is a density, and the noise takes the place of dequantization. Higher levels are
+densities of noisier images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from cdrl.arguments import folder_of
+from cdrl.data import Split
+from cdrl.runs.model_folder import find_model
+from cdrl.runs.outputs import one_calls_output
+from cdrl.runs.run import RunError
+from cdrl.sampling.noise import derive_seed
+from cdrl.training.engine import World, barrier, locked_by_main, start
+from cdrl.training.interruption import save_picture
+from pipelines.base import CDRLPipeline
+from pipelines.decoding import figure_picture
+from pipelines.likelihood.baselines import gaussian, mixture
+from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, clean_grids, noised
+from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
+from pipelines.likelihood.normalizer import Bracketing, Effort, Normalizer, Normalizers
+
+RECORD, PICTURE = "likelihood.json", "likelihood.png"
+_SPREAD_IMAGES = 4000
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whose likelihood is asked for.
+
+    Attributes:
+        num_images: of each split at most.
+        label: class id or name that the density is conditioned on; None or -1 for none.
+        each_class: every class has its own normalizer, and images are scored under each of them.
+        level: whose noise images have, and whose density is measured; 0 has the least.
+        baselines: fit a Gaussian and mixtures of Gaussians, and evaluate them on the same noisy held-out images.
+    """
+
+    num_images: int = 500
+    label: int | str | None = None
+    each_class: bool = False
+    level: int = 0
+    baselines: bool = False
+
+    def classes(self, pipeline: CDRLPipeline) -> list[int]:
+        """The class ids whose normalizers are needed.
+
+        Raises:
+            ValueError: the run has no classes, or a class is asked for beside all of them.
+        """
+        if not self.each_class:
+            return [int(pipeline.class_ids(self.label, 1)[0])]
+        if not pipeline.model.num_classes:
+            raise ValueError("each_class: this run has no classes")
+        if self.label is not None:
+            raise ValueError("label: would change nothing where each class is asked for")
+        return list(range(pipeline.model.num_classes))
+
+
+# ---- one model -----------------------------------------------------------------------------------------------------
+
+
+def level_normalizers(
+    pipeline: CDRLPipeline, classes: Sequence[int], effort: Effort, folder: Path, world: World, *, level: int = 0
+) -> Normalizers:
+    """Bracket log Z of a level for some classes; the chains of the way back start in noised training images.
+
+    Args:
+        folder: keeps what is finished; of this model, these classes, effort and level alone.
+
+    Raises:
+        DataError: training images cannot be read, or there are none of a class.
+        Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
+    """
+    schedule, seed = pipeline.model.schedule, effort.seed
+    clean = clean_grids(pipeline, "train", _SPREAD_IMAGES, seed)
+    starts = []
+    for label in classes:
+        grids = clean_grids(pipeline, "train", effort.chains, derive_seed("starts", seed), label).grids
+        # Where there are fewer images than chains some start twice, with other noise.
+        repeated = grids[torch.arange(effort.chains, device=grids.device) % len(grids)]
+        starts.append(noised(schedule, repeated, level, seed, f"start {label}"))
+    labels = torch.tensor(list(classes), device=pipeline.device)
+    path = LevelPath(pipeline.model, labels, clean_spread(clean.grids.cpu()), lowest=level)
+    return Bracketing(path, effort, folder, world).run(float(schedule.alpha_y[level]) * torch.cat(starts))
+
+
+@torch.no_grad()
+def class_log_densities(pipeline: CDRLPipeline, x: Tensor, classes: Sequence[int], level: int = 0) -> Tensor:
+    """Log density of x_t [N, *shape] up to log Z under each class: float64 [N, classes]."""
+    schedule = pipeline.model.schedule
+    alpha_y = float(schedule.alpha_y[level])
+    columns = []
+    for label in classes:
+        conditioned = pipeline.model.conditioned(label)
+        parts = [conditioned.log_density(alpha_y * part, level).double().cpu() for part in x.split(_BATCH)]
+        columns.append(torch.cat(parts) + x[0].numel() * math.log(alpha_y))
+    return torch.stack(columns, dim=1)
+
+
+def check_normalizable(pipeline: CDRLPipeline, label: int, level: int) -> None:
+    """Raise RunError where a level's density has no finite integral, see `levels.tail_slope`."""
+    slope = tail_slope(pipeline.model, label, level)
+    if slope <= 0:
+        return
+    found = (
+        other
+        for other in range(level + 1, pipeline.model.schedule.num_levels)
+        if tail_slope(pipeline.model, label, other) <= 0
+    )
+    higher = next(found, None)
+    instead = "" if higher is None else f"; level {higher} can be: --level {higher}"
+    raise RunError(
+        f"level {level}: its density cannot be normalized: far from all data its logarithm rises by {slope:.3g} nats a "
+        f"unit of distance{instead}"
+    )
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, Any]:
+    """Measure a run; every process calls it. Leaves likelihood.json and likelihood.png in its folder.
+
+    What is finished of the long computation is kept in RUN/likelihood: interrupted, the same call goes on.
+
+    Raises:
+        RunError: there is no trained model, or its densities are not finite on images.
+        DataError: the images cannot be read.
+        ValueError: there is no such class, or an argument would change nothing.
+        Interrupted: after Ctrl-C or SIGTERM.
+    """
+    run, world = folder_of("run", run), start()
+    pipeline = CDRLPipeline.from_pretrained(run, world.device)
+    classes, level = question.classes(pipeline), pipeline.model.level_of(question.level)
+    for label in classes:
+        check_normalizable(pipeline, label, level)
+    own = hashlib.blake2b(digest_size=16)
+    for path in sorted(find_model(run).rglob("*.safetensors")):
+        own.update(path.read_bytes())
+    kept = {name: value for name, value in vars(effort).items() if name != "batch_size"}
+    # Chains are kept in batches.
+    key = derive_seed("likelihood", own.hexdigest(), effort.batch_size, str(kept), level, *classes)
+    folder = run / "likelihood" / f"chains_{key:016x}"
+    with locked_by_main(run / "likelihood", world):
+        normalizers = level_normalizers(pipeline, classes, effort, folder, world, level=level)
+        report: dict[str, Any] = {}
+        if world.is_main:
+            report = likelihood_report(pipeline, question, normalizers, effort)
+            with one_calls_output(run, RECORD, alone=False) as output:
+                save_picture(output.folder / PICTURE, bracket_picture(normalizers))
+                output.record = report
+        barrier()
+    return report
+
+
+def likelihood_report(
+    pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, effort: Effort
+) -> dict[str, Any]:
+    """What is written to likelihood.json.
+
+    ``held_out`` and ``train`` have, in nats an image, the mean log density of noisy images, ``standard_error`` over
+    images, and its bracket: ``at_least`` with the upper estimate of log Z, ``at_most`` with the lower one; and
+    ``bits_per_dimension``, of pixels in [-1, 1]; ``…_of_8_bit_steps`` counts pixels as 0 … 255 are counted. Fewer bits
+    are better.
+    """
+    classes = list(normalizers.of_class)
+    schedule = pipeline.model.schedule
+    dimension, noise = math.prod(pipeline.model.shape), float(schedule.sigma_bar[question.level])
+    splits: dict[str, Any] = {}
+    noisy_held_out = torch.empty(0)
+    named: tuple[tuple[str, Split], ...] = (("held_out", "test"), ("train", "train"))
+    for name, split in named:
+        # A density of one class is that of its images.
+        label = classes[0] if len(classes) == 1 else None
+        clean = clean_grids(pipeline, split, question.num_images, effort.seed, label)
+        x = noised(schedule, clean.grids, question.level, effort.seed, split)
+        values = class_log_densities(pipeline, x, classes, question.level)
+        noisy_held_out = x if split == "test" else noisy_held_out
+        if not bool(values.isfinite().all()):
+            raise RunError(f"{split}: the model's densities are NaN or infinite for some images")
+        splits[name] = split_figures(values, clean, normalizers, eight_bits=pipeline.config.space == "pixel")
+    return {
+        "density_of": _thing(pipeline, noise),
+        "level": question.level,
+        "dimension": dimension,
+        "noise": noise,
+        "classes": [_class_name(pipeline, label) for label in classes],
+        **splits,
+        **({"baselines": baseline_figures(pipeline, noisy_held_out, question, classes)} if question.baselines else {}),
+        "noise_alone_bits_per_dimension": math.log2(noise * math.sqrt(2 * math.pi * math.e)),
+        "log_z": {
+            _class_name(pipeline, label): _normalizer_facts(each) for label, each in normalizers.of_class.items()
+        },
+        "mean_log_density_up_to_log_z": normalizers.typical,
+        "gradients": normalizers.gradients,
+        "effort": {**dataclasses.asdict(effort), "num_images": question.num_images},
+    }
+
+
+def split_figures(values: Tensor, clean: Clean, normalizers: Normalizers, *, eight_bits: bool) -> dict[str, Any]:
+    """Figures of one split, see `likelihood_report`, from log densities up to log Z, [N, classes].
+
+    Of several classes the density is their mixture in equal shares; ``conditional`` is that given the true class, and
+    ``class_right`` the share of images whose likeliest class is the true one.
+    """
+    dimension = clean.grids[0].numel()
+    each = list(normalizers.of_class.values())
+    log_z = {
+        "nats": torch.tensor([one.bridge.log_z for one in each], dtype=torch.float64),
+        "at_least": torch.tensor([one.bracket.upper.log_z for one in each], dtype=torch.float64),
+        "at_most": torch.tensor([one.bracket.lower.log_z for one in each], dtype=torch.float64),
+    }
+    mixed = {name: (values - of_class).logsumexp(dim=1) - math.log(len(each)) for name, of_class in log_z.items()}
+    figures: dict[str, Any] = {"num_images": len(values)}
+    figures |= {name: float(value.mean()) for name, value in mixed.items()}
+    figures["standard_error"] = float(mixed["nats"].std() / math.sqrt(len(values)))
+    bits = -figures["nats"] / dimension / math.log(2)
+    figures["bits_per_dimension"] = bits
+    if eight_bits:
+        figures["bits_per_dimension_of_8_bit_steps"] = bits - math.log2(EIGHT_BIT_STEP)
+    if len(each) > 1:
+        normalized = values - log_z["nats"]
+        true = normalized.gather(1, clean.labels[:, None])[:, 0]
+        figures["conditional"] = float(true.mean())
+        figures["class_right"] = float((normalized.argmax(dim=1) == clean.labels).double().mean())
+    return figures
+
+
+def baseline_figures(
+    pipeline: CDRLPipeline, noisy: Tensor, question: Question, classes: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
+    schedule, level = pipeline.model.schedule, question.level
+    label = classes[0] if len(classes) == 1 else None
+    train = clean_grids(pipeline, "train", _SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
+    alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
+    figures = {}
+    for fitted in (fit(train, noisy.flatten(1).cpu(), alpha, sigma) for fit in (gaussian, mixture)):
+        nats = float(fitted.log_density.mean())
+        error = float(fitted.log_density.std() / math.sqrt(len(noisy)))
+        bits = -nats / train.shape[1] / math.log(2)
+        figures[fitted.name] = {"nats": nats, "standard_error": error, "bits_per_dimension": bits}
+    return figures
+
+
+def _thing(pipeline: CDRLPipeline, noise: float) -> str:
+    space = pipeline.config.space
+    if space == "latent":
+        return f"standardized latent of the first stage with Gaussian noise of standard deviation {noise:.4f} upon it"
+    if space == "point":
+        return f"point with Gaussian noise of standard deviation {noise:.4f} upon it"
+    steps = noise / EIGHT_BIT_STEP
+    return (
+        f"image, pixels in [-1, 1], with Gaussian noise of standard deviation {noise:.4f} upon it "
+        f"({steps:.2f} steps of 8 bits), which takes the place of dequantization"
+    )
+
+
+def _class_name(pipeline: CDRLPipeline, label: int) -> str:
+    return "none" if label < 0 else pipeline.class_names[label]
+
+
+def _normalizer_facts(normalizer: Normalizer) -> dict[str, Any]:
+    bracket = normalizer.bracket
+    return {
+        "lower": dataclasses.asdict(bracket.lower),
+        "upper": dataclasses.asdict(bracket.upper),
+        "gap": bracket.upper.log_z - bracket.lower.log_z,
+        "bridge": dataclasses.asdict(normalizer.bridge),
+        "segments": [dataclasses.asdict(segment) for segment in normalizer.segments],
+    }
+
+
+def likelihood_table(report: Mapping[str, Any]) -> str:
+    """A report for a terminal."""
+    lines = [f"log density of the {report['density_of']}; {report['dimension']} dimensions"]
+    for name in ("held_out", "train"):
+        found = report[name]
+        line = (
+            f"{name.replace('_', '-')} ({found['num_images']}): {found['nats']:.2f} ± {found['standard_error']:.2f} "
+            f"nats (normalizer's bracket: {found['at_least']:.2f} to {found['at_most']:.2f}), "
+            f"{found['bits_per_dimension']:.3f} bits a dimension"
+        )
+        if "bits_per_dimension_of_8_bit_steps" in found:
+            line += f", {found['bits_per_dimension_of_8_bit_steps']:.3f} of 8-bit steps"
+        if "class_right" in found:
+            line += f"; likeliest class right {found['class_right']:.3f}"
+        lines.append(line)
+    for name, found in report["log_z"].items():
+        lower, upper, bridge = found["lower"], found["upper"], found["bridge"]
+        which = "" if name == "none" else f" of class {name}"
+        lines.append(
+            f"log Z{which}: {lower['log_z']:.3f} ± {lower['standard_error']:.3f} to "
+            f"{upper['log_z']:.3f} ± {upper['standard_error']:.3f}, bridge {bridge['log_z']:.3f} "
+            f"(gap {found['gap']:.3f}; effective samples {lower['effective_samples']:.1f}, "
+            f"{upper['effective_samples']:.1f})"
+        )
+    for name, found in report.get("baselines", {}).items():
+        lines.append(
+            f"{name}: {found['nats']:.2f} ± {found['standard_error']:.2f} nats on the same held-out ones, "
+            f"{found['bits_per_dimension']:.3f} bits a dimension"
+        )
+    typical = report["mean_log_density_up_to_log_z"]
+    lines.append(
+        f"mean log density up to log Z: noisy training images {typical['start']:.2f}, moved on by the chains "
+        f"{typical['equilibrated']:.2f}, forward chains' ends {typical['annealed']:.2f}"
+    )
+    return "\n".join(lines)
+
+
+def bracket_picture(normalizers: Normalizers) -> Tensor:
+    """log Z along the levels, and the width of its bracket, a line a class: uint8 [3, H, W]."""
+    figure, (above, below) = plt.subplots(2, 1, figsize=(6, 5.5), dpi=100, sharex=True)
+    for label, normalizer in normalizers.of_class.items():
+        levels = [segment.level for segment in normalizer.segments]
+        lower, upper, middle = zip(*normalizer.along(), strict=True)
+        name = "no class" if label < 0 else f"class {label}"
+        above.plot(levels, middle, marker="o", markersize=3, label=name)
+        above.fill_between(levels, lower, upper, alpha=0.3)
+        below.plot(levels, [b - a for a, b in zip(lower, upper, strict=True)], marker="o", markersize=3)
+    above.set(ylabel="log Z of the level in nats")
+    above.legend(fontsize=7, ncols=2)
+    below.axhline(0, color="grey", linewidth=0.5)
+    below.set(ylabel="upper minus lower estimate", xlabel="level: noise on the left, images on the right")
+    below.invert_xaxis()
+    figure.tight_layout()
+    return figure_picture(figure)
