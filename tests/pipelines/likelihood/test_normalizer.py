@@ -61,12 +61,9 @@ def test_in_64_dimensions_the_bridge_finds_it_and_the_bracket_holds_it(component
 
 @pytest.mark.slow
 @pytest.mark.parametrize("components", [1, 3])
-@pytest.mark.parametrize(("dimension", "temperatures"), [(64, 8000), (3072, 8000)])
-def test_both_ends_are_within_half_a_per_cent(
-    dimension: int, temperatures: int, components: int, tmp_path: Path
-) -> None:
-    truth = Mixture.random(dimension, components)
-    effort = Effort(chains=8, temperatures=temperatures, equilibration=5)
+def test_both_ends_are_within_half_a_per_cent_in_64_dimensions(components: int, tmp_path: Path) -> None:
+    truth = Mixture.random(64, components)
+    effort = Effort(chains=8, temperatures=8000, equilibration=5)
     check(bracketed(truth, tmp_path, effort), truth.log_z(0), 0.005 * truth.log_z(0))
 
 
