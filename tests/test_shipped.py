@@ -21,7 +21,7 @@ SECTIONS = ("## What it is", "## How it was trained", "## Data and licence", "##
 
 def test_they_lie_in_the_project_and_are_small() -> None:
     assert Path("pretrained").resolve() == SHIPPED == ROOT / "pretrained"
-    assert {"digits", "checkerboard", "heads256", "heads256_attributes"} <= set(NAMES)
+    assert {"digits", "checkerboard", "faces256", "heads256", "heads256_attributes"} <= set(NAMES)
     assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= MOST_BYTES
 
 
@@ -51,7 +51,7 @@ def test_a_card_says_what_they_are(name: str) -> None:
             assert not re.search(r'["\s](/[\w.-]+){2,}|~/|[A-Z]:\\', text), path
 
 
-@pytest.mark.parametrize("name", ["heads256", "heads256_attributes"])
+@pytest.mark.parametrize("name", ["faces256", "heads256", "heads256_attributes"])
 def test_heads_bring_held_out_images_which_few_people_have(name: str) -> None:
     known = shipped_known(Path(name), CDRLPipeline.from_pretrained(name))
     assert known is not None
