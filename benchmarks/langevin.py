@@ -1,4 +1,4 @@
-"""CPU time of one Langevin step of the energy alone: plain, this package, this package in bfloat16."""
+"""CPU time of one Langevin step of the energy alone: plain, this package, in bfloat16, and compiled."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, plain_c
 from cdrl.model import CDRL
 from cdrl.sampling.kernels import Position, langevin, recovery, with_gradient
 from cdrl.sampling.noise import ImageNoise
+from cdrl.training.chains import ChainStart, CompiledChain
 
 LEVEL = 2
 
@@ -25,7 +26,16 @@ def our_step(model: CDRL, y: Tensor, x_next: Tensor, dtype: torch.dtype) -> Call
     return lambda: langevin(Position(y, target), model.schedule.step_size[LEVEL], noise).y
 
 
-def measure(size: Size, rounds: int, bfloat16: bool) -> str:
+def compiled_step(model: CDRL, y: Tensor, x_next: Tensor) -> Callable[[], Tensor]:
+    """The step that training takes under ``training.compile``."""
+    count, chain, noise = len(y), CompiledChain(), ImageNoise(range(len(y)))
+    level, label = torch.full((count,), LEVEL), torch.full((count,), -1)
+    start = ChainStart(model.energy.fold().detach(), level, label, y, x_next)
+    target = chain(start, noise, model.schedule, 0).end.target
+    return lambda: langevin(Position(y, target), model.schedule.step_size[level], noise).y
+
+
+def measure(size: Size, rounds: int, bfloat16: bool, compiled: bool) -> str:
     """The table of one size; plain and this package are first compared in one step from the same state."""
     model = new_model(size)
     plain = plain_copy(size.config, model).eval()
@@ -45,6 +55,8 @@ def measure(size: Size, rounds: int, bfloat16: bool) -> str:
     steps = {"plain": plain_step, "this package": our_step(model, y, x_next, torch.float32)}
     if bfloat16:
         steps["this package, bfloat16"] = our_step(model, y, x_next, torch.bfloat16)
+    if compiled:
+        steps["this package, compiled"] = compiled_step(model, y, x_next)
     times = in_turn(list(steps.values()), rounds)
     return f"{table(list(steps), times)}\nlargest relative difference: energy {energy_error:.0e}, move {move_error:.0e}"
 
@@ -54,13 +66,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 9,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
     bfloat16: Annotated[bool, typer.Option(help="Also in bfloat16: slow where the processor has none.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also compiled: takes minutes to begin.")] = False,
 ) -> None:
     """Time one Langevin step; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
     for name in size:
         for title, one in SIZES[name].items():
             print(f"Langevin step, {title}, batch {one.batch}, {rounds} rounds, {threads} threads")
-            print(measure(one, rounds, bfloat16), flush=True)
+            print(measure(one, rounds, bfloat16, compiled), flush=True)
 
 
 if __name__ == "__main__":
