@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from cdrl.config import Config
@@ -137,7 +138,13 @@ def _train_to_the_end(
     last = run.last_checkpoint()
     state = trainer.load(last[1]) if last else {"step": 0}
     step, stopwatch = int(state["step"]), Stopwatch(state)
-    threads = Threads(trainer.config.threads, world, state.get("threads"))
+    # Code is compiled for a number of threads: for each other one that is tried there would be minutes to wait.
+    compiled = training.compile and trainer.config.threads == "auto"
+    threads = Threads(
+        torch.get_num_threads() if compiled else trainer.config.threads,
+        world,
+        None if compiled else state.get("threads"),
+    )
     if world.is_main:
         tell_if_finished(run, step, "training.num_steps", training.num_steps)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
