@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import typing
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ class Row(NamedTuple):
 
 def table() -> dict[str, Row]:
     lines = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").splitlines()
-    rows = [line.strip("|").split("|") for line in lines if line.startswith("|")][2:]
+    first = itertools.dropwhile(lambda line: not line.startswith("|"), lines)
+    rows = [line.strip("|").split("|") for line in itertools.takewhile(lambda line: line.startswith("|"), first)][2:]
     found = {}
     for name, _, where, section in rows:
         files: list[str] = re.findall(r"`(data/.*?)`", where)

@@ -80,7 +80,7 @@ def test_a_training_step_is_the_authors(condition: str, dtype: torch.dtype, monk
         end = sampler.refine(position, step_size, noise, steps)
         return end.moved(end.y * (alpha / (alpha + 1e-8))) if steps == 1 else end
 
-    monkeypatch.setattr("cdrl.training.objective.refine", as_theirs)
+    monkeypatch.setattr("cdrl.training.chains.refine", as_theirs)
     label = answers["class_id"] if condition == "cond" else torch.full_like(answers["class_id"], -1)
     networks = Networks(model.energy, model.initializer, model.energy.fold().detach())
     settings = LossSettings(langevin_steps=15, label_dropout=0.1)

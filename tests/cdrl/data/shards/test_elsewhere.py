@@ -205,8 +205,10 @@ def test_processes_that_share_a_cache_fetch_a_shard_once(folder: Path, tmp_path:
 
 
 READ = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a command in the background begins without
 from cdrl.data import Elsewhere, ShardCache, stream_shards
 grids = stream_shards(Elsewhere(sys.argv[1], ShardCache(Path(sys.argv[2]), 2**30))).grids
 print("opened", flush=True)
