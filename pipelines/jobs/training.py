@@ -236,4 +236,8 @@ def training_in(run: Run, config: Config | StageOneConfig, world: World) -> Iter
             by_main(world, lambda: run.open(config))
             yield
     except OSError as error:
-        raise RunError(f"{os_error_in_words(error)}; {run.last_checkpoint_in_words()} in {run.folder}") from error
+        reason = os_error_in_words(error)
+        if isinstance(error, FileNotFoundError) and not run.folder.is_dir():
+            # Whichever of its files was missed first: the log is written by a thread.
+            reason = f"{run.folder}: this run was removed while it was going on"
+        raise RunError(f"{reason}; {run.last_checkpoint_in_words()} in {run.folder}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,13 +211,16 @@ def test_a_file_that_cannot_be_written_is_named_with_the_checkpoint_that_is_kept
         run_stage_two(tiny_config(), run)
 
 
+@pytest.mark.parametrize("missed_first", ["checkpoint", "log"])
 def test_a_run_that_is_removed_while_it_goes_on_is_told_and_not_begun_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missed_first: str
 ) -> None:
     run, save = tmp_path / "run", CooperativeTrainer.save
 
     def removing(self: CooperativeTrainer, *arguments: Any) -> None:
         shutil.rmtree(run)
+        if missed_first == "log":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(run / "tensorboard" / "events"))
         save(self, *arguments)
 
     monkeypatch.setattr(CooperativeTrainer, "save", removing)
