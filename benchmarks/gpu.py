@@ -27,11 +27,9 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.plain import PlainTrainer
-from benchmarks.timing import Size, new_model, plain_copy
+from benchmarks.timing import Arithmetic, Size, new_model, plain_copy
 from cdrl.config_files import load_config
 from cdrl.data import TrainingSet
 from cdrl.runs.run import write_json
@@ -219,24 +217,6 @@ def wait(world: World) -> None:
     """Wait until the device has done what it was told."""
     if world.device.type == "cuda":
         torch.cuda.synchronize()
-
-
-class Arithmetic(TorchDispatchMode):
-    """Counts the multiplications and additions of matrix products and convolutions.
-
-    As torch's own counter, which cannot be used within torch.autograd.grad.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
-        return out
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, *, small: bool) -> float:

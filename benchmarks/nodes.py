@@ -18,8 +18,9 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 
-from benchmarks.gpu import CONFIGS, Arithmetic
+from benchmarks.gpu import CONFIGS
 from benchmarks.plain import PlainCDRL, PlainEnergy, PlainInitializer
+from benchmarks.timing import Arithmetic
 from cdrl.config import Config
 from cdrl.config_files import load_config
 from cdrl.schedule import NoiseSchedule

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the sizes, timing in turn, the table."""
+"""What the benchmarks share: the sizes, timing in turn, counting arithmetic, the table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.plain import PlainCDRL, PlainEnergy, PlainInitializer
 from cdrl.config import Config
@@ -98,3 +101,21 @@ def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
     """
     value, expected = value.detach(), expected.detach()
     return float((value - expected).abs().max() / expected.abs().max())
+
+
+class Arithmetic(TorchDispatchMode):
+    """Counts the multiplications and additions of matrix products and convolutions.
+
+    As torch's own counter, which cannot be used within torch.autograd.grad.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out

@@ -7,6 +7,7 @@ from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, SomeGrids, Source, Split
 from cdrl.data.loading import (
+    StepAhead,
     StreamedTrainingSet,
     TrainingSet,
     check_batch,
@@ -49,6 +50,7 @@ __all__ = [
     "SomeGrids",
     "Source",
     "Split",
+    "StepAhead",
     "StreamedTrainingSet",
     "TrainingSet",
     "as_floats",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from kornia.geometry.transform import hflip
@@ -15,6 +16,7 @@ from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, first_not
 from cdrl.sampling.noise import derive_seed
 
 _ALL = slice(None)
+Item = TypeVar("Item")
 _MAX_CACHED_EPOCHS = 2  # a batch may end one epoch and begin the next
 
 
@@ -156,25 +158,44 @@ class TrainingSet:
         return self._labels[elements, self._draw("label", self._labels.shape[1], step, rows)]
 
 
-class StreamedTrainingSet(TrainingSet):
-    """A `TrainingSet` of grids on disk: a thread reads the same rows of the next step while a step is learned."""
+class StepAhead(Generic[Item]):
+    """What each step of training needs, the next step's made on a thread while a step is learned.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    Args:
+        make: makes what some rows of a step need.
+    """
+
+    def __init__(self, make: Callable[[int, range], Item]) -> None:
+        self._make = make
         # A thread of its own team of threads would make those of the networks wait for one another: on two cores a
         # first stage at 256 x 256 took up to twice as long a step.
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
-        self._ahead: dict[tuple[int, range], Future[tuple[Tensor, Tensor]]] = {}
+        self._ahead: dict[tuple[int, range], Future[Item]] = {}
+
+    def take(self, step: int, rows: range) -> Item:
+        """What these rows of a step need; that of the same rows of the next step is begun. Raises as ``make``."""
+        # Steps that nobody has asked for after all (training was rolled back) are forgotten.
+        self._ahead = {key: item for key, item in self._ahead.items() if key[0] in (step, step + 1)}
+        begun = self._ahead.pop((step, rows), None)
+        if (step + 1, rows) not in self._ahead:
+            self._ahead[step + 1, rows] = self._thread.submit(self._make, step + 1, rows)
+        return self._make(step, rows) if begun is None else begun.result()
+
+    def close(self) -> None:
+        """Let go of the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+class StreamedTrainingSet(TrainingSet):
+    """A `TrainingSet` of grids on disk: the same rows of the next step are read while a step is learned."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._steps = StepAhead(super().batch)
 
     def batch(self, step: int, rows: slice | range = _ALL) -> tuple[Tensor, Tensor]:
         """As `TrainingSet.batch`."""
-        chosen = self._rows(rows)
-        # Steps that nobody has asked for after all (training was rolled back) are forgotten.
-        self._ahead = {key: batch for key, batch in self._ahead.items() if key[0] in (step, step + 1)}
-        read = self._ahead.pop((step, chosen), None)
-        if (step + 1, chosen) not in self._ahead:
-            self._ahead[step + 1, chosen] = self._thread.submit(super().batch, step + 1, chosen)
-        return super().batch(step, chosen) if read is None else read.result()
+        return self._steps.take(step, self._rows(rows))
 
 
 def check_batch(grids: Tensor, labels: Tensor, num_classes: int, samples: Tensor) -> None:

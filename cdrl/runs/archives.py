@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -191,3 +192,17 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch", "FloatStorage"): torch.float32,
     ("torch", "HalfStorage"): torch.float16,
 }
+
+
+@contextlib.contextmanager
+def weights_only_unpickling() -> Iterator[None]:
+    """Have torch.load read tensors and plain values only, also where other people's code calls it."""
+    previous = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = previous

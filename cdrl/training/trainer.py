@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cdrl.config import Config
-from cdrl.data import DataError, TrainingSet, check_batch
+from cdrl.data import DataError, StepAhead, TrainingSet, check_batch
 from cdrl.model import CDRL
 from cdrl.networks.initializer import dropout_noise
 from cdrl.runs.checksums import verify_checksums
 from cdrl.runs.model_folder import take_over
 from cdrl.runs.records import read_checkpoint_record
 from cdrl.runs.run import write_json
-from cdrl.sampling.noise import ImageNoise, derive_seed
+from cdrl.sampling.noise import Draw, ImageNoise, derive_seed
 from cdrl.sampling.sampler import sample
 from cdrl.sampling.settings import plan_chains
 from cdrl.training.chains import chosen_chain
@@ -65,9 +64,9 @@ class BatchesAhead:
 
     def __init__(self, prepare: Callable[[int, range], Batch]) -> None:
         self._prepare = prepare
-        self._thread = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
-        self._ahead: dict[tuple[int, range], Future[Batch]] = {}
+        self._steps = StepAhead(self._begin)
         self._last: Batch | None = None
+        self._draws: tuple[list[Draw], list[Draw]] | None = None
 
     def take(self, step: int, rows: range) -> Batch:
         """The batch of a step; that of the same rows of the next step is begun.
@@ -75,27 +74,23 @@ class BatchesAhead:
         Raises:
             DataError: see ``prepare``.
         """
-        # Steps that nobody has asked for after all (training was rolled back) are forgotten.
-        self._ahead = {key: batch for key, batch in self._ahead.items() if key[0] in (step, step + 1)}
-        begun = self._ahead.pop((step, rows), None)
-        batch = self._prepare(step, rows) if begun is None else begun.result()
-        if (step + 1, rows) not in self._ahead:
-            self._ahead[step + 1, rows] = self._thread.submit(self._begin, step + 1, rows, self._last)
-        self._last = batch
-        return batch
+        if self._draws is None and self._last is not None:  # each batch draws what the first one has drawn
+            self._draws = self._last.noise.draws, self._last.dropout.draws
+        self._last = self._steps.take(step, rows)
+        return self._last
 
-    def _begin(self, step: int, rows: range, example: Batch | None) -> Batch:
+    def _begin(self, step: int, rows: range) -> Batch:
         batch = self._prepare(step, rows)
         if torch.cuda.is_available():
             batch = dataclasses.replace(batch, x0=batch.x0.pin_memory(), label=batch.label.pin_memory())
-        if example is not None:  # each batch draws what the one before has drawn
-            batch.noise.expect(example.noise.draws)
-            batch.dropout.expect(example.dropout.draws)
+        if self._draws is not None:
+            batch.noise.expect(self._draws[0])
+            batch.dropout.expect(self._draws[1])
         return batch
 
     def close(self) -> None:
         """Let go of the thread."""
-        self._thread.shutdown(cancel_futures=True)
+        self._steps.close()
 
 
 ACCEPTANCE_EVERY = 10

@@ -16,10 +16,9 @@ from torch_fidelity.registry import register_feature_extractor
 
 from autoencoder.lite0 import PACKAGE, Lite0
 from cdrl.data import Grids, as_floats, image_batches, to_bytes
-from cdrl.runs.archives import check_finite, check_is_there
+from cdrl.runs.archives import check_finite, check_is_there, weights_only_unpickling
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.run import RunError
-from cdrl.training.optimizer.whole_state import weights_only_unpickling
 
 FeaturesName = Literal["inception", "lite0"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import LEAST_CALLS, Arithmetic, Case, cases, measure, size_of, table
-from benchmarks.timing import new_model, plain_copy
+from benchmarks.gpu import LEAST_CALLS, Case, cases, measure, size_of, table
+from benchmarks.timing import Arithmetic, new_model, plain_copy
 from cdrl.config_files import load_config
 from cdrl.training.engine import start
 from tests.helpers import ROOT

@@ -7,12 +7,11 @@ takes it up, and reading it executes nothing.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -20,6 +19,8 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
 from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
+
+from cdrl.runs.archives import weights_only_unpickling
 
 _STEP = "step"
 
@@ -84,8 +85,6 @@ def take_up_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
 
 
 def _gathered(parameters: list[Tensor]) -> Any:
-    import deepspeed
-
     return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=bool(parameters))
 
 
@@ -125,20 +124,6 @@ def _own_slice(value: Tensor, size: int) -> Tensor:
     """This process's ``size`` numbers of a tensor that is divided among all, filled up with zeros at its end."""
     missing = size * dist.get_world_size() - value.numel()
     return torch.nn.functional.pad(value.flatten(), (0, missing)).narrow(0, size * dist.get_rank(), size)
-
-
-@contextmanager
-def weights_only_unpickling() -> Iterator[None]:
-    """Have torch.load read tensors and plain values only, also where other people's code calls it."""
-    previous = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = previous
 
 
 def take_up_slices_of_deepspeed(engine: Any, folder: Path, name: str) -> None:

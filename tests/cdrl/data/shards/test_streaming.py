@@ -93,7 +93,7 @@ def test_what_is_read_ahead_does_not_pile_up(folder: Path) -> None:
     for step in [*range(6), 2, 9, 9, 4]:
         for rows in (range(0, 3), range(3, 6)):
             disk.batch(step, rows)
-    assert set(disk._ahead) <= {(step, rows) for step in (4, 5) for rows in (range(0, 3), range(3, 6))}
+    assert set(disk._steps._ahead) <= {(step, rows) for step in (4, 5) for rows in (range(0, 3), range(3, 6))}
 
 
 def test_ranks_and_workers_see_every_image_once_an_epoch(folder: Path) -> None:
