@@ -164,6 +164,21 @@ class Source:
         return found[:]
 
 
+def made_of(images: Tensor, spec: str, seed: int) -> Tensor:
+    """One of the `SYNTHETIC` sets, made of images, uint8 [N, C, H, W]: floats in [-1, 1]."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", spec))
+    return SYNTHETIC[spec](as_floats(images), generator)
+
+
+def other_images(source: Source, inside: Tensor, count: int, seed: int) -> Tensor:
+    """Images of a set [N, C, H, W]: read, or made of the in-distribution ones ``inside``, uint8.
+
+    Raises:
+        DataError: the set is missing or damaged.
+    """
+    return made_of(inside, source.spec, seed) if source.spec in SYNTHETIC else source.images(count, seed)
+
+
 def title(spec: str) -> str:
     """A short name of the set that was asked for as ``spec``."""
     name, _, path = spec.partition(":")
@@ -232,10 +247,6 @@ def detect(
     inside, sources = Source.parse(in_distribution, own), [Source.parse(spec, own) for spec in out]
     inside_images = inside.images(num_images, seed)
 
-    def made(spec: str) -> Tensor:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "synthetic", spec))
-        return SYNTHETIC[spec](as_floats(inside_images), generator)
-
     # All are read before any is scored, so that a missing one is told at once; as bytes, which take little memory.
     read = {each.spec: None if each.spec in SYNTHETIC else each.images(num_images, seed) for each in sources}
     others = {**read, **given}
@@ -244,7 +255,7 @@ def detect(
     inside_scores = all_scores(density_readings(pipeline, in_distribution, inside_images), reference)
     sets, outside = {}, {}
     for name, found in others.items():
-        shown = made(name) if found is None else found
+        shown = made_of(inside_images, name, seed) if found is None else found
         readings = reference if name == "train" else density_readings(pipeline, name, shown)
         scores = all_scores(readings, reference)
         outside[name] = scores[PAPER_SCORE]

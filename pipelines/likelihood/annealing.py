@@ -278,6 +278,50 @@ def equilibrate(
     return Annealed(place.grids, zero, accepted / steps if steps else 1.0)
 
 
+def integrate(
+    segment: Segment,
+    pilot: Pilot,
+    grids: Tensor,
+    noise: ImageNoise,
+    kernel: Kernel,
+    *,
+    moves: int,
+    chains: slice = slice(None),
+    after_move: Callable[[], object] = lambda: None,
+) -> Annealed:
+    """Thermodynamic integration: log(Z_end / Z_start) as the integral over b of the mean of end - start under pi_b.
+
+    Chains stay for some moves at every knot of the pilot run; the means over the latter half of these are summed by the
+    trapezoidal rule (Kirkwood, 1935; Gelman & Meng, 1998). Nothing is weighted and nothing resampled, so that what is
+    wrong with weights is not wrong here; it is biased where chains lag behind the density that they should sample.
+
+    Args:
+        grids: samples of the start, [N, *shape].
+        moves: at each knot.
+
+    Returns:
+        Chains at the end; in the place of log weights, each chain's own estimate of the integral.
+    """
+    first = _Temperature.of(segment, pilot.betas[0], chains)
+    place: Position = _Place.of(grids, first)
+    total = torch.zeros(len(grids), dtype=torch.float64, device=grids.device)
+    accepted, before_mean, before_beta = 0.0, total, 0.0
+    for beta, step_size in zip(pilot.betas, pilot.step_sizes, strict=True):
+        assert isinstance(place, _Place)
+        place, mean = place.at_temperature(first.changed(segment, beta)), torch.zeros_like(total)
+        for move in range(moves):
+            before, place = place, kernel(place, torch.tensor(step_size, device=grids.device), noise)
+            assert isinstance(place, _Place)
+            accepted += _share_moved(before, place)
+            if move >= moves // 2:
+                mean += place.difference() / (moves - moves // 2)
+            after_move()
+        total += (beta - before_beta) * (before_mean + mean) / 2
+        before_mean, before_beta = mean, beta
+    assert isinstance(place, _Place)
+    return Annealed(place.grids, total, accepted / (moves * len(pilot.betas)))
+
+
 def _increment(place: _Place, change: float) -> Tensor:
     """Log weights of a change of temperature; a density that is not finite has none of the weight."""
     return torch.nan_to_num(change * place.difference(), nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
@@ -294,6 +338,7 @@ def pilot_run(
     kernel: Kernel,
     *,
     groups: Tensor,
+    longest_step: float = math.inf,
     after_move: Callable[[], object] = lambda: None,
 ) -> tuple[Pilot, Tensor]:
     """Go along a segment with few chains, which choose the temperatures and step sizes on their way.
@@ -304,6 +349,7 @@ def pilot_run(
     Args:
         grids: samples of the start, [N, *shape].
         groups: int64 [N]; chains of one group sample the same density, and are resampled among each other.
+        longest_step: of the step sizes, which otherwise are such that two moves in three are accepted.
 
     Returns:
         What was found out, and the chains at the end, [N, *shape].
@@ -314,7 +360,7 @@ def pilot_run(
     everywhere = _Temperature.of(segment, 0.0, slice(None))
     place: Position = _Place.of(grids, everywhere)
     # The best of MALA on a standard normal density in many dimensions (Roberts & Rosenthal, 1998).
-    step_size = 1.65 * grids[0].numel() ** (-1 / 6)
+    step_size = min(longest_step, 1.65 * grids[0].numel() ** (-1 / 6))
     betas, lengths = [0.0], [0.0]
     step_sizes: list[float] = []
     while betas[-1] < 1:
@@ -329,7 +375,7 @@ def pilot_run(
         place = _Place.of(place.grids[rows], everywhere.changed(segment, beta))
         for _ in range(PILOT_MOVES):
             before, place = place, kernel(place, torch.tensor(step_size, device=grids.device), noise)
-            step_size *= math.exp(0.3 * (_share_moved(before, place) - _ACCEPTANCE))
+            step_size = min(longest_step, step_size * math.exp(0.3 * (_share_moved(before, place) - _ACCEPTANCE)))
             after_move()
         step_sizes.append(step_size)
     assert isinstance(place, _Place)

@@ -32,10 +32,23 @@ def clean_grids(pipeline: CDRLPipeline, split: Split, count: int, seed: int, lab
     Raises:
         DataError: the images cannot be read, or there is none of the class.
     """
-    generator = torch.Generator().manual_seed(derive_seed("likelihood", "images", split, seed))
     if pipeline.config.space == "point":
+        generator = torch.Generator().manual_seed(derive_seed("likelihood", "images", split, seed))
         points = sample_checkerboard(count, generator)
         return Clean(points.to(pipeline.device), torch.full((count,), -1))
+    images, labels = chosen_images(pipeline, split, count, seed, label)
+    return Clean(pipeline.grids_of(images), labels)
+
+
+def chosen_images(
+    pipeline: CDRLPipeline, split: Split, count: int, seed: int, label: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """The images whose grids `clean_grids` returns, uint8 [N, C, H, W], and their class ids, int64 [N].
+
+    Raises:
+        DataError: the images cannot be read, or there is none of the class.
+    """
+    generator = torch.Generator().manual_seed(derive_seed("likelihood", "images", split, seed))
     found = training_images(pipeline.config.data, split)
     possible = possible_labels(pipeline.config.data, found)
     rows = torch.arange(len(found.grids))
@@ -48,7 +61,7 @@ def clean_grids(pipeline: CDRLPipeline, split: Split, count: int, seed: int, lab
         rows = rows[torch.randperm(len(rows), generator=generator)[:count].sort().values]
     single = pipeline.config.data.labels == "class"
     labels = possible[rows, 0] if single and possible is not None else torch.full((len(rows),), -1)
-    return Clean(pipeline.grids_of(found.grids[rows]), labels)
+    return found.grids[rows], labels
 
 
 def noised(schedule: NoiseSchedule, clean: Tensor, level: int, seed: int, purpose: str) -> Tensor:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,47 +28,21 @@ from cdrl.training.engine import World, barrier, locked_by_main, start
 from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import figure_picture
-from pipelines.likelihood.baselines import gaussian, mixture
-from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, clean_grids, noised
+from pipelines.likelihood.figures import (
+    SPREAD_IMAGES,
+    Question,
+    baseline_figures,
+    class_log_densities,
+    detection_by_likelihood,
+    image_bounds,
+    mixed,
+    split_figures,
+)
+from pipelines.likelihood.images import EIGHT_BIT_STEP, clean_grids, noised
 from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
 from pipelines.likelihood.normalizer import Bracketing, Effort, Normalizer, Normalizers
 
 RECORD, PICTURE = "likelihood.json", "likelihood.png"
-_SPREAD_IMAGES = 4000
-_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Question:
-    """Whose likelihood is asked for.
-
-    Attributes:
-        num_images: of each split at most.
-        label: class id or name that the density is conditioned on; None or -1 for none.
-        each_class: every class has its own normalizer, and images are scored under each of them.
-        level: whose noise images have, and whose density is measured; 0 has the least.
-        baselines: fit a Gaussian and mixtures of Gaussians, and evaluate them on the same noisy held-out images.
-    """
-
-    num_images: int = 500
-    label: int | str | None = None
-    each_class: bool = False
-    level: int = 0
-    baselines: bool = False
-
-    def classes(self, pipeline: CDRLPipeline) -> list[int]:
-        """The class ids whose normalizers are needed.
-
-        Raises:
-            ValueError: the run has no classes, or a class is asked for beside all of them.
-        """
-        if not self.each_class:
-            return [int(pipeline.class_ids(self.label, 1)[0])]
-        if not pipeline.model.num_classes:
-            raise ValueError("each_class: this run has no classes")
-        if self.label is not None:
-            raise ValueError("label: would change nothing where each class is asked for")
-        return list(range(pipeline.model.num_classes))
 
 
 # ---- one model -----------------------------------------------------------------------------------------------------
@@ -88,7 +61,7 @@ def level_normalizers(
         Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
     schedule, seed = pipeline.model.schedule, effort.seed
-    clean = clean_grids(pipeline, "train", _SPREAD_IMAGES, seed)
+    clean = clean_grids(pipeline, "train", SPREAD_IMAGES, seed)
     starts = []
     for label in classes:
         grids = clean_grids(pipeline, "train", effort.chains, derive_seed("starts", seed), label).grids
@@ -98,19 +71,6 @@ def level_normalizers(
     labels = torch.tensor(list(classes), device=pipeline.device)
     path = LevelPath(pipeline.model, labels, clean_spread(clean.grids.cpu()), lowest=level)
     return Bracketing(path, effort, folder, world).run(float(schedule.alpha_y[level]) * torch.cat(starts))
-
-
-@torch.no_grad()
-def class_log_densities(pipeline: CDRLPipeline, x: Tensor, classes: Sequence[int], level: int = 0) -> Tensor:
-    """Log density of x_t [N, *shape] up to log Z under each class: float64 [N, classes]."""
-    schedule = pipeline.model.schedule
-    alpha_y = float(schedule.alpha_y[level])
-    columns = []
-    for label in classes:
-        conditioned = pipeline.model.conditioned(label)
-        parts = [conditioned.log_density(alpha_y * part, level).double().cpu() for part in x.split(_BATCH)]
-        columns.append(torch.cat(parts) + x[0].numel() * math.log(alpha_y))
-    return torch.stack(columns, dim=1)
 
 
 def check_normalizable(pipeline: CDRLPipeline, label: int, level: int) -> None:
@@ -148,12 +108,14 @@ def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, A
     run, world = folder_of("run", run), start()
     pipeline = CDRLPipeline.from_pretrained(run, world.device)
     classes, level = question.classes(pipeline), pipeline.model.level_of(question.level)
+    question.check_sets(pipeline, effort.seed)
     for label in classes:
         check_normalizable(pipeline, label, level)
     own = hashlib.blake2b(digest_size=16)
     for path in sorted(find_model(run).rglob("*.safetensors")):
         own.update(path.read_bytes())
-    kept = {name: value for name, value in vars(effort).items() if name != "batch_size"}
+    # What an integral leaves has its moves in the files' names.
+    kept = {name: value for name, value in vars(effort).items() if name not in ("batch_size", "integration")}
     # Chains are kept in batches.
     key = derive_seed("likelihood", own.hexdigest(), effort.batch_size, str(kept), level, *classes)
     folder = run / "likelihood" / f"chains_{key:016x}"
@@ -177,13 +139,15 @@ def likelihood_report(
     ``held_out`` and ``train`` have, in nats an image, the mean log density of noisy images, ``standard_error`` over
     images, and its bracket: ``at_least`` with the upper estimate of log Z, ``at_most`` with the lower one; and
     ``bits_per_dimension``, of pixels in [-1, 1]; ``…_of_8_bit_steps`` counts pixels as 0 … 255 are counted. Fewer bits
-    are better.
+    are better. A latent run has ``image_at_least`` too, see `image_bounds`; and ``detection`` what
+    `detection_by_likelihood` finds, if it is asked for.
     """
     classes = list(normalizers.of_class)
     schedule = pipeline.model.schedule
     dimension, noise = math.prod(pipeline.model.shape), float(schedule.sigma_bar[question.level])
     splits: dict[str, Any] = {}
     noisy_held_out = torch.empty(0)
+    nats: dict[Split, Tensor] = {}
     named: tuple[tuple[str, Split], ...] = (("held_out", "test"), ("train", "train"))
     for name, split in named:
         # A density of one class is that of its images.
@@ -195,6 +159,11 @@ def likelihood_report(
         if not bool(values.isfinite().all()):
             raise RunError(f"{split}: the model's densities are NaN or infinite for some images")
         splits[name] = split_figures(values, clean, normalizers, eight_bits=pipeline.config.space == "pixel")
+        nats[split] = mixed(values, normalizers)
+    if pipeline.config.space == "latent" and question.level == 0:
+        splits |= image_bounds(pipeline, question, normalizers, effort.seed)
+    if question.against:
+        splits["detection"] = detection_by_likelihood(pipeline, question, normalizers, effort.seed, nats)
     return {
         "density_of": _thing(pipeline, noise),
         "level": question.level,
@@ -211,52 +180,6 @@ def likelihood_report(
         "gradients": normalizers.gradients,
         "effort": {**dataclasses.asdict(effort), "num_images": question.num_images},
     }
-
-
-def split_figures(values: Tensor, clean: Clean, normalizers: Normalizers, *, eight_bits: bool) -> dict[str, Any]:
-    """Figures of one split, see `likelihood_report`, from log densities up to log Z, [N, classes].
-
-    Of several classes the density is their mixture in equal shares; ``conditional`` is that given the true class, and
-    ``class_right`` the share of images whose likeliest class is the true one.
-    """
-    dimension = clean.grids[0].numel()
-    each = list(normalizers.of_class.values())
-    log_z = {
-        "nats": torch.tensor([one.bridge.log_z for one in each], dtype=torch.float64),
-        "at_least": torch.tensor([one.bracket.upper.log_z for one in each], dtype=torch.float64),
-        "at_most": torch.tensor([one.bracket.lower.log_z for one in each], dtype=torch.float64),
-    }
-    mixed = {name: (values - of_class).logsumexp(dim=1) - math.log(len(each)) for name, of_class in log_z.items()}
-    figures: dict[str, Any] = {"num_images": len(values)}
-    figures |= {name: float(value.mean()) for name, value in mixed.items()}
-    figures["standard_error"] = float(mixed["nats"].std() / math.sqrt(len(values)))
-    bits = -figures["nats"] / dimension / math.log(2)
-    figures["bits_per_dimension"] = bits
-    if eight_bits:
-        figures["bits_per_dimension_of_8_bit_steps"] = bits - math.log2(EIGHT_BIT_STEP)
-    if len(each) > 1:
-        normalized = values - log_z["nats"]
-        true = normalized.gather(1, clean.labels[:, None])[:, 0]
-        figures["conditional"] = float(true.mean())
-        figures["class_right"] = float((normalized.argmax(dim=1) == clean.labels).double().mean())
-    return figures
-
-
-def baseline_figures(
-    pipeline: CDRLPipeline, noisy: Tensor, question: Question, classes: Sequence[int]
-) -> dict[str, dict[str, float]]:
-    """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
-    schedule, level = pipeline.model.schedule, question.level
-    label = classes[0] if len(classes) == 1 else None
-    train = clean_grids(pipeline, "train", _SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
-    alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
-    figures = {}
-    for fitted in (fit(train, noisy.flatten(1).cpu(), alpha, sigma) for fit in (gaussian, mixture)):
-        nats = float(fitted.log_density.mean())
-        error = float(fitted.log_density.std() / math.sqrt(len(noisy)))
-        bits = -nats / train.shape[1] / math.log(2)
-        figures[fitted.name] = {"nats": nats, "standard_error": error, "bits_per_dimension": bits}
-    return figures
 
 
 def _thing(pipeline: CDRLPipeline, noise: float) -> str:
@@ -283,6 +206,7 @@ def _normalizer_facts(normalizer: Normalizer) -> dict[str, Any]:
         "upper": dataclasses.asdict(bracket.upper),
         "gap": bracket.upper.log_z - bracket.lower.log_z,
         "bridge": dataclasses.asdict(normalizer.bridge),
+        "integral": dataclasses.asdict(normalizer.integral) if normalizer.integral else None,
         "segments": [dataclasses.asdict(segment) for segment in normalizer.segments],
     }
 
@@ -310,12 +234,27 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
             f"{upper['log_z']:.3f} ± {upper['standard_error']:.3f}, bridge {bridge['log_z']:.3f} "
             f"(gap {found['gap']:.3f}; effective samples {lower['effective_samples']:.1f}, "
             f"{upper['effective_samples']:.1f})"
+            + (
+                f"; by integration {each['log_z']:.3f} ± {each['standard_error']:.3f}"
+                if (each := found["integral"])
+                else ""
+            )
         )
     for name, found in report.get("baselines", {}).items():
         lines.append(
             f"{name}: {found['nats']:.2f} ± {found['standard_error']:.2f} nats on the same held-out ones, "
             f"{found['bits_per_dimension']:.3f} bits a dimension"
         )
+    if "image_at_least" in report:
+        found = report["image_at_least"]
+        lines.append(
+            f"the image itself, through the decoder: at least {found['nats']:.1f} ± {found['standard_error']:.1f} nats "
+            f"({found['bits_per_dimension_of_8_bit_steps']:.3f} bits a dimension of 8-bit steps), of which the latent "
+            f"takes {found['rate']:.1f}"
+        )
+    for name, found in report.get("detection", {}).items():
+        by = ", ".join(f"{score} {value:.3f}" for score, value in found["auroc"].items())
+        lines.append(f"{name} ({found['num_images']}): {found['nats']:.2f} nats; AUROC of held-out ones by {by}")
     typical = report["mean_log_density_up_to_log_z"]
     lines.append(
         f"mean log density up to log Z: noisy training images {typical['start']:.2f}, moved on by the chains "

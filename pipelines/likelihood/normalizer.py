@@ -11,7 +11,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,12 +26,23 @@ from cdrl.sampling.kernels import Kernel, hmc
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import World, barrier
 from cdrl.training.interruption import Interrupted, stop_requests
-from pipelines.likelihood.annealing import PILOT_MOVES, Annealed, Ladder, Pilot, anneal, equilibrate, pilot_run
+from pipelines.likelihood.annealing import (
+    PILOT_MOVES,
+    Annealed,
+    Ladder,
+    Pilot,
+    anneal,
+    equilibrate,
+    integrate,
+    pilot_run,
+)
 from pipelines.likelihood.bridge import Bridge, acceptance_ratio, estimate, resampled
 from pipelines.likelihood.levels import LevelPath
 
 _PILOT_CHAINS, _PILOT_CHAINS_A_CLASS = 64, 16
 _FEWEST_TEMPERATURES = 8
+_LONGEST_MOVE = math.pi / 2
+"""In units of the density's width: from one end of a Gaussian such a trajectory leads anywhere, one of pi only across."""
 _TIMED = 3
 
 
@@ -45,14 +56,16 @@ class Effort:
             grow.
         leapfrog_steps: of each move; 1 for MALA.
         equilibration: moves at the lowest level before chains go back; as their starts are not exact samples.
+        integration: moves at each knot of the pilot run of an estimate by thermodynamic integration; 0 for none.
         seed: of all chains.
         batch_size: chains at a time; changes no result.
     """
 
     chains: int = 32
-    temperatures: int = 4000
-    leapfrog_steps: int = 1
-    equilibration: int = 400
+    temperatures: int = 1000
+    leapfrog_steps: int = 4
+    equilibration: int = 100
+    integration: int = 0
     seed: int = 0
     batch_size: int = 64
 
@@ -85,11 +98,13 @@ class Normalizer:
         label: class id, -1 for none.
         segments: from the highest level down.
         log_volumes: D log alpha_y_t of each of them, which turns Z of y_t into that of x_t.
+        integral: the estimate by thermodynamic integration, which shares neither weights nor chains with the others.
     """
 
     label: int
     segments: tuple[SegmentFigures, ...]
     log_volumes: tuple[float, ...]
+    integral: Estimate | None = None
 
     @property
     def bracket(self) -> Bracket:
@@ -177,20 +192,26 @@ class Bracketing:
             self._tell(self._plan(start))
             pilots = self._pilots()
             ladders = self._ladders(pilots)
-            self._tell(self._ladder_plan(ladders))
-            with progress_bar(self._moves(ladders), "anneal", unit="move", shown=self.world.is_main) as bar:
+            self._tell(self._ladder_plan(ladders, pilots))
+            with progress_bar(self._moves(ladders, pilots), "anneal", unit="move", shown=self.world.is_main) as bar:
                 forward = self._forward(ladders, bar.update)
                 ready = self._equilibrated(start, pilots[self.path.lowest], bar.update)
                 back = self._back(ready.grids, ladders, bar.update)
+                integrated = self._integrated(pilots, bar.update) if self.effort.integration else {}
         typical = {
             "start": self._log_density(start).mean().item(),
             "equilibrated": self._log_density(ready.grids).mean().item(),
             "annealed": self._weighted_log_density(forward[self.path.lowest]),
         }
         of_class = {
-            label: self._normalizer(row, label, ladders, forward, back) for row, label in enumerate(self.classes)
+            label: dataclasses.replace(
+                self._normalizer(row, label, ladders, forward, back),
+                integral=self._integral(row, integrated) if integrated else None,
+            )
+            for row, label in enumerate(self.classes)
         }
-        return Normalizers(of_class, typical, self._gradients(ladders) + self._pilot_gradients(pilots))
+        spent = self._gradients(ladders) + self._pilot_gradients(pilots) + self._integral_gradients(pilots)
+        return Normalizers(of_class, typical, spent)
 
     # ---- plan ------------------------------------------------------------------------------------------------------
 
@@ -217,13 +238,14 @@ class Bracketing:
         hours = gradients * self._seconds / 3600 / self.world.size
         return f"{gradients / 1e6:.3g} million gradients, about {hours:.2g} h"
 
-    def _ladder_plan(self, ladders: dict[int, Ladder]) -> str:
+    def _ladder_plan(self, ladders: dict[int, Ladder], pilots: dict[int, Pilot]) -> str:
         shares = ", ".join(f"{len(ladder.betas) - 1} to level {level}" for level, ladder in ladders.items())
-        return f"temperatures: {shares}; {self._cost(self._gradients(ladders))}"
+        return f"temperatures: {shares}; {self._cost(self._gradients(ladders) + self._integral_gradients(pilots))}"
 
-    def _moves(self, ladders: dict[int, Ladder]) -> int:
+    def _moves(self, ladders: dict[int, Ladder], pilots: dict[int, Pilot]) -> int:
         inner = sum(len(ladder.step_sizes) for ladder in ladders.values())
-        return self.count * (2 * inner + self.effort.equilibration)
+        knots = sum(len(pilot.betas) for pilot in pilots.values())
+        return self.count * (2 * inner + self.effort.equilibration + self.effort.integration * knots)
 
     def _gradients(self, ladders: dict[int, Ladder]) -> int:
         """The highest segment has one energy, the others two."""
@@ -232,8 +254,14 @@ class Bracketing:
         return self.effort.leapfrog_steps * self.count * (2 * moves + 2 * self.effort.equilibration)
 
     def _pilot_gradients(self, pilots: dict[int, Pilot]) -> int:
-        knots = sum((1 if level == self.path.segments[0] else 2) * len(pilot.betas) for level, pilot in pilots.items())
-        return self.effort.leapfrog_steps * len(self._pilot_path.labels) * PILOT_MOVES * knots
+        return self.effort.leapfrog_steps * len(self._pilot_path.labels) * PILOT_MOVES * self._knot_energies(pilots)
+
+    def _integral_gradients(self, pilots: dict[int, Pilot]) -> int:
+        return self.effort.leapfrog_steps * self.count * self.effort.integration * self._knot_energies(pilots)
+
+    def _knot_energies(self, pilots: dict[int, Pilot]) -> int:
+        top = self.path.segments[0]
+        return sum((1 if level == top else 2) * len(pilot.betas) for level, pilot in pilots.items())
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -261,6 +289,7 @@ class Bracketing:
                         self._noise("pilot", level, range(len(path.labels))),
                         self._kernel,
                         groups=path.labels,
+                        longest_step=_LONGEST_MOVE / self.effort.leapfrog_steps,
                         after_move=self._after_moves(len(path.labels), bar.update),
                     )
                     save_pilot(file, pilot, grids=grids)
@@ -292,6 +321,26 @@ class Bracketing:
             if level + 1 in ladders:
                 grids = self._resampled(done[level], "back", level) / self.path.between(level + 1)
         return done
+
+    def _integrated(self, pilots: dict[int, Pilot], moved: Callable[[int], object]) -> dict[int, Annealed]:
+        phase, done = f"integral-{self.effort.integration}", {}
+        grids = self._from_noise(phase, self.count)
+        for level, pilot in pilots.items():
+            done[level] = self._integrated_segment(phase, level, pilot, grids, moved)
+            grids = done[level].grids * self.path.between(level)
+        return done
+
+    def _integrated_segment(
+        self, phase: str, level: int, pilot: Pilot, grids: Tensor, moved: Callable[[int], object]
+    ) -> Annealed:
+        segment, moves = self.path.segment(level), self.effort.integration
+
+        def some(chains: slice, noise: ImageNoise, after_move: Callable[[], object]) -> Annealed:
+            return integrate(
+                segment, pilot, grids[chains], noise, self._kernel, moves=moves, chains=chains, after_move=after_move
+            )
+
+        return self._in_batches(phase, level, some, moved, moves * len(pilot.betas))
 
     def _annealed(
         self, phase: str, level: int, ladder: Ladder, grids: Tensor, moved: Callable[[int], object]
@@ -409,8 +458,18 @@ class Bracketing:
                     accepted=(forward[level].accepted, back[level].accepted),
                 )
             )
-        volumes = [self.path.dimension * -math.log(self.path.between(level)) for level in ladders]
-        return Normalizer(label, tuple(segments), tuple(volumes))
+        return Normalizer(label, tuple(segments), self._log_volumes(ladders))
+
+    def _log_volumes(self, levels: Iterable[int]) -> tuple[float, ...]:
+        return tuple(self.path.dimension * -math.log(self.path.between(level)) for level in levels)
+
+    def _integral(self, row: int, integrated: dict[int, Annealed]) -> Estimate:
+        own = self._rows(row)
+        volumes = sum(self._log_volumes(list(integrated)[:-1]))
+        # A chain's errors go on from segment to segment: whole paths are what is independent.
+        paths = torch.stack([done.log_weights[own].cpu() for done in integrated.values()]).sum(dim=0)
+        error = float(paths.std()) / math.sqrt(len(paths))
+        return Estimate(float(paths.mean()) - volumes, error, float(len(paths)))
 
 
 def save_pilot(file: Path, pilot: Pilot, **others: Tensor) -> None:

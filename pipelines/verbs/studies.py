@@ -383,11 +383,20 @@ def likelihood(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="the same of a Gaussian and of mixtures of Gaussians, fitted here")
     ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", help="set to be told from held-out images, once for each set: see detect", show_default=False
+        ),
+    ] = None,
     level: Annotated[int, typer.Option(min=0, help="noise level of the images; 0 has the least noise")] = 0,
     chains: Annotated[int, typer.Option(min=2, help="chains in each direction, of each class")] = 32,
-    temperatures: Annotated[int, typer.Option(min=10, help="over the whole path: more make a narrower bracket")] = 4000,
-    leapfrog_steps: Annotated[int, typer.Option(min=1, help="of a move of hybrid Monte Carlo; 1 is MALA")] = 1,
-    equilibration: Annotated[int, typer.Option(min=0, help="moves at the level before chains go back")] = 400,
+    temperatures: Annotated[int, typer.Option(min=10, help="over the whole path: more make a narrower bracket")] = 1000,
+    leapfrog_steps: Annotated[int, typer.Option(min=1, help="of a move of hybrid Monte Carlo; 1 is MALA")] = 4,
+    equilibration: Annotated[int, typer.Option(min=0, help="moves at the level before chains go back")] = 100,
+    integration: Annotated[
+        int, typer.Option(min=0, help="moves at a temperature of thermodynamic integration, a check of log Z; 0: none")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="of all chains, of the noise and of the choice of images")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="chains at a time")] = 64,
     processes: ProcessesOption = 1,
@@ -402,15 +411,16 @@ def likelihood(
 
     python run.py likelihood digits --level 1 --each-class --chains 8
 
-    python run.py likelihood checkerboard --temperatures 1000 --chains 256
+    python run.py likelihood checkerboard --temperatures 300 --chains 256
     """
     with clear_errors():
         work_together(processes)
         from pipelines.likelihood.likelihood import PICTURE, RECORD, Question, likelihood_table, run_likelihood
         from pipelines.likelihood.normalizer import Effort
 
-        effort = Effort(chains, temperatures, leapfrog_steps, equilibration, seed, batch_size)
-        report = run_likelihood(run, Question(num_images, label, each_class, level, baselines), effort)
+        effort = Effort(chains, temperatures, leapfrog_steps, equilibration, integration, seed, batch_size)
+        question = Question(num_images, label, each_class, level, baselines, tuple(against or ()))
+        report = run_likelihood(run, question, effort)
         if report:
             typer.echo(likelihood_table(report))
             told = f"picture and figures in {run / PICTURE} and {run / RECORD}"

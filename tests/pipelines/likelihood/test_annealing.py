@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cdrl.sampling.kernels import hmc, with_gradient
 from cdrl.sampling.noise import ImageNoise
-from pipelines.likelihood.annealing import Ladder, Pilot, Segment, Spread, anneal, equilibrate, pilot_run
+from pipelines.likelihood.annealing import Ladder, Pilot, Segment, Spread, anneal, equilibrate, integrate, pilot_run
 from pipelines.likelihood.bridge import estimate
 
 LOG_TAU = math.log(2 * math.pi)
@@ -71,6 +71,15 @@ def test_the_pilot_finds_steps_that_are_accepted_as_they_should_be(pilot: Pilot)
     assert list(pilot.lengths) == sorted(set(pilot.lengths))
     there = anneal(segment(), pilot.ladder(40), draws(WIDE, 500), noise(500), hmc(1))
     assert 0.5 < there.accepted < 0.8
+
+
+@pytest.mark.parametrize("leapfrog_steps", [1, 3])
+def test_the_integral_over_temperatures_is_the_ratio(pilot: Pilot, leapfrog_steps: int) -> None:
+    found = integrate(segment(), pilot, draws(WIDE, 400), noise(400), hmc(leapfrog_steps), moves=10)
+    error = float(found.log_weights.std()) / 400**0.5
+    assert error < 0.05
+    assert float(found.log_weights.mean()) == pytest.approx(TRUTH, abs=4 * error)
+    torch.testing.assert_close(found.grids.std(dim=0), NARROW, rtol=0.12, atol=0)
 
 
 def test_more_temperatures_make_weights_even(pilot: Pilot) -> None:

@@ -10,25 +10,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cdrl.data import DataError, as_floats
 from cdrl.runs.run import RunError
 from cdrl.sampling.annealing import Bracket, Estimate
 from pipelines import CDRLPipeline
-from pipelines.likelihood import likelihood
+from pipelines.detection.detect import made_of
+from pipelines.likelihood import figures, likelihood
+from pipelines.likelihood.figures import Question, class_log_densities, split_figures
 from pipelines.likelihood.images import Clean
 from pipelines.likelihood.levels import tail_slope
-from pipelines.likelihood.likelihood import (
-    Question,
-    check_normalizable,
-    class_log_densities,
-    likelihood_table,
-    run_likelihood,
-    split_figures,
-)
+from pipelines.likelihood.likelihood import check_normalizable, likelihood_table, run_likelihood
 from pipelines.likelihood.normalizer import Effort, Normalizers
 from pipelines.studies.density import level_grid, level_values
 from tests.helpers import save_tiny_run, tiny_config
 
-EFFORT = Effort(chains=4, temperatures=12, equilibration=2, batch_size=40)
+EFFORT = Effort(chains=4, temperatures=12, leapfrog_steps=1, equilibration=2, batch_size=40)
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +67,41 @@ def test_what_changes_nothing_or_cannot_be_is_refused(proper: Path, tmp_path: Pa
         run_likelihood(proper, Question(level=2), EFFORT)
     with pytest.raises(ValueError, match="class ids are"):
         run_likelihood(proper, Question(label=10), EFFORT)
+
+
+def test_sets_that_cannot_be_read_are_told_before_time_is_spent(proper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "level_normalizers", lambda *arguments, **options: pytest.fail("time was spent"))
+    with pytest.raises(DataError, match="nothing: no such set of images"):
+        run_likelihood(proper, Question(against=("nothing",)), EFFORT)
+    with pytest.raises(DataError, match="named twice"):
+        run_likelihood(proper, Question(against=("noise", "noise")), EFFORT)
+    with pytest.raises(DataError, match="/nowhere"):
+        run_likelihood(proper, Question(against=("folder:/nowhere",)), EFFORT)
+
+
+def test_other_sets_are_told_apart_by_likelihood_and_by_typicality(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gaussian about the digits' mean in the place of a model: its likelihood is known, and so are both scores."""
+    monkeypatch.setattr(figures, "noised", lambda schedule, grids, *rest: grids)
+    monkeypatch.setattr(
+        figures, "class_log_densities", lambda pipeline, x, *rest: -x.flatten(1).double().square().sum(dim=1)[:, None]
+    )
+    normalizers = Normalizers({-1: SimpleNamespace(bridge=Estimate(2.0, 0.0, 1.0))}, {}, 0)  # type: ignore[dict-item]
+    pipeline = CDRLPipeline.from_pretrained("digits")
+    held_out = figures.chosen_images(pipeline, "test", 50, 0)[0]
+    own = -as_floats(held_out).flatten(1).double().square().sum(dim=1) - 2
+    found = figures.detection_by_likelihood(
+        pipeline, Question(num_images=50, against=("constant", "test")), normalizers, 0, {"test": own, "train": own}
+    )
+    # The same images: scores of another choice of them.
+    assert found["test"]["auroc"]["likelihood"] == pytest.approx(0.5, abs=0.12)
+    constant = made_of(held_out, "constant", 0)
+    values = -constant.flatten(1).double().square().sum(dim=1) - 2
+    above = (own[:, None] > values).double().mean()
+    nearer = ((own - own.mean()).abs()[:, None] < (values - own.mean()).abs()).double().mean()
+    assert found["constant"]["nats"] == pytest.approx(float(values.mean()))
+    assert found["constant"]["auroc"]["likelihood"] == pytest.approx(float(above), abs=1e-3)
+    assert found["constant"]["auroc"]["typicality"] == pytest.approx(float(nearer), abs=1e-3)
+    assert found["constant"]["auroc"]["likelihood"] != pytest.approx(found["constant"]["auroc"]["typicality"], abs=0.05)
 
 
 def test_a_density_without_normalizer_is_refused_before_time_is_spent(
@@ -127,7 +158,7 @@ def test_figures_of_classes_are_those_of_their_mixture() -> None:
 
 def test_the_shipped_checkerboards_normalizer_is_that_of_a_grid(tmp_path: Path) -> None:
     pipeline = CDRLPipeline.from_pretrained("checkerboard")
-    effort = Effort(chains=400, temperatures=150, equilibration=60, batch_size=400)
+    effort = Effort(chains=400, temperatures=150, leapfrog_steps=1, equilibration=60, batch_size=400)
     world = likelihood.World(0, 1, torch.device("cpu"))
     found = likelihood.level_normalizers(pipeline, [-1], effort, tmp_path, world).of_class[-1]
     grid = level_grid(pipeline.model.schedule, 0)

@@ -1,0 +1,211 @@
+"""What log densities and normalizers say of images: likelihoods, a bound through a decoder, detection, baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cdrl.data import DataError, Split
+from cdrl.runs.run import RunError
+from pipelines.base import CDRLPipeline
+from pipelines.decoding import LatentDecoder
+from pipelines.detection.detect import SYNTHETIC, Source, other_images
+from pipelines.detection.scores import detection_figures
+from pipelines.likelihood.baselines import gaussian, mixture
+from pipelines.likelihood.decoder_bound import Coded, bound_seeds, coded, run_posterior
+from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, chosen_images, clean_grids, noised
+from pipelines.likelihood.normalizer import Normalizers
+
+SPREAD_IMAGES = 4000
+"""Training images at most from which covariances are taken."""
+_BATCH = 256
+_End = Literal["bridge", "lower", "upper"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Whose likelihood is asked for.
+
+    Attributes:
+        num_images: of each split at most.
+        label: class id or name that the density is conditioned on; None or -1 for none.
+        each_class: every class has its own normalizer, and images are scored under each of them.
+        level: whose noise images have, and whose density is measured; 0 has the least.
+        baselines: fit a Gaussian and mixtures of Gaussians, and evaluate them on the same noisy held-out images.
+        against: other sets of images, as `pipelines.detection.detect.Source` names them, to be told from held-out ones.
+    """
+
+    num_images: int = 500
+    label: int | str | None = None
+    each_class: bool = False
+    level: int = 0
+    baselines: bool = False
+    against: tuple[str, ...] = ()
+
+    def classes(self, pipeline: CDRLPipeline) -> list[int]:
+        """The class ids whose normalizers are needed.
+
+        Raises:
+            ValueError: the run has no classes, or a class is asked for beside all of them.
+        """
+        if not self.each_class:
+            return [int(pipeline.class_ids(self.label, 1)[0])]
+        if not pipeline.model.num_classes:
+            raise ValueError("each_class: this run has no classes")
+        if self.label is not None:
+            raise ValueError("label: would change nothing where each class is asked for")
+        return list(range(pipeline.model.num_classes))
+
+    def check_sets(self, pipeline: CDRLPipeline, seed: int) -> None:
+        """Read the sets of ``against`` once, so that what is wrong with one is told before hours are spent.
+
+        Raises:
+            DataError: a set is unknown, missing or damaged, or named twice.
+            RunError: the run is one of points.
+        """
+        if self.against and pipeline.config.space == "point":
+            raise RunError("against: sets of images, but this is a run of 2-D points")
+        if len(set(self.against)) < len(self.against):
+            raise DataError(f"against: a set is named twice: {', '.join(self.against)}")
+        for spec in self.against:
+            source = Source.parse(spec, pipeline.config.data)
+            if spec not in SYNTHETIC:
+                source.images(self.num_images, seed)
+
+
+@torch.no_grad()
+def class_log_densities(pipeline: CDRLPipeline, x: Tensor, classes: Sequence[int], level: int = 0) -> Tensor:
+    """Log density of x_t [N, *shape] up to log Z under each class: float64 [N, classes]."""
+    schedule = pipeline.model.schedule
+    alpha_y = float(schedule.alpha_y[level])
+    columns = []
+    for label in classes:
+        conditioned = pipeline.model.conditioned(label)
+        parts = [conditioned.log_density(alpha_y * part, level).double().cpu() for part in x.split(_BATCH)]
+        columns.append(torch.cat(parts) + x[0].numel() * math.log(alpha_y))
+    return torch.stack(columns, dim=1)
+
+
+def split_figures(values: Tensor, clean: Clean, normalizers: Normalizers, *, eight_bits: bool) -> dict[str, Any]:
+    """Figures of one split, see `likelihood_report`, from log densities up to log Z, [N, classes].
+
+    Of several classes the density is their mixture in equal shares; ``conditional`` is that given the true class, and
+    ``class_right`` the share of images whose likeliest class is the true one.
+    """
+    dimension = clean.grids[0].numel()
+    each = list(normalizers.of_class.values())
+    nats = mixed(values, normalizers)
+    figures: dict[str, Any] = {
+        "num_images": len(values),
+        "nats": float(nats.mean()),
+        "at_least": float(mixed(values, normalizers, "upper").mean()),
+        "at_most": float(mixed(values, normalizers, "lower").mean()),
+        "standard_error": float(nats.std() / math.sqrt(len(values))),
+    }
+    bits = -figures["nats"] / dimension / math.log(2)
+    figures["bits_per_dimension"] = bits
+    if eight_bits:
+        figures["bits_per_dimension_of_8_bit_steps"] = bits - math.log2(EIGHT_BIT_STEP)
+    if len(each) > 1:
+        normalized = values - log_z_of(normalizers)
+        true = normalized.gather(1, clean.labels[:, None])[:, 0]
+        figures["conditional"] = float(true.mean())
+        figures["class_right"] = float((normalized.argmax(dim=1) == clean.labels).double().mean())
+    return figures
+
+
+def log_z_of(normalizers: Normalizers, which: _End = "bridge") -> Tensor:
+    """log Z of every class by one of the estimates, float64 [classes]."""
+    each = normalizers.of_class.values()
+    found = [one.bridge if which == "bridge" else getattr(one.bracket, which) for one in each]
+    return torch.tensor([one.log_z for one in found], dtype=torch.float64)
+
+
+def mixed(values: Tensor, normalizers: Normalizers, which: _End = "bridge") -> Tensor:
+    """Log density in nats under the mixture of all classes in equal shares, [N], from `class_log_densities`."""
+    return (values - log_z_of(normalizers, which)).logsumexp(dim=1) - math.log(values.shape[1])
+
+
+def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, seed: int) -> dict[str, Any]:
+    """Lower bounds on the log-likelihood of held-out images themselves, see `decoder_bound`, by the bridge's log Z.
+
+    The decoder's standard deviation is the best one for training images. ``rate`` is log q - log p of the latent, what
+    it takes to send it. Both are nats an image.
+    """
+    decoder, schedule = pipeline.decoder, pipeline.model.schedule
+    assert isinstance(decoder, LatentDecoder)
+    classes = list(normalizers.of_class)
+    label = classes[0] if len(classes) == 1 else None
+    posterior = run_posterior(pipeline.config, decoder, schedule)
+    signal = float(schedule.alpha_bar[0])
+
+    def draws(split: Split) -> Coded:
+        images, _ = chosen_images(pipeline, split, question.num_images, seed, label)
+        seeds = bound_seeds(split, len(images), seed)
+        return coded(images, posterior, lambda z: decoder.decoded(z / signal), seeds, pipeline.device)
+
+    std, held_out = draws("train").best_std, draws("test")
+    log_prior = mixed(class_log_densities(pipeline, held_out.latents, classes), normalizers)
+    bound = held_out.bound(log_prior, std)
+    nats = float(bound.mean())
+    return {
+        "image_at_least": {
+            "nats": nats,
+            "standard_error": float(bound.std() / math.sqrt(len(bound))),
+            "bits_per_dimension_of_8_bit_steps": -nats / held_out.pixels / math.log(2) - math.log2(EIGHT_BIT_STEP),
+            "rate": float((held_out.log_q - log_prior).mean()),
+            "decoder_std": std,
+            "dequantization": "noise as wide as one step of 8 bits, uniform",
+        }
+    }
+
+
+def detection_by_likelihood(
+    pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, seed: int, nats: Mapping[Split, Tensor]
+) -> dict[str, Any]:
+    """AUROC of held-out images against other sets, all with the level's noise, by log density and by typicality.
+
+    Typicality is minus the distance of an image's log density from the mean over training images (Nalisnick et al.,
+    2019).
+
+    Args:
+        nats: of the held-out images and of the training images.
+    """
+    schedule, classes = pipeline.model.schedule, list(normalizers.of_class)
+    label = classes[0] if len(classes) == 1 else None
+    own = chosen_images(pipeline, "test", question.num_images, seed, label)[0]
+    typical = nats["train"].mean()
+    found = {}
+    for spec in question.against:
+        images = other_images(Source.parse(spec, pipeline.config.data), own, question.num_images, seed)
+        x = noised(schedule, pipeline.grids_of(images), question.level, seed, spec)
+        values = mixed(class_log_densities(pipeline, x, classes, question.level), normalizers)
+        if not bool(values.isfinite().all()):
+            raise RunError(f"{spec}: the model's densities are NaN or infinite for some images")
+        scores = {"likelihood": (nats["test"], values)}
+        scores["typicality"] = (-(nats["test"] - typical).abs(), -(values - typical).abs())
+        auroc = {name: detection_figures(inside, outside)["auroc"] for name, (inside, outside) in scores.items()}
+        found[spec] = {"num_images": len(values), "nats": float(values.mean()), "auroc": auroc}
+    return found
+
+
+def baseline_figures(
+    pipeline: CDRLPipeline, noisy: Tensor, question: Question, classes: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
+    schedule, level = pipeline.model.schedule, question.level
+    label = classes[0] if len(classes) == 1 else None
+    train = clean_grids(pipeline, "train", SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
+    alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
+    figures = {}
+    for fitted in (fit(train, noisy.flatten(1).cpu(), alpha, sigma) for fit in (gaussian, mixture)):
+        nats = float(fitted.log_density.mean())
+        error = float(fitted.log_density.std() / math.sqrt(len(noisy)))
+        bits = -nats / train.shape[1] / math.log(2)
+        figures[fitted.name] = {"nats": nats, "standard_error": error, "bits_per_dimension": bits}
+    return figures
