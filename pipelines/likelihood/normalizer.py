@@ -42,7 +42,7 @@ from pipelines.likelihood.levels import LevelPath
 _PILOT_CHAINS, _PILOT_CHAINS_A_CLASS = 64, 16
 _FEWEST_TEMPERATURES = 8
 _LONGEST_MOVE = math.pi / 2
-"""In units of the density's width: from one end of a Gaussian such a trajectory leads anywhere, one of pi only across."""
+"""In units of the density's width. On a Gaussian such a trajectory ends anywhere, but one of pi opposite its start."""
 _TIMED = 3
 
 
