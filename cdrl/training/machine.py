@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,12 @@ AGAIN_AFTER = 300.0, 100
 twice as many seconds each time that they have not."""
 
 
+PROBES = 12
+"""Times that a convolution is timed with each number of threads, to see whether others keep the cores busy."""
+BUSY = 0.75
+"""Fewer threads are taken for work that is no training where the convolution takes less than this share of the time."""
+
+
 def machine_in_words(processes: int = 1) -> str:
     """Processor and its cores, or GPUs, and the versions that numbers depend on; of several processes, how many."""
     if torch.cuda.is_available():
@@ -51,6 +57,75 @@ def _processor() -> str:
         return platform.processor() or platform.machine()  # not Linux
 
 
+def thread_numbers(setting: int | Literal["auto"], world: World) -> list[int]:
+    """The numbers of threads that there are to choose among, the largest first: one where it is given.
+
+    That is ``setting``, if it is a number; on a GPU, among several processes, or where OMP_NUM_THREADS says how many,
+    ``auto`` leaves the number as it is.
+    """
+    if setting != "auto":
+        return [setting]
+    most, alone = torch.get_num_threads(), world.device.type == "cpu" and world.size == 1
+    if not alone or "OMP_NUM_THREADS" in os.environ:
+        return [most]
+    return [most >> halvings for halvings in range(most.bit_length())]
+
+
+def fastest(
+    work: Callable[[], object], numbers: Sequence[int], clock: Callable[[], float] = time.monotonic
+) -> dict[int, float]:
+    """Seconds of some work with each number of threads, but for those that are hopeless; the fastest is in use then."""
+    seconds: dict[int, float] = {}
+    for number in numbers:
+        torch.set_num_threads(number)
+        started = clock()
+        work()
+        seconds[number] = clock() - started
+        if seconds[number] > HOPELESS * min(seconds.values()):
+            break  # still fewer threads than these would be slower yet
+    torch.set_num_threads(min(seconds, key=lambda number: seconds[number]))
+    least = min(seconds.values())
+    return {number: each for number, each in seconds.items() if each <= HOPELESS * least}
+
+
+@contextmanager
+def idle_cores(clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
+    """Compute meanwhile with as many threads as there are idle cores for, as a convolution that is timed tells.
+
+    Beside other work a second thread can make everything many times as slow, since threads wait for one another. Where
+    nothing else runs nothing changes; where something does, results can differ in their last bits, and a line says so.
+    Training looks for itself, see `Threads`.
+    """
+    before = torch.get_num_threads()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    numbers = thread_numbers("auto", World(0, int(os.environ.get("WORLD_SIZE", "1")), device))
+    if len(numbers) > 1:
+        chosen = _fast_on_this_machine(numbers, clock)
+        torch.set_num_threads(chosen)
+        if chosen != before:
+            print(f"threads: {chosen} of {before}: other work keeps cores busy", file=sys.stderr, flush=True)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fast_on_this_machine(numbers: Sequence[int], clock: Callable[[], float]) -> int:
+    layer, images = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(16, 64, 16, 16)
+    times: dict[int, list[float]] = {number: [] for number in numbers}
+    with torch.no_grad():
+        for _ in range(1 + PROBES):
+            for number, own in times.items():
+                torch.set_num_threads(number)
+                started = clock()
+                layer(images)
+                own.append(clock() - started)
+    # The first of each finds caches empty.
+    medians = {number: statistics.median(own[1:]) for number, own in times.items()}
+    best = min(medians, key=lambda number: medians[number])
+    return best if medians[best] < BUSY * medians[numbers[0]] else numbers[0]
+
+
 class Threads:
     """The number of threads that updates are made with; with ``auto`` the fastest, found by timing a few with each.
 
@@ -58,8 +133,7 @@ class Threads:
     brings. What an update computes can differ in its last bits with their number.
 
     Args:
-        setting: ``auto`` or a number. On a GPU, among several processes, or where OMP_NUM_THREADS says how many,
-            ``auto`` leaves the number as it is.
+        setting: ``auto`` or a number, see `thread_numbers`.
         chosen_before: the number that a checkpoint was written with: ``auto`` goes on with it.
 
     Attributes:
@@ -73,11 +147,9 @@ class Threads:
         chosen_before: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        most = torch.get_num_threads()
-        self.number, self._clock = most if setting == "auto" else setting, clock
-        alone = world.device.type == "cpu" and world.size == 1
-        self._chooses = setting == "auto" and alone and most > 1 and "OMP_NUM_THREADS" not in os.environ
-        self._numbers = [most >> halvings for halvings in range(most.bit_length())]
+        self._numbers = thread_numbers(setting, world)
+        self.number, self._clock = self._numbers[0], clock
+        self._chooses = len(self._numbers) > 1
         self._to_time: list[int] = []
         self._told: int | None = None
         self._is_first, self._patience = True, 1

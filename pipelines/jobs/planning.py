@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from autoencoder.model import Autoencoder, find_autoencoder, load_autoencoder
 from autoencoder.training import StageOneConfig, StageOneTrainer, bytes_for_stage_one
-from cdrl.config import Config, StageOneTrainingConfig, TrainingConfig
+from cdrl.config import Config, StageOneTrainingConfig, ThreadCount, TrainingConfig
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.training.engine import World, start
+from cdrl.training.machine import fastest, thread_numbers
 from cdrl.training.memory import bytes_for_training
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines.jobs.training import stage_one_settings
@@ -93,7 +94,7 @@ def plans(config: Config) -> list[StagePlan]:
     world, stages = start(), []
     if world.is_main:
         print(
-            "timing some updates on this machine: half a minute, or some for large networks",
+            "timing some updates on this machine: half a minute, or some for large networks or beside other work",
             file=sys.stderr,
             flush=True,
         )
@@ -118,9 +119,9 @@ def _stage_one(settings: StageOneConfig, world: World) -> StagePlan:
 
     # An adversarial term that comes late makes the updates after it dearer.
     step = settings.autoencoder.objective.adversarial_start
-    images, seconds = _measured(trainer, training.batch_size, world, first_step=0)
+    images, seconds = _measured(trainer, training.batch_size, world, threads=settings.threads, first_step=0)
     if settings.autoencoder.objective.adversarial_weight and 0 < step < training.num_steps:
-        _, late = _measured(trainer, images, world, first_step=step)
+        _, late = _measured(trainer, images, world, threads=settings.threads, first_step=step)
         seconds += (late - seconds) * (1 - step / training.num_steps)
     with torch.device("meta"):
         architecture = settings.autoencoder.architecture.model_copy(update={"bottleneck": "kl"})
@@ -137,7 +138,8 @@ def _stage_two(config: Config, world: World) -> StagePlan:
         data = _random_data(shape, batch_size, classes)
         return CooperativeTrainer(config.model_copy(update={"training": smaller}), data, classes, world)
 
-    images, seconds = _measured(trainer, training.batch_size // training.accumulation, world, first_step=0)
+    together = training.batch_size // training.accumulation
+    images, seconds = _measured(trainer, together, world, threads=config.threads, first_step=0)
     model, memory = CDRL.without_weights(config, shape, classes), sum(bytes_for_training(config, shape, classes, world))
     return _planned("energies and initializers", model, memory, training, images, seconds, world)
 
@@ -165,16 +167,28 @@ def _planned(
     )
 
 
-def _measured(trainer_of: Callable[[int], Any], batch_size: int, world: World, *, first_step: int) -> tuple[int, float]:
-    """Images and seconds of an update: of ``batch_size`` images, or of as many as take no more than some seconds."""
-    images = world.size
+def _measured(
+    trainer_of: Callable[[int], Any], batch_size: int, world: World, *, threads: ThreadCount, first_step: int
+) -> tuple[int, float]:
+    """Images and seconds of an update: of ``batch_size`` images, or of as many as take no more than some seconds.
+
+    With ``threads: auto`` the seconds are those with the fastest number of threads, which training would take.
+    """
+    images, numbers, before = world.size, thread_numbers(threads, world), torch.get_num_threads()
     while True:
         with closing(trainer_of(images)) as trainer:
+            torch.set_num_threads(numbers[-1])  # other work hardly slows down the fewest
             trainer.update(first_step)  # the first one sets up
-            started = time.monotonic()
-            for step in range(1, 1 + _ROUNDS):
-                trainer.update(first_step + step)
-            slowest = torch.tensor((time.monotonic() - started) / _ROUNDS)
+            steps = itertools.count(first_step + 1)
+
+            def updates(trainer: Any = trainer, steps: Iterator[int] = steps) -> None:
+                for _ in range(_ROUNDS):
+                    trainer.update(next(steps))
+
+            found = fastest(updates, numbers)
+            torch.set_num_threads(before)
+            numbers = list(found)
+            slowest = torch.tensor(min(found.values()) / _ROUNDS)
         if world.size > 1:
             torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
         if images == batch_size or slowest.item() > _ENOUGH:

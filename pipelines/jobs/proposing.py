@@ -71,7 +71,7 @@ class Folder:
         if self.broken:
             yield f"  {counted(len(self.broken), 'picture')} that cannot be read, to be removed first: {self.broken[0]}"
         if self.train < _FEW:
-            yield "  few pictures: samples will be close to them; judge-stages tells how close"
+            yield "  few pictures: samples will be close to them; report shows each beside the nearest ones"
 
 
 def look_at(path: Path) -> Folder:
@@ -136,7 +136,7 @@ def proposal(folder: Folder, size: int, space: str, hours: float) -> tuple[str, 
             if name in section:
                 section[name] = max(50, count // 8 // 50 * 50)
     final: Config = parse_config(values, source="the proposal")
-    expected = list(_expectations(measured, steps, folder, hours))
+    expected = list(_expectations(measured, steps, folder, size, hours))
     return _commented(final, values, folder, hours, expected), expected
 
 
@@ -148,7 +148,7 @@ def write_proposal(folder: Path, size: int | None, space: str | None, hours: flo
         DataError: it is no folder of pictures.
     """
     if out.exists():
-        raise RunError(f"{out}: exists already; name another file with --out")
+        raise RunError(f"{out}: exists already; remove it, or name another file with --out")
     found = look_at(folder)
     side = size or default_size(found, hours)
     text, expected = proposal(found, side, space or ("pixel" if side <= SIZES[0] else "latent"), hours)
@@ -243,7 +243,9 @@ def _settings(folder: Folder, size: int, space: str) -> dict[str, Any]:
     return values
 
 
-def _expectations(measured: Sequence[StagePlan], steps: Sequence[int], folder: Folder, hours: float) -> Iterator[str]:
+def _expectations(
+    measured: Sequence[StagePlan], steps: Sequence[int], folder: Folder, size: int, hours: float
+) -> Iterator[str]:
     for stage, count in zip(measured, steps, strict=True):
         an_update = stage.total_seconds / stage.num_steps
         seen = count * stage.batch_size
@@ -251,13 +253,14 @@ def _expectations(measured: Sequence[StagePlan], steps: Sequence[int], folder: F
             f"{stage.name}: {stage.batch_size / an_update:.3g} images a second here; {count:,} updates see {seen:,} "
             f"images, each picture {seen / max(1, folder.train):.3g} times, in {duration(count * an_update)}"
         )
+    yield "encoding, pictures and evaluations come on top, and what else runs here slows all of it down"
     total = sum(count * stage.total_seconds / stage.num_steps for stage, count in zip(measured, steps, strict=True))
     if steps[-1] < _FEW_STEPS:
         yield _TOO_FEW
     if total > 3600 * hours:
         yield (
             f"{duration(total)} in all, more than the {hours:g} h asked for: with fewer updates nothing can be seen. "
-            "To stay within: a smaller --size, or smaller num_steps in the file"
+            + ("To stay within: a smaller --size" if size > SIZES[0] else "This is the smallest size that is worth it")
         )
     elif total < 0.6 * 3600 * hours:
         yield f"less than {hours:g} h: more epochs of so few pictures would teach little; a larger --size takes longer"
@@ -270,9 +273,11 @@ _REASONS: dict[str, Callable[[Config], str]] = {
         else "the energies model pixels; with latent, those of the first stage, faster and blurrier"
     ),
     "data": lambda c: (
-        "flip: mirror images are as good as the pictures; false where left and right or letters matter"
+        "path, as all paths here, is seen from the folder in which commands are typed; flip: mirror images are as good "
+        "as the pictures; false where left and right or letters matter"
         if c.data.flip
-        else "flip: true where mirror images would be as good as the pictures"
+        else "path, as all paths here, is seen from the folder in which commands are typed; flip: true where mirror "
+        "images would be as good as the pictures"
     ),
     "autoencoder": lambda c: (
         f"the first stage: each image becomes {_cells(c)} cells of 4 numbers. A smaller kl_weight keeps more detail, "
@@ -281,7 +286,10 @@ _REASONS: dict[str, Callable[[Config], str]] = {
     "schedule": lambda c: "larger steps than the paper's, for shorter chains",
     "energy": lambda c: "a network that learns in hours on a CPU; channels: 128 and num_blocks: 2 where there is a GPU",
     "initializer": lambda c: "it only proposes: small is enough",
-    "training": lambda c: "length from the hours asked for, by updates timed on this machine; num_steps may grow later",
+    "training": lambda c: (
+        "length from the hours asked for, by updates timed on this machine. num_steps may grow later, here or typed "
+        "behind the command: training.num_steps=…"
+    ),
     "sampling": lambda c: "longer chains than in training, a little colder: less grey noise",
     "deepspeed": lambda c: "nothing to shard; the paper's networks want 1 and several GPUs",
 }

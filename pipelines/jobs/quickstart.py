@@ -14,6 +14,7 @@ from cdrl.data import training_images
 from cdrl.runs.lock import locked
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import read_json
+from cdrl.training.machine import idle_cores
 from pipelines.evaluation.stages import JUDGE_STEPS, stage_figures
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two
 
@@ -56,10 +57,10 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
             for split in ("train", "test"):
                 training_images(config.data, split)
         run_stage_one(config, run)
-        with timed("encode"):
+        with timed("encode"), idle_cores():
             run_encoding(config, run)
         run_stage_two(config, run)
-        with timed("figures"):
+        with timed("figures"), idle_cores():
             figures = stage_figures(run, output.folder, COMPARED, judge_steps=20 if short else JUDGE_STEPS)
         trained = {
             "stage_one": read_json(run / "autoencoder" / "model" / DESCRIPTION)["wall_seconds"],

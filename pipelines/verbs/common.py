@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_type_hints
 
@@ -264,10 +264,13 @@ def as_asked(config: Path, overrides: list[str] | None, run: Path | None = None)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(*, computes: bool = False) -> Iterator[None]:
     """Mistakes that a user can mend, and files that cannot be written, are one line without a traceback.
 
     Of several processes that torchrun has started the first to fail tells, before torchrun does.
+
+    Args:
+        computes: what is done is no training, which looks for itself, but takes networks: leave cores that are busy.
     """
     launcher = os.getppid()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if _has_cuda() else "cpu")
@@ -275,6 +278,7 @@ def clear_errors() -> Iterator[None]:
     from cdrl.data import DataError
     from cdrl.runs.run import RunError, os_error_in_words
     from cdrl.training.interruption import Interrupted
+    from cdrl.training.machine import idle_cores
     from cdrl.training.monitor import DivergenceError
     from cdrl.training.processes import another_has_told, first_to_fail, stop_with_launcher
 
@@ -287,7 +291,8 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(code)
 
     try:
-        yield
+        with idle_cores() if computes else nullcontext():
+            yield
     except Interrupted as stop:
         end(str(stop), 130)
     except (ConfigError, DataError, DivergenceError, RunError, ValueError, OSError) as error:

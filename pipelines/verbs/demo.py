@@ -31,7 +31,7 @@ def demo(
 
     python run.py demo runs/quickstart heads256 --open
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.demo.runs import DemoRuns
 
         offered = DemoRuns(runs or ())

@@ -51,7 +51,7 @@ def sample(
 
     python run.py sample runs/quickstart --num-images 1000 --batch-size 250 --out faces
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from cdrl.names import counted
         from pipelines.generation import run_sample
         from pipelines.guidance import parse_guidance
@@ -92,7 +92,7 @@ def chains(
 
     python run.py chains runs/digits --kernel mala --level 2 --every 50
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.studies.long_chains import chain_lines, run_chains
 
         picture, levels = run_chains(
@@ -130,7 +130,7 @@ def interpolate(
 
     python run.py interpolate runs/digits --from-seed 3 --to-seed 13 --label 3 --num-images 12
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.interpolation import run_interpolation
 
         picture = run_interpolation(
@@ -188,7 +188,7 @@ def inpaint(
 
     python run.py inpaint runs/digits --test 200 --box center
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.inpainting.study import Filling, HiddenPart, inpainting_lines, measure_inpainting, run_inpainting
 
         if (image is None) == (test is None):

@@ -31,7 +31,7 @@ def judge(
 
     Example: python run.py judge runs/digits
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.evaluation.referee import judge_run
 
         for name, value in judge_run(run, num_images, seed).items():
@@ -79,7 +79,7 @@ def evaluate(
 
     python run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500 --processes 8
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         work_together(processes)
         from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines
 
@@ -152,7 +152,7 @@ def judge_composition(
 
     Example: python run.py judge-composition runs/faces_composition
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.evaluation.attributes import composition_lines, run_composition
         from pipelines.studies.guidance_sweep import parse_weights
 
@@ -170,7 +170,7 @@ def judge_stages(
 
     Example: python run.py judge-stages runs/quickstart
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.evaluation.stages import run_stages
 
         for name, value in run_stages(run, num_images).items():
@@ -197,7 +197,7 @@ def sweep_guidance(
 
     python run.py sweep-guidance runs/digits --weights 0,1,4 --num-images 100 --blocks 1
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.studies.guidance_sweep import parse_weights, run_guidance_sweep
 
         folder, sweep = run_guidance_sweep(run, parse_weights(weights), num_images, blocks=blocks, seed=seed, **options)
@@ -224,7 +224,7 @@ def roles(
 
     python run.py roles runs/digits --steps 5 --label 3
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.studies.roles import run_roles
 
         picture, figures = run_roles(run, num_images, fresh=fresh, seed=seed, label=label, **options)
@@ -271,7 +271,7 @@ def density(
 
     Example: python run.py density runs/checkerboard
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.studies.density import density_report, density_table
 
         typer.echo(density_table(density_report(run, num_samples, seed)))
@@ -324,7 +324,7 @@ def detect(
     --against interpolation --against cifar100:cifar-100-python --against celeba:celeba --against svhn:svhn
     --against dtd:dtd
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.detection.detect import detection_table, run_detection
 
         if out:
@@ -359,7 +359,7 @@ def compare_steps(
 
     Example: python run.py compare-steps runs/digits
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from pipelines.studies.ablation import parse_seeds
         from pipelines.studies.step_budgets import budget_table, compare_budgets
 
@@ -413,7 +413,7 @@ def likelihood(
 
     python run.py likelihood checkerboard --temperatures 300 --chains 256
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         work_together(processes)
         from pipelines.likelihood.likelihood import PICTURE, RECORD, Question, likelihood_table, run_likelihood
         from pipelines.likelihood.normalizer import Effort

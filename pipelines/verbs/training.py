@@ -102,7 +102,7 @@ def encode(config: ConfigPath, overrides: Overrides = None, run: RunOption = Non
 
     Example: python run.py encode configs/fashion_mnist_latent.yaml
     """
-    with clear_errors():
+    with clear_errors(computes=True):
         from cdrl.config_files import load_config
         from pipelines.jobs.training import run_encoding
 

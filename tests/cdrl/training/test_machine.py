@@ -11,7 +11,7 @@ import torch
 
 from cdrl.runs.run import Run, read_json
 from cdrl.training.engine import World
-from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads
+from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads, fastest, idle_cores, thread_numbers
 from pipelines.jobs.training import run_stage_two
 from tests.helpers import tiny_config
 
@@ -157,3 +157,63 @@ def test_a_run_keeps_its_number_with_its_checkpoint_and_its_model(tmp_path: Path
     assert torch.get_num_threads() == 2
     assert read_json(Run(tmp_path).checkpoint_path(6) / "state.json")["threads"] == 1
     assert read_json(tmp_path / "model" / "config.json")["threads"] == 1
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("seconds", "known"), [(alone, {2: 0.3, 1: 0.4}), (beside_another, {1: 0.4})], ids=["alone", "beside"]
+)
+def test_work_is_timed_with_each_number_and_the_fastest_stays(
+    seconds: Callable[[int], float], known: dict[int, float]
+) -> None:
+    clock = Clock()
+
+    def work() -> None:
+        clock.now += seconds(torch.get_num_threads())
+
+    found = fastest(work, thread_numbers("auto", ALONE), clock)
+    assert found == pytest.approx(known)
+    assert torch.get_num_threads() == min(known, key=lambda number: known[number])
+
+
+def test_fewer_threads_than_some_that_are_hopeless_are_not_waited_for() -> None:
+    clock, tried = Clock(), []
+
+    def work() -> None:
+        tried.append(torch.get_num_threads())
+        clock.now += {8: 1.0, 4: 2.5, 2: 5.0}[tried[-1]]
+
+    assert fastest(work, [8, 4, 2], clock) == pytest.approx({8: 1.0})
+    assert tried == [8, 4]
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("seconds", "expected"), [(alone, 2), (beside_another, 1)], ids=["alone", "beside"])
+def test_other_work_leaves_one_thread_and_is_told(
+    seconds: Callable[[int], float], expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Looks:
+        """Every second look is behind the work."""
+
+        def __init__(self) -> None:
+            self.now, self.looks = 0.0, 0
+
+        def __call__(self) -> float:
+            self.looks += 1
+            if self.looks % 2 == 0:
+                self.now += seconds(torch.get_num_threads())
+            return self.now
+
+    with idle_cores(Looks()) as number:
+        assert number == torch.get_num_threads() == expected
+    assert torch.get_num_threads() == 2
+    told = capsys.readouterr().err
+    assert told == ("" if expected == 2 else "threads: 1 of 2: other work keeps cores busy\n")
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_number_that_the_environment_names_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with idle_cores(lambda: pytest.fail("timed")) as number:
+        assert number == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cdrl import CDRL, ConfigError
 from cdrl.config_files import load_config
@@ -36,6 +38,33 @@ def test_a_plan_counts_what_training_builds_and_times_its_updates(
     assert stage.checkpoint == 16 * stage.parameters
     assert stage.memory > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_updates_are_timed_with_the_number_of_threads_that_training_would_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beside a neighbour two threads take ten times as long: the plan is that of one, and none is left behind."""
+    asked = []
+
+    def beside_a_neighbour(work: Callable[[], None], numbers: list[int]) -> dict[int, float]:
+        work()
+        asked.append(numbers)
+        return {1: 0.5} if 1 in numbers else {2: 5.0}
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(planning, "fastest", beside_a_neighbour)
+    torch.set_num_threads(2)
+    try:
+        (stage,) = plans(tiny_config())
+        assert torch.get_num_threads() == 2
+        (fixed,) = plans(tiny_config(threads=2))
+    finally:
+        torch.set_num_threads(1)
+    assert asked[0] == [2, 1]
+    # Twice as many images with what is left of the numbers.
+    assert asked[1] == [1]
+    assert stage.seconds == pytest.approx(0.25)
+    assert fixed.seconds == pytest.approx(2.5)
 
 
 @pytest.mark.usefixtures("at_a_glance")
