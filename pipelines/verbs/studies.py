@@ -171,10 +171,9 @@ def judge_stages(
     Example: python run.py judge-stages runs/quickstart
     """
     with clear_errors():
-        from pipelines.evaluation.stages import run_stages
+        from pipelines.evaluation.stages import run_stages, stages_table
 
-        for name, value in run_stages(run, num_images).items():
-            typer.echo(f"{name}: {value}")
+        typer.echo(stages_table(run_stages(run, num_images)))
         tell(f"figures and pictures in {run / 'stages'}", "report", run)
 
 
