@@ -335,8 +335,9 @@ def detect(
                 raise ValueError("--in-distribution: is for --against; --images are compared with training images")
             from pipelines.detection.image_scores import run_image_scores
 
-            table, read = run_image_scores(run, images, num_compared=num_images, seed=seed)
-            tell(f"{read}\nscores, the least likely picture first, in {table}")
+            file, read, table = run_image_scores(run, images, num_compared=num_images, seed=seed)
+            tell(f"{read}\nscores, the least likely picture first, in {file}")
+            typer.echo(table)
             tell(
                 "log_density_0 and percentile_train_0 are those to go by: a percentile near 0 is unlike training images"
             )
