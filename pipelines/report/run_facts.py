@@ -117,8 +117,8 @@ def gaps_in_words(log: Path) -> str:
         return line
     which = f"level {outside[0]} is" if len(outside) == 1 else f"levels {', '.join(outside)} are"
     return (
-        f"{line}\n{which} not there yet: more updates (a larger training.num_steps) usually help; where a gap keeps its "
-        "sign and grows, a smaller training.energy_lr in a new run"
+        f"{line}\n{which} not there yet: more updates (a larger training.num_steps) usually help; where a gap keeps "
+        "its sign and grows, a smaller training.energy_lr in a new run"
     )
 
 
