@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder
 from autoencoder.objective import psnr, ssim
-from cdrl.data import Grids, as_floats, image_batches, to_bytes
+from cdrl.data import Grids, as_floats, contact_sheet, filled_row, image_batches, to_bytes
 
 SHOWN, WORST = 32, 8
 
@@ -62,10 +61,12 @@ def worst_picture(images: Tensor, reconstruction: Reconstruction) -> Tensor:
 
 
 def pairs_picture(images: Tensor, reconstruction: Tensor, columns: int = 8) -> Tensor:
-    """Rows of images, each above the row of their reconstructions, as one uint8 picture [3, H, W].
+    """Rows of images, each right above its reconstruction, as one uint8 picture [3, H, W]; small ones are enlarged.
 
     Raises:
         ValueError: as `cdrl.data.to_bytes`.
     """
-    rows = [part for pair in zip(images.split(columns), reconstruction.split(columns), strict=True) for part in pair]
-    return make_grid(to_bytes(torch.cat(rows)), nrow=columns).cpu()
+    columns = min(columns, len(images))
+    parts = zip(to_bytes(images).split(columns), to_bytes(reconstruction).split(columns), strict=True)
+    rows = [filled_row(part, columns) for pair in parts for part in pair]
+    return contact_sheet(torch.cat(rows), columns)

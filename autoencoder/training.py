@@ -23,7 +23,7 @@ from cdrl.runs.checksums import folder_with_checksums, verify_checksums
 from cdrl.runs.model_folder import take_over
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import read_checkpoint_record
-from cdrl.runs.run import Run, tell_if_finished, write_json
+from cdrl.runs.run import Run, tell_where_it_goes_on, write_json
 from cdrl.sampling.noise import ImageNoise, derive_seed
 from cdrl.training.engine import (
     Trainee,
@@ -203,7 +203,7 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         step, stopwatch = int(state["step"]), Stopwatch(state)
         threads = stack.enter_context(Threads(config.threads, world, state.get("threads")).in_use())
         if world.is_main:
-            tell_if_finished(run, step, "autoencoder.training.num_steps", training.num_steps)
+            tell_where_it_goes_on(run, step, "autoencoder.training.num_steps", training.num_steps)
         terms = RunningMeans(world.device)
         terms.sums |= load_sums(last[1], world).get("terms", {}) if last else {}
         watch = StageOneWatch(mean_image_psnr(test), training, best=state.get("best_psnr"))

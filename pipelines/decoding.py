@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from autoencoder.model import Autoencoder, load_autoencoder, save_autoencoder
 from cdrl.arguments import check_grids, check_kind
-from cdrl.data import expect_finite, fewer_of_large, to_bytes
+from cdrl.data import contact_sheet, expect_finite, fewer_of_large, filled_row, to_bytes
 from cdrl.runs.records import ModelRecord
 from cdrl.runs.run import RunError
 
@@ -161,7 +160,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
-    """Arrange images [N, C, H, W] in [-1, 1] in a grid, enlarging small ones: uint8 [3, H', W'].
+    """Arrange images [N, C, H, W] in [-1, 1] in a grid, enlarging small ones, see `contact_sheet`: uint8 [3, H', W'].
 
     Raises:
         TypeError: they are no tensor.
@@ -170,21 +169,20 @@ def grid_picture(images: Tensor, columns: int = 8) -> Tensor:
     check_kind("images", images, Tensor, "a tensor")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
         raise ValueError(f"images: expected at least one, [N, 1 or 3, H, W], found {list(images.shape)}")
-    zoom = max(1, 32 // images.shape[-1])
-    enlarged = to_bytes(images).repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
-    return make_grid(enlarged, nrow=columns, pad_value=255).cpu()
+    return contact_sheet(to_bytes(images), columns)
 
 
 def captioned_picture(rows: Sequence[tuple[Tensor, Sequence[str]]], columns: int = 8) -> Tensor:
     """Stack grids of images [N, C, H, W] in [-1, 1], each with its captions below: uint8 [3, H', W'].
 
-    The captions of a grid are spread evenly over its width, so that one per column labels the columns.
+    The captions of a grid are spread evenly over its width, so that one per column labels the columns. All grids are as
+    wide as the widest.
     """
     line, font = 20, ImageFont.load_default(size=12)
+    columns = min(columns, max(len(images) for images, _ in rows))
     parts = []
     for images, words in rows:
-        zoom = max(1, 64 // images.shape[-1])
-        grid = grid_picture(images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3), columns)
+        grid = grid_picture(filled_row(images, columns), columns)
         caption = Image.new("RGB", (grid.shape[2], line), "white")
         draw = ImageDraw.Draw(caption)
         for place, word in enumerate(words):

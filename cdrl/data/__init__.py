@@ -6,6 +6,7 @@ from cdrl.data.images.eight_bits import as_floats, expect_finite, fewer_of_large
 from cdrl.data.images.files import Decoding, read_picture
 from cdrl.data.images.preparing import prepare_images
 from cdrl.data.images.sets import DataError, Grids, GridSet, ImageSet, SomeGrids, Source, Split
+from cdrl.data.images.sheets import contact_sheet, filled_row
 from cdrl.data.loading import (
     StepAhead,
     StreamedTrainingSet,
@@ -57,10 +58,12 @@ __all__ = [
     "check_batch",
     "checkerboard_density",
     "class_names",
+    "contact_sheet",
     "data_facts",
     "data_in_words",
     "expect_finite",
     "fewer_of_large",
+    "filled_row",
     "image_batches",
     "image_training_set",
     "inside_squares",

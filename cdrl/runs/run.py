@@ -180,7 +180,9 @@ class Run:
                 raise RunError(f"{self.folder}: no checkpoint is left to go on from; train in another folder")
             if changed:
                 told = ", ".join(f"{change.key} {change.there!r} -> {change.here!r}" for change in changed)
-                print(f"{self.folder}: goes on with {told}", file=sys.stderr, flush=True)
+                last = self.last_checkpoint()
+                whence = f"from step {last[0]} " if last else ""
+                print(f"{self.folder}: goes on {whence}with {told}", file=sys.stderr, flush=True)
                 self._note(config)
             return
         if path.exists():  # otherwise what lies here may be anybody's
@@ -267,11 +269,15 @@ class Run:
             clear_all_leftovers(folder)
 
 
-def tell_if_finished(run: Run, step: int, key: str, num_steps: int) -> None:
-    """Say in one line of a run that was trained to its end before that there is nothing to do, and how it can go on."""
+def tell_where_it_goes_on(run: Run, step: int, key: str, num_steps: int) -> None:
+    """Say in one line from which step a run goes on; of one that was trained to its end before, how it can go on."""
     if step >= num_steps:
-        line = f"{run.folder}: was trained to its end before, step {step}; to go on from there: {key}={2 * step}, say"
-        print(line, file=sys.stderr, flush=True)
+        told = f"was trained to its end before, step {step}; to go on from there: {key}={2 * step}, say"
+    elif step:
+        told = f"goes on from step {step} of {num_steps}"
+    else:
+        return
+    print(f"{run.folder}: {told}", file=sys.stderr, flush=True)
 
 
 class Tracker(Protocol):

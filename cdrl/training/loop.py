@@ -19,7 +19,7 @@ from cdrl.model import CDRL
 from cdrl.runs.checksums import folder_with_checksums
 from cdrl.runs.model_folder import find_model, save_model
 from cdrl.runs.progress import progress_bar
-from cdrl.runs.run import Run, read_json, tell_if_finished
+from cdrl.runs.run import Run, read_json, tell_where_it_goes_on
 from cdrl.training.engine import World, barrier, by_main
 from cdrl.training.interruption import (
     Interrupted,
@@ -146,7 +146,7 @@ def _train_to_the_end(
         None if compiled else state.get("threads"),
     )
     if world.is_main:
-        tell_if_finished(run, step, "training.num_steps", training.num_steps)
+        tell_where_it_goes_on(run, step, "training.num_steps", training.num_steps)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
     sums = load_sums(last[1], world) if last else {}
     monitor.sums |= sums.get("monitor", {})

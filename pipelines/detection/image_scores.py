@@ -24,6 +24,8 @@ from pipelines.results import Drawn
 SCORES = "scores.csv"
 NUM_COMPARED = 1000
 """Training images that others are compared with."""
+ALL_SHOWN, LEAST_SHOWN = 10, 5
+"""So many pictures are all shown in a terminal; of more the least likely."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,17 @@ def score_images(
     return ImageScores(values, 100.0 * below / len(reference), len(reference))
 
 
-def run_image_scores(run: Path, folder: Path, *, num_compared: int | None, seed: int) -> tuple[Path, str]:
-    """Score every picture below a folder; returns RUN/scores-NAME/scores.csv, and what was read, in words.
+def run_image_scores(run: Path, folder: Path, *, num_compared: int | None, seed: int) -> tuple[Path, str, str]:
+    """Score every picture below a folder.
 
     A picture is cropped to its central square and resized as for training.
 
     Args:
         num_compared: training images to compare with. None for those whose densities lie with the weights, see
             `pipelines.detection.known_images`, or else 1,000.
+
+    Returns:
+        RUN/scores-NAME/scores.csv, what was read in words, and the `scores_table`.
 
     Raises:
         RunError, DataError: as `score_images`; or a picture cannot be read, or there is none.
@@ -101,7 +106,25 @@ def run_image_scores(run: Path, folder: Path, *, num_compared: int | None, seed:
         (output.folder / SCORES).write_text(_table(found.names, scores), encoding="utf-8")
         output.record = {"num_images": len(found.names), "num_compared": scores.compared, "seed": seed}
     whence = "training images" if known is None else "training images whose densities lie with the weights"
-    return place / SCORES, f"{found.told}\ncompared with {scores.compared:,} {whence}"
+    told = f"{found.told}\ncompared with {scores.compared:,} {whence}"
+    return place / SCORES, told, scores_table(found.names, scores)
+
+
+def scores_table(names: Sequence[str], scores: ImageScores) -> str:
+    """Scores at level 0 for a terminal, the least likely image first: of all images, or where they are many of a few.
+
+    Args:
+        names: of the images.
+    """
+    order = scores.log_density[:, 0].argsort().tolist()
+    shown = order if len(order) <= ALL_SHOWN else order[:LEAST_SHOWN]
+    title = "log density at level 0, and percentile among training images"
+    lines = [title if len(shown) == len(order) else f"{title}, of the {len(shown)} least likely of {len(order):,}"]
+    width = max(len(names[row]) for row in shown)
+    for row in shown:
+        density, percentile = scores.log_density[row, 0].item(), scores.percentile[row, 0].item()
+        lines.append(f"{names[row]:{width}}  {density:12.6g}  {percentile:5.1f}")
+    return "\n".join(lines)
 
 
 def _table(names: Sequence[str], scores: ImageScores) -> str:

@@ -30,6 +30,11 @@ def in_thousands(count: int) -> str:
     return f"{count // 1000}k" if count and count % 1000 == 0 else str(count)
 
 
+def from_thousands(count: str) -> int:
+    """The number that `in_thousands` has abbreviated."""
+    return 1000 * int(count.removesuffix("k")) if count.endswith("k") else int(count)
+
+
 def sampling_suffix(pipeline: CDRLPipeline, facts: Mapping[str, Any]) -> str:
     """Suffix of a figure's name: the sampler's settings that differ from the run's own, such as ``_steps30_w0.7``.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipelines.decoding import LatentDecoder, grid_picture
 from pipelines.evaluation.attributes import known_attributes
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
-from pipelines.evaluation.figure_names import in_thousands
+from pipelines.evaluation.figure_names import from_thousands, in_thousands
 from pipelines.evaluation.judge import train_attribute_judge, train_class_judge
 from pipelines.evaluation.neighbours import nearest
 from pipelines.generation import default_device, labels_in_turn
@@ -30,6 +31,18 @@ from pipelines.generation import default_device, labels_in_turn
 JUDGE_STEPS = 500
 SHOWN = 64
 NEIGHBOURS = 200
+FEW = 200
+"""Distances of fewer images are mostly chance."""
+
+_IN_WORDS = {
+    "train": "training images",
+    "test": "held-out images",
+    "reconstructions": "reconstructions of held-out images",
+    "samples": "samples",
+    "initializer": "initializer alone",
+    "decoded_noise": "decoded noise",
+}
+_FEATURES = {"lite0": "EfficientNet-Lite0", "judge": "the judge"}
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,55 @@ def stage_figures(run: Path, folder: Path, num_images: int, *, judge_steps: int)
     for kind, measure in measures.items():
         figures |= _distances(f"fd_{kind}", {name: measure(part) for name, part in images.items()}, count)
     return {**figures, "nearest_training_latent": nearest_latents(run, decoder, generated.grids)}
+
+
+def stages_table(report: Mapping[str, Any]) -> str:
+    """A report of `stage_figures` for a terminal."""
+    quality = f"PSNR {report['psnr']:.2f} dB (worst {report['worst_psnr']:.2f} dB), SSIM {report['ssim']:.4f}"
+    blocks = [f"held-out images and their reconstructions: {quality}"]
+    for name, head in (
+        ("judge_right", "share that a judge of real images reads right"),
+        ("judge_reads_true", "share that a judge of real images reads as"),
+    ):
+        if name in report:
+            shares = report[name]
+            rows = {key: [f"{of[key]:.3f}" for of in shares.values()] for key in next(iter(shares.values()))}
+            blocks.append(_columns(head, [_IN_WORDS[of] for of in shares], rows))
+    for name in report:
+        if found := re.fullmatch(r"fd_(.+)_(\d+k?)_test", name):
+            blocks.append(_distances_table(report, *found.groups()))
+    distances = report["nearest_training_latent"]
+    blocks.append(
+        f"mean distance to the nearest training latent: samples {distances['samples']:.4g}, held-out latents "
+        f"{distances['test']:.4g} (samples that are nearer are copies)"
+    )
+    return "\n\n".join(blocks)
+
+
+def _distances_table(report: Mapping[str, Any], features: str, number: str) -> str:
+    """Distances on the features of one network, to both sets; with a warning where there are few images."""
+    count = from_thousands(number)
+    to_test, to_made = (report[f"fd_{features}_{number}_{to}"] for to in ("test", "reconstructions"))
+    halves = to_made["halves_of_reconstructions"]
+    rows = {
+        _IN_WORDS[name]: [f"{to[name]:.4g}" if name in to else "-" for to in (to_test, to_made)] for name in to_test
+    }
+    rows["reconstructions, one half to the other"] = ["-", f"{halves:.4g}"]
+    title = f"Fréchet distance on features of {_FEATURES[features]}, {count} images a side"
+    table = _columns(title, ["to held-out images", "to reconstructions"], rows)
+    if count >= FEW:
+        return table
+    warning = f"warning: distances of fewer than {FEW} images are mostly chance; two halves of one set are {halves:.4g}"
+    return f"{table}\n{warning} apart"
+
+
+def _columns(title: str, heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    width = max(map(len, rows))
+    lines = [
+        name.ljust(width) + "".join(cell.rjust(len(head) + 2) for cell, head in zip(cells, heads, strict=True))
+        for name, cells in (("", heads), *rows.items())
+    ]
+    return "\n".join([title, *lines])
 
 
 def nearest_latents(run: Path, decoder: LatentDecoder, samples: Tensor) -> dict[str, float]:

@@ -17,6 +17,13 @@ from pipelines.report.run_facts import Facts, newest_picture, read_curves, read_
 
 CARD, PICTURE, CONFIG, RECORD = "README.md", "samples.png", "config.yaml", "card.json"
 _QUALITY = ("held_out_psnr", "held_out_ssim")
+_NOT_MEASURED = {
+    "pixel": "Samples were not compared with real images: `cdrl evaluate RUN` and `cdrl judge RUN` do",
+    "latent": "Samples were not compared with real images: `cdrl evaluate RUN`, `cdrl judge RUN` and "
+    "`cdrl judge-stages RUN` do",
+    "point": "Samples were not compared with the true density: `cdrl density RUN` does",
+}
+"""What a card without figures says, whatever training has measured."""
 TO_WRITE = "*To be written by who trained it.*"
 
 SOURCES = {
@@ -122,7 +129,7 @@ def card_lines(facts: Facts, *, pictured: bool) -> Iterator[str]:
     yield (f"{source[0].upper()}{source[1:]}." if source else TO_WRITE) + (f" Read: {read}." if read else "")
     yield f"\nLicence of the weights: {TO_WRITE}\n"
     yield "## Figures\n"
-    yield from _figures(facts)
+    yield from _figures(facts, config.space)
     yield "## What it is bad at\n"
     yield TO_WRITE
 
@@ -137,7 +144,7 @@ def _costs(facts: Facts) -> Iterator[str]:
     yield f"- Seed {facts.config.get('seed', 0)}; all settings are in {CONFIG}.\n"
 
 
-def _figures(facts: Facts) -> Iterator[str]:
+def _figures(facts: Facts, space: str) -> Iterator[str]:
     if facts.best:
         yield f"Best in training: {facts.best}.\n"
     first_stage = read_curves(facts.folder / "autoencoder" / "metrics.jsonl")
@@ -149,7 +156,7 @@ def _figures(facts: Facts) -> Iterator[str]:
     if held_out:
         yield f"First stage, on held-out images at the end of its training: {', '.join(held_out)}.\n"
     if not facts.figures:
-        yield "None were measured: `cdrl evaluate RUN`, `cdrl judge RUN` or `cdrl judge-stages RUN` do.\n"
+        yield f"{_NOT_MEASURED[space]}.\n"
         return
     yield "Each name says what was compared with what (docs/evaluation.md of the project explains them).\n"
     yield "| figure | value |"

@@ -250,7 +250,7 @@ def neighbours_picture(run: Path, count: int) -> tuple[Tensor, str]:
         f"to the nearest training image: samples {distances[:, 0].mean():.4f} (nearest of all "
         f"{distances[:, 0].min():.4f}), {len(usual)} held-out images {usual.mean():.4f} ({usual.min():.4f})"
     )
-    return grid_picture(as_floats(rows), columns=2 + NEAREST), words
+    return grid_picture(as_floats(rows), columns=2 + images.shape[1]), words
 
 
 def _overview(facts: Sequence[Facts]) -> list[list[str]]:

@@ -101,17 +101,25 @@ def read_curves(log: Path) -> dict[str, Curve]:
 
 
 def gaps_in_words(log: Path) -> str:
-    """The energy gaps of each level, averaged over the last fifth of metrics.jsonl, and what is healthy; or nothing."""
+    """The energy gaps of each level, averaged over the last fifth of metrics.jsonl, and what is healthy; or nothing.
+
+    Where a level's is not, a second line says which and what helps.
+    """
     levels = [points[-max(1, len(points) // 5) :] for points in read_curves(log).get("energy_gap", {}).values()]
-    means = [
-        fmean(value for _, value in points if isfinite(value))
-        for points in levels
-        if any(isfinite(v) for _, v in points)
-    ]
-    if not means:
+    known = [[value for _, value in points if isfinite(value)] for points in levels]
+    means = [round(fmean(values), 3) if values else None for values in known]
+    if not any(known):
         return ""
-    told = ", ".join(f"{mean:+.3f}" for mean in means)
-    return f"energy gaps by level, over the last fifth of the log: {told} (healthy: within {HEALTHY_GAP:g} of 0)"
+    told = ", ".join("none" if mean is None else f"{mean:+.3f}" for mean in means)
+    line = f"energy gaps by level, over the last fifth of the log: {told} (healthy: within {HEALTHY_GAP:g} of 0)"
+    outside = [str(level) for level, mean in enumerate(means) if mean is not None and abs(mean) > HEALTHY_GAP]
+    if not outside:
+        return line
+    which = f"level {outside[0]} is" if len(outside) == 1 else f"levels {', '.join(outside)} are"
+    return (
+        f"{line}\n{which} not there yet: more updates (a larger training.num_steps) usually help; where a gap keeps "
+        "its sign and grows, a smaller training.energy_lr in a new run"
+    )
 
 
 def read_figures(run: Path) -> dict[str, str]:

@@ -171,10 +171,9 @@ def judge_stages(
     Example: python run.py judge-stages runs/quickstart
     """
     with clear_errors(computes=True):
-        from pipelines.evaluation.stages import run_stages
+        from pipelines.evaluation.stages import run_stages, stages_table
 
-        for name, value in run_stages(run, num_images).items():
-            typer.echo(f"{name}: {value}")
+        typer.echo(stages_table(run_stages(run, num_images)))
         tell(f"figures and pictures in {run / 'stages'}", "report", run)
 
 
@@ -336,8 +335,9 @@ def detect(
                 raise ValueError("--in-distribution: is for --against; --images are compared with training images")
             from pipelines.detection.image_scores import run_image_scores
 
-            table, read = run_image_scores(run, images, num_compared=num_images, seed=seed)
-            tell(f"{read}\nscores, the least likely picture first, in {table}")
+            file, read, table = run_image_scores(run, images, num_compared=num_images, seed=seed)
+            tell(f"{read}\nscores, the least likely picture first, in {file}")
+            typer.echo(table)
             tell(
                 "log_density_0 and percentile_train_0 are those to go by: a percentile near 0 is unlike training images"
             )

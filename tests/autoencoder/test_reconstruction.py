@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from autoencoder.objective import psnr, ssim
-from autoencoder.reconstruction import Reconstruction, reconstruct, worst_picture
-from cdrl.data import image_batches, to_bytes
+from autoencoder.reconstruction import Reconstruction, pairs_picture, reconstruct, worst_picture
+from cdrl.data import as_floats, image_batches, to_bytes
 from tests.helpers import tiny_autoencoder
 
 
@@ -39,5 +40,18 @@ def test_the_worst_come_first() -> None:
         torch.arange(20, dtype=torch.uint8).view(-1, 1, 1, 1).expand_as(images), -torch.arange(20.0), images
     )
     picture = worst_picture(images, made)
-    levels = [int(picture[0, -3, 2 + 3 + 6 * column - 3]) for column in range(8)]
+    levels = [int(picture[0, -3, 2 + 66 * column]) for column in range(8)]
     assert levels == [19, 18, 17, 16, 15, 14, 13, 12]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 16, 30])
+def test_every_image_is_right_above_its_reconstruction(count: int) -> None:
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    picture = pairs_picture(as_floats(pixels), as_floats(pixels + 100))[0]
+    columns, rows = min(8, count), -(-count // 8)
+    assert tuple(picture.shape) == (2 * rows * 66 + 2, columns * 66 + 2)
+    cells = picture[2::66, 2::66].unflatten(0, (rows, 2))
+    originals, made = cells[:, 0].flatten().tolist(), cells[:, 1].flatten().tolist()
+    empty = [255] * (rows * columns - count)
+    assert originals == [*range(count), *empty]
+    assert made == [*range(100, 100 + count), *empty]

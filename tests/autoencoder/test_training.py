@@ -60,13 +60,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_stopped_first_stage_goes_on_exactly_there(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before_step(4, lambda trainer: os.kill(os.getpid(), signal.SIGTERM), monkeypatch)
     with pytest.raises(Interrupted, match="stopped at step 5 of 6; the same command goes on from there"):
         run_stage_one(stage_one(), tmp_path)
     partial = weights(tmp_path)
+    assert "goes on from step" not in capfd.readouterr().err
     run_stage_one(stage_one(), tmp_path)
+    assert f"{tmp_path / 'autoencoder'}: goes on from step 5 of 6\n" in capfd.readouterr().err
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(tmp_path)[name], tensor), name
     assert any(not torch.equal(partial[name], tensor) for name, tensor in weights(whole).items())

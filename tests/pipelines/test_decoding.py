@@ -34,9 +34,20 @@ def test_values_outside_the_range_are_clamped_not_wrapped() -> None:
 def test_a_contact_sheet_has_eight_columns_and_enlarges_small_images() -> None:
     sheet = grid_picture(torch.zeros(17, 1, 8, 8))
     assert sheet.dtype == torch.uint8
-    # 4-fold images of 32 pixels with a border of 2, three rows of eight.
-    assert tuple(sheet.shape) == (3, 3 * 34 + 2, 8 * 34 + 2)
+    # 8-fold images of 64 pixels with a border of 2, three rows of eight.
+    assert tuple(sheet.shape) == (3, 3 * 66 + 2, 8 * 66 + 2)
     assert tuple(grid_picture(torch.zeros(3, 3, 64, 64)).shape) == (3, 68, 3 * 66 + 2)
+
+
+def test_captioned_grids_are_as_wide_as_the_widest() -> None:
+    """Also where the last has fewer images, or one, than there are columns."""
+    for last in (1, 3, 4):
+        rows = [(torch.zeros(4, 1, 8, 8), ["a"] * 4), (torch.zeros(last, 1, 8, 8), ["b"] * 4)]
+        picture = captioned_picture(rows, columns=4)
+        assert tuple(picture.shape) == (3, 2 * (68 + 20), 4 * 66 + 2)
+        below = picture[:, 68 + 20 : 2 * 68 + 20]
+        assert [int(below[0, 20, 2 + 66 * column]) for column in range(4)] == [128] * last + [255] * (4 - last)
+    assert captioned_picture([(torch.zeros(3, 1, 8, 8), ["a"])]).shape[2] == 3 * 66 + 2
 
 
 def test_points_are_shown_as_a_scatter_plot_and_have_no_images() -> None:

@@ -69,11 +69,11 @@ def test_a_picture_is_a_row_whose_ends_are_those_of_sampling(run: Path, pipeline
     picture = run_interpolation(run, (13, 18), 4, steps=2)
     assert picture == run / "interpolations" / "13_to_18.png"
     shown = Image.open(picture).convert("L")
-    assert shown.size == (4 * 34 + 2, 34 + 2)
+    assert shown.size == (4 * 66 + 2, 66 + 2)
     ends = to_pil(pipeline(2, seeds=[13, 18], label=[3, 8], steps=2).tensors)
     for column, expected in ((0, ends[0]), (3, ends[1])):
-        left = 2 + 34 * column
-        tile = shown.crop((left, 2, left + 32, 34)).resize((8, 8), Image.Resampling.NEAREST)
+        left = 2 + 66 * column
+        tile = shown.crop((left, 2, left + 64, 66)).resize((8, 8), Image.Resampling.NEAREST)
         assert np.abs(np.asarray(tile, int) - np.asarray(expected, int)).max() <= 1
     assert read_json(picture.with_suffix(".json")) == {
         "files": ["13_to_18.png"],

@@ -357,7 +357,9 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_with_130(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(
+    tmp_path: Path, number: signal.Signals, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = tiny_config()
 
     asked: list[int] = []
@@ -373,7 +375,9 @@ def test_a_stopped_run_ends_after_the_step_and_goes_on_exactly_there(tmp_path: P
     assert signal.getsignal(number) is previous
     assert checkpoint_names(tmp_path / "stopped") == ["step_00000003", "step_00000005"]
 
+    assert "goes on from step" not in capfd.readouterr().err
     train_on(Interfering(config, nothing), config, tmp_path / "stopped")
+    assert f"{tmp_path / 'stopped'}: goes on from step 5 of 6\n" in capfd.readouterr().err
     train_on(Interfering(config, nothing), config, tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cdrl import DataError
 from cdrl.data import training_images
 from pipelines import CDRLPipeline
-from pipelines.detection.image_scores import run_image_scores, score_images
+from pipelines.detection.image_scores import ImageScores, run_image_scores, score_images, scores_table
 from run import app
 from tests.helpers import save_tiny_run, tiny_config
 
@@ -58,7 +58,7 @@ def test_percentiles_are_shares_of_training_images_that_are_less_likely(run: Pat
 
 def test_every_picture_of_a_folder_gets_its_line_the_least_likely_first(run: Path, tmp_path: Path) -> None:
     images = pictures(tmp_path / "mine", run, 4)
-    path, told = run_image_scores(run, tmp_path / "mine", num_compared=50, seed=0)
+    path, told, table = run_image_scores(run, tmp_path / "mine", num_compared=50, seed=0)
     assert path == run / "scores-mine" / "scores.csv"
     left_out = "left out: 1 file that is no picture by its ending (first: notes.txt)"
     assert told == f"4 pictures read; {left_out}\ncompared with 50 training images"
@@ -67,10 +67,33 @@ def test_every_picture_of_a_folder_gets_its_line_the_least_likely_first(run: Pat
     assert {line["file"] for line in lines} == {"inside/0.png", "1.png", "2.png", "3.png"}
     values = [float(line["log_density_0"]) for line in lines]
     assert values == sorted(values)
+    title, *shown = table.splitlines()
+    assert title == "log density at level 0, and percentile among training images"
+    assert [line.split() for line in shown] == [
+        [line["file"], line["log_density_0"], line["percentile_train_0"]] for line in lines
+    ]
     scores = score_images(CDRLPipeline.from_pretrained(run), images, num_compared=50)
     (line,) = (line for line in lines if line["file"] == "2.png")
     assert float(line["log_density_1"]) == pytest.approx(scores.log_density[2, 1].item(), rel=1e-4)
     assert float(line["percentile_train_0"]) == pytest.approx(scores.percentile[2, 0].item(), abs=0.06)
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, 1), (10, 10), (11, 5), (1200, 5)])
+def test_of_many_pictures_the_five_least_likely_are_shown(count: int, shown: int) -> None:
+    density = torch.randn(count, 2, generator=torch.Generator().manual_seed(0)) * 1000
+    percentile = torch.rand(count, 2, generator=torch.Generator().manual_seed(1)) * 100
+    table = scores_table([f"a picture {i}.png" for i in range(count)], ImageScores(density, percentile, 9))
+    title, *lines = table.splitlines()
+    assert title.endswith("images" if count == shown else f"images, of the 5 least likely of {count:,}")
+    least = density[:, 0].sort().indices[:shown].tolist()
+    for line, row in zip(lines, least, strict=True):
+        name, values = line.split(".png")
+        assert name == f"a picture {row}"
+        assert [float(value) for value in values.split()] == [
+            pytest.approx(density[row, 0].item(), rel=1e-5),
+            pytest.approx(percentile[row, 0].item(), abs=0.051),
+        ]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_the_verb_takes_sets_or_pictures_and_names_what_is_missing(run: Path, tmp_path: Path) -> None:
@@ -78,6 +101,8 @@ def test_the_verb_takes_sets_or_pictures_and_names_what_is_missing(run: Path, tm
     good = CliRunner().invoke(app, ["detect", str(run), "--images", str(tmp_path / "mine"), "--num-images", "20"])
     assert good.exit_code == 0, good.output
     assert f"in {run / 'scores-mine' / 'scores.csv'}" in good.output
+    assert "log density at level 0, and percentile among training images\n" in good.output
+    assert good.output.count("1.png  ") == good.output.count("inside/0.png  ") == 1
     for arguments in ([], ["--images", str(tmp_path), "--against", "noise"]):
         bad = CliRunner().invoke(app, ["detect", str(run), *arguments])
         assert (bad.exit_code, "either --against" in bad.output) == (2, True)

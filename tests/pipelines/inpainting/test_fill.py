@@ -166,7 +166,7 @@ def test_one_image_gives_files_a_picture_and_figures(run: Path, pipeline: CDRLPi
     figures = json.loads((folder / "figures.json").read_text())
     assert figures["error_of_the_known"] == 0
     assert figures["energies"] == pytest.approx(expected.energies.tolist(), rel=1e-3, abs=1e-2)
-    assert Image.open(folder / "grid.png").size == (4 * 34 + 2, 34 + 2)
+    assert Image.open(folder / "grid.png").size == (4 * 66 + 2, 66 + 2)
 
 
 def test_images_of_other_sizes_are_prepared_and_told(run: Path, tmp_path: Path) -> None:

@@ -72,8 +72,30 @@ def test_weights_without_a_card_get_one_when_they_are_given_away(tmp_path: Path)
     text = (tmp_path / "given" / "README.md").read_text(encoding="utf-8")
     assert "images, through latents of a first stage," in text
     assert "cdrl encode config.yaml" in text
-    assert "None were measured" in text
+    figures = text.split("## Figures\n")[1].split("## ")[0].strip()
+    assert figures == (
+        "Samples were not compared with real images: `cdrl evaluate RUN`, `cdrl judge RUN` and "
+        "`cdrl judge-stages RUN` do."
+    )
     assert not (tmp_path / "given" / "samples.png").exists()
+
+
+def test_a_card_tells_apart_what_training_measured_and_what_nobody_did(tmp_path: Path) -> None:
+    save_tiny_run(tmp_path / "run", latent=True)
+    (tmp_path / "run" / "autoencoder").mkdir(exist_ok=True)
+    line = json.dumps({"step": 5, "held_out_psnr": 25.22, "held_out_ssim": 0.8553})
+    (tmp_path / "run" / "autoencoder" / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+    write_card(tmp_path / "run", tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
+    first, samples = text.split("## Figures\n")[1].split("## ")[0].strip().split("\n\n")
+    assert first == "First stage, on held-out images at the end of its training: PSNR 25.22, SSIM 0.8553."
+    assert samples.startswith("Samples were not compared with real images: ")
+    # With figures of the samples it says nothing of the kind.
+    write_json(tmp_path / "run" / "judge.json", {"accuracy_samples": 0.25})
+    write_card(tmp_path / "run", tmp_path / "card")
+    text = (tmp_path / "card" / "README.md").read_text(encoding="utf-8")
+    assert "not compared" not in text
+    assert "| judge: accuracy_samples | 0.25 |" in text
 
 
 def test_the_verb_says_where_the_card_is_and_a_folder_without_a_run_is_named(trained: Path, tmp_path: Path) -> None:
@@ -99,4 +121,26 @@ def test_energy_gaps_are_averaged_over_the_end_of_the_log(tmp_path: Path) -> Non
     assert gaps_in_words(log) == ""
     lines = [{"step": step, "energy_gap": [10.0 if step < 8 else 0.01 * step, float("nan")]} for step in range(10)]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert gaps_in_words(log).startswith("energy gaps by level, over the last fifth of the log: +0.085 (healthy")
+    assert gaps_in_words(log).startswith("energy gaps by level, over the last fifth of the log: +0.085, none (healthy")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "outside"),
+    [
+        ([0.0404, -0.0395, 0.0], None),
+        ([0.03, float("nan"), -0.05], "level 2 is"),
+        ([0.06, 0.01, -0.3], "levels 0, 2 are"),
+    ],
+)
+def test_of_gaps_that_are_not_healthy_one_line_says_which_and_what_helps(
+    gaps: list[float], outside: str | None, tmp_path: Path
+) -> None:
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(json.dumps({"step": 1, "energy_gap": gaps}) + "\n", encoding="utf-8")
+    _, *advice = gaps_in_words(log).splitlines()
+    if outside is None:
+        assert advice == []
+        return
+    (line,) = advice
+    assert line.startswith(f"{outside} not there yet: more updates (a larger training.num_steps)")
+    assert "training.energy_lr" in line

@@ -109,12 +109,12 @@ def test_a_picture_has_a_row_an_image_and_a_column_a_state(run: Path, pipeline: 
     assert facts["sampling"] == {**effective(with_defaults(tiny_config().sampling, 2)), **own}
     # 8 pixels are shown as 32, with 2 between them.
     shown = Image.open(picture).convert("L")
-    assert shown.size == (4 * 34 + 2, 3 * 34 + 2)
+    assert shown.size == (4 * 66 + 2, 3 * 66 + 2)
     chains = long_chains(pipeline, [4, 5, 6], [4, 5, 6], steps=6, every=2, kernel="mala", temperature=0.9)
     images = chain_images(pipeline, chains.states[1], 1, [4, 5, 6])
     for row, column in ((0, 0), (2, 1), (1, 3)):
-        left, top = 2 + 34 * column, 2 + 34 * row
-        tile = shown.crop((left, top, left + 32, top + 32)).resize((8, 8), Image.Resampling.NEAREST)
+        left, top = 2 + 66 * column, 2 + 66 * row
+        tile = shown.crop((left, top, left + 64, top + 64)).resize((8, 8), Image.Resampling.NEAREST)
         (expected,) = to_pil(images[row, column][None])
         assert np.abs(np.asarray(tile, int) - np.asarray(expected, int)).max() <= 1
 
