@@ -46,6 +46,7 @@ MILLIONS = {
     "cifar10.yaml": (34.83, 3.77),
     "cifar10_large.yaml": (139.3, 3.77),
     "digits.yaml": (0.2179, 0.1298),
+    "digits_density.yaml": (0.2179, 0.1298),
     "digits_unconditional.yaml": (0.2163, 0.1290),
     "fashion_mnist.yaml": (0.2179, 0.5115),
     "fashion_mnist_latent.yaml": (0.2187, 0.5132),

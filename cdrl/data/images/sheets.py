@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 _SMALLEST = 64
 
@@ -14,6 +13,9 @@ def contact_sheet(images: Tensor, columns: int) -> Tensor:
 
     Small ones are enlarged, by a whole factor and without blur, to at least 64 pixels of width.
     """
+    # Imported here: it takes half a second, which whoever only reads data need not wait.
+    from torchvision.utils import make_grid
+
     zoom = -(-_SMALLEST // images.shape[-1])
     enlarged = images.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
     return make_grid(enlarged, nrow=columns, pad_value=255).cpu()
