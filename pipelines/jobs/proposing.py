@@ -257,7 +257,7 @@ def _expectations(
     total = sum(count * stage.total_seconds / stage.num_steps for stage, count in zip(measured, steps, strict=True))
     if steps[-1] < _FEW_STEPS:
         yield _TOO_FEW
-    if total > 3600 * hours:
+    if total > 1.1 * 3600 * hours:
         yield (
             f"{duration(total)} in all, more than the {hours:g} h asked for: with fewer updates nothing can be seen. "
             + ("To stay within: a smaller --size" if size > SIZES[0] else "This is the smallest size that is worth it")
