@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
 from pipelines.likelihood.normalizer import Bracketing, Effort, Normalizer, Normalizers
 
 RECORD, PICTURE = "likelihood.json", "likelihood.png"
+_CROSSED = 3.0
+"""Standard errors by which a gap has to be negative for that to be told."""
 
 
 # ---- one model -----------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
         found = report[name]
         line = (
             f"{name.replace('_', '-')} ({found['num_images']}): {found['nats']:.2f} ± {found['standard_error']:.2f} "
-            f"nats (normalizer's bracket: {found['at_least']:.2f} to {found['at_most']:.2f}), "
+            f"nats ({found['at_least']:.2f} with the upper estimates of log Z, {found['at_most']:.2f} with the lower), "
             f"{found['bits_per_dimension']:.3f} bits a dimension"
         )
         if "bits_per_dimension_of_8_bit_steps" in found:
@@ -240,6 +242,7 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
                 else ""
             )
         )
+    lines.extend(_crossed(report["log_z"]))
     for name, found in report.get("baselines", {}).items():
         lines.append(
             f"{name}: {found['nats']:.2f} ± {found['standard_error']:.2f} nats on the same held-out ones, "
@@ -261,6 +264,19 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
         f"{typical['equilibrated']:.2f}, forward chains' ends {typical['annealed']:.2f}"
     )
     return "\n".join(lines)
+
+
+def _crossed(log_z: Mapping[str, Any]) -> Iterator[str]:
+    """A line where estimates contradict that chains of the way back started in samples of the model."""
+    errors = {
+        name: math.hypot(*(found[end]["standard_error"] for end in ("lower", "upper"))) for name, found in log_z.items()
+    }
+    names = [name for name, found in log_z.items() if found["gap"] < -_CROSSED * errors[name]]
+    if names:
+        yield (
+            f"upper estimates below the lower ones by more than chance (class {', '.join(names)}): the model has mass to "
+            "which no training image leads; likelihoods with the lower estimates of log Z are right, or still too high"
+        )
 
 
 def bracket_picture(normalizers: Normalizers) -> Tensor:

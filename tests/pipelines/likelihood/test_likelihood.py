@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from pipelines.likelihood import figures, likelihood
 from pipelines.likelihood.figures import Question, class_log_densities, split_figures
 from pipelines.likelihood.images import Clean
 from pipelines.likelihood.levels import tail_slope
-from pipelines.likelihood.likelihood import check_normalizable, likelihood_table, run_likelihood
+from pipelines.likelihood.likelihood import _crossed, check_normalizable, likelihood_table, run_likelihood
 from pipelines.likelihood.normalizer import Effort, Normalizers
 from pipelines.studies.density import level_grid, level_values
 from tests.helpers import save_tiny_run, tiny_config
@@ -133,6 +134,15 @@ def test_the_shipped_digits_cannot_be_normalized_at_level_0_but_above() -> None:
     pipeline = CDRLPipeline.from_pretrained("digits")
     assert tail_slope(pipeline.model, -1, 0) > 1000
     assert tail_slope(pipeline.model, -1, 1) < 0
+
+
+def test_estimates_that_contradict_each_other_are_told() -> None:
+    def found(gap: float) -> dict[str, Any]:
+        return {"lower": {"standard_error": 0.3}, "upper": {"standard_error": 0.4}, "gap": gap}
+
+    assert not list(_crossed({"0": found(3.0), "1": found(-1.4)}))
+    (line,) = _crossed({"0": found(3.0), "1": found(-1.6), "2": found(-40.0)})
+    assert "(class 1, 2)" in line
 
 
 def test_figures_of_classes_are_those_of_their_mixture() -> None:
