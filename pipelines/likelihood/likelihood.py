@@ -274,8 +274,8 @@ def _crossed(log_z: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name, found in log_z.items() if found["gap"] < -_CROSSED * errors[name]]
     if names:
         yield (
-            f"upper estimates below the lower ones by more than chance (class {', '.join(names)}): the model has mass to "
-            "which no training image leads; likelihoods with the lower estimates of log Z are right, or still too high"
+            f"upper estimates below the lower ones by more than chance (class {', '.join(names)}): the model has mass "
+            "to which no training image leads; likelihoods with the lower estimates of log Z are right, or still too high"
         )
 
 
