@@ -275,7 +275,7 @@ def _crossed(log_z: Mapping[str, Any]) -> Iterator[str]:
     if names:
         yield (
             f"upper estimates below the lower ones by more than chance (class {', '.join(names)}): the model has mass "
-            "to which no training image leads; likelihoods with the lower estimates of log Z are right, or still too high"
+            "to which no training image leads; likelihoods with the lower estimates are right, or still too high"
         )
 
 
