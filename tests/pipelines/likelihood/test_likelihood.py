@@ -136,6 +136,11 @@ def test_the_shipped_digits_cannot_be_normalized_at_level_0_but_above() -> None:
     assert tail_slope(pipeline.model, -1, 1) < 0
 
 
+def test_the_shipped_density_of_digits_can_be_normalized_with_every_class() -> None:
+    pipeline = CDRLPipeline.from_pretrained("digits_density")
+    assert all(tail_slope(pipeline.model, label, 0) < -1000 for label in range(-1, 10))
+
+
 def test_estimates_that_contradict_each_other_are_told() -> None:
     def found(gap: float) -> dict[str, Any]:
         return {"lower": {"standard_error": 0.3}, "upper": {"standard_error": 0.4}, "gap": gap}
