@@ -94,7 +94,7 @@ def plans(config: Config) -> list[StagePlan]:
     world, stages = start(), []
     if world.is_main:
         print(
-            "timing some updates on this machine: half a minute, or some for large networks or beside other work",
+            "timing some updates on this machine: a minute, or some for large networks or beside other work",
             file=sys.stderr,
             flush=True,
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cdrl.names import counted
 from cdrl.runs.run import DATA_FACTS, RunError, read_json, read_yaml
 from pipelines.evaluation.evaluate import value_in_words
 
@@ -20,6 +21,8 @@ Curve = dict[str, Points]
 
 HEALTHY_GAP = 0.04
 """Energy gaps that stay within it on average are a sign of health."""
+_LINES_TO_JUDGE = 5
+"""Lines of the log whose mean gap says something; a single one is noise."""
 _NOT_CURVES = ("step", "images")
 _SETTINGS = ("num_images", "num_samples", "seed", "fresh", "level", "sampling")
 """What figures were asked under, which stands among them in the JSON files."""
@@ -112,6 +115,8 @@ def gaps_in_words(log: Path) -> str:
         return ""
     told = ", ".join("none" if mean is None else f"{mean:+.3f}" for mean in means)
     line = f"energy gaps by level, over the last fifth of the log: {told} (healthy: within {HEALTHY_GAP:g} of 0)"
+    if (lines := max(map(len, known))) < _LINES_TO_JUDGE:
+        return f"{line}; from {counted(lines, 'line')}, too few to judge by"
     outside = [str(level) for level, mean in enumerate(means) if mean is not None and abs(mean) > HEALTHY_GAP]
     if not outside:
         return line

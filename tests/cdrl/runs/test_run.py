@@ -112,7 +112,10 @@ def test_what_changes_nothing_of_what_is_learned_may_change(tmp_path: Path, caps
     assert load_config(run.folder / "config.yaml") == changed
     run.open(changed)
     assert capsys.readouterr().err == ""
-    with pytest.raises(RunError, match=r"other settings \(training.num_steps is 9 there, 6 here\): name another"):
+    with pytest.raises(
+        RunError,
+        match=r"longer run already \(training.num_steps is 9 there, 6 here\): type training.num_steps=9, or more",
+    ):
         run.open(tiny_config())
     assert load_config(run.folder / "config.yaml") == changed
 

@@ -136,7 +136,10 @@ def test_of_gaps_that_are_not_healthy_one_line_says_which_and_what_helps(
     gaps: list[float], outside: str | None, tmp_path: Path
 ) -> None:
     log = tmp_path / "metrics.jsonl"
+    # Of a single line one cannot tell.
     log.write_text(json.dumps({"step": 1, "energy_gap": gaps}) + "\n", encoding="utf-8")
+    assert gaps_in_words(log).endswith("; from 1 line, too few to judge by")
+    log.write_text("".join(json.dumps({"step": i, "energy_gap": gaps}) + "\n" for i in range(25)), encoding="utf-8")
     _, *advice = gaps_in_words(log).splitlines()
     if outside is None:
         assert advice == []
