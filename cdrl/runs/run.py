@@ -171,7 +171,11 @@ class Run:
         if path.exists() and bound:
             changed = settings_changes(read_yaml(path), config)
             refused = [change for change in changed if exactly or not change.is_allowed]
-            if refused and all(change.key in LENGTHS and change.here < change.there for change in refused):
+            if (
+                refused
+                and not exactly
+                and all(change.key in LENGTHS and change.here < change.there for change in refused)
+            ):
                 told = ", ".join(f"{change.key}={change.there}" for change in refused)
                 raise RunError(
                     f"{self.folder}: is a longer run already ({'; '.join(map(str, refused))}): type {told}, or more, "

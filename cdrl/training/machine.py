@@ -21,6 +21,8 @@ ROUNDS = 4
 """Updates that are timed with each number of threads. The first of each, which finds caches empty, is not compared."""
 GAIN = 0.9
 """Another number is taken where an update takes less than this share of the time."""
+GIVEN_UP = 10.0
+"""A number with which work takes so many times as long as with another is not tried on larger work either."""
 HOPELESS = 2.0
 """A number with which an update takes so many times as long as with another is not timed further, nor are fewer threads
 where it is more threads that are faster."""
@@ -74,18 +76,16 @@ def thread_numbers(setting: int | Literal["auto"], world: World) -> list[int]:
 def fastest(
     work: Callable[[], object], numbers: Sequence[int], clock: Callable[[], float] = time.monotonic
 ) -> dict[int, float]:
-    """Seconds of some work with each number of threads, but for those that are hopeless; the fastest is in use then."""
+    """Seconds of some work with each number of threads, but for those that are given up; the fastest is in use then."""
     seconds: dict[int, float] = {}
     for number in numbers:
         torch.set_num_threads(number)
         started = clock()
         work()
         seconds[number] = clock() - started
-        if seconds[number] > HOPELESS * min(seconds.values()):
-            break  # still fewer threads than these would be slower yet
-    torch.set_num_threads(min(seconds, key=lambda number: seconds[number]))
     least = min(seconds.values())
-    return {number: each for number, each in seconds.items() if each <= HOPELESS * least}
+    torch.set_num_threads(min(seconds, key=lambda number: seconds[number]))
+    return {number: each for number, each in seconds.items() if each <= GIVEN_UP * least}
 
 
 @contextmanager
@@ -99,12 +99,12 @@ def idle_cores(clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
     before = torch.get_num_threads()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     numbers = thread_numbers("auto", World(0, int(os.environ.get("WORLD_SIZE", "1")), device))
-    if len(numbers) > 1:
-        chosen = _fast_on_this_machine(numbers, clock)
-        torch.set_num_threads(chosen)
-        if chosen != before:
-            print(f"threads: {chosen} of {before}: other work keeps cores busy", file=sys.stderr, flush=True)
     try:
+        if len(numbers) > 1:
+            chosen = _fast_on_this_machine(numbers, clock)
+            torch.set_num_threads(chosen)
+            if chosen != before:
+                print(f"threads: {chosen} of {before}: other work keeps cores busy", file=sys.stderr, flush=True)
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -175,25 +175,32 @@ def _measured(
     With ``threads: auto`` the seconds are those with the fastest number of threads, which training would take.
     """
     images, numbers, before = world.size, thread_numbers(threads, world), torch.get_num_threads()
-    while True:
-        with closing(trainer_of(images)) as trainer:
-            torch.set_num_threads(numbers[-1])  # other work hardly slows down the fewest
-            trainer.update(first_step)  # the first one sets up
-            steps = itertools.count(first_step + 1)
-
-            def updates(trainer: Any = trainer, steps: Iterator[int] = steps) -> None:
-                for _ in range(_ROUNDS):
-                    trainer.update(next(steps))
-
-            found = fastest(updates, numbers)
-            torch.set_num_threads(before)
+    try:
+        while True:
+            found = _timed_with_each(trainer_of(images), numbers, first_step)
             numbers = list(found)
-            slowest = torch.tensor(min(found.values()) / _ROUNDS)
-        if world.size > 1:
-            torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-        if images == batch_size or slowest.item() > _ENOUGH:
-            return images, slowest.item()
-        images = min(batch_size, images * (8 if slowest.item() < _ENOUGH / 16 else 2))
+            slowest = torch.tensor(min(found.values()), device=world.device)
+            if world.size > 1:
+                torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
+            if images == batch_size or slowest.item() > _ENOUGH:
+                return images, slowest.item()
+            images = min(batch_size, images * (8 if slowest.item() < _ENOUGH / 16 else 2))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed_with_each(trainer: Any, numbers: Sequence[int], first_step: int) -> dict[int, float]:
+    """Seconds of an update with each number of threads."""
+    with closing(trainer):
+        torch.set_num_threads(numbers[-1])  # other work hardly slows down the fewest
+        trainer.update(first_step)  # the first one sets up
+        steps = itertools.count(first_step + 1)
+
+        def updates() -> None:
+            for _ in range(_ROUNDS):
+                trainer.update(next(steps))
+
+        return {number: seconds / _ROUNDS for number, seconds in fastest(updates, numbers).items()}
 
 
 def _random_data(shape: tuple[int, ...], count: int, classes: int) -> TrainingSet:

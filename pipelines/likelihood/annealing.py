@@ -9,6 +9,7 @@ logs are bounds in expectation (Jensen), from below and from above (Grosse et al
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,10 @@ class Pilot:
     lengths: tuple[float, ...]
     step_sizes: tuple[float, ...]
 
+    def halved(self) -> Pilot:
+        """The same with a knot between every two."""
+        return Pilot(*(_with_middles(each) for each in (self.betas, self.lengths, self.step_sizes)))
+
     def ladder(self, temperatures: int) -> Ladder:
         """``temperatures`` changes of temperature at equal distances, which waste the least (Gelman & Meng, 1998)."""
         places = torch.linspace(0, 1, temperatures + 1, dtype=torch.float64) * self.lengths[-1]
@@ -119,6 +124,11 @@ class Pilot:
         betas[0], betas[-1] = 0.0, 1.0
         sizes = _interpolated(places[1:-1], self.lengths, [math.log(size) for size in self.step_sizes]).exp()
         return Ladder(tuple(betas.tolist()), tuple(sizes.tolist()))
+
+
+def _with_middles(values: tuple[float, ...]) -> tuple[float, ...]:
+    middles = ((a + b) / 2 for a, b in itertools.pairwise(values))
+    return (values[0], *itertools.chain.from_iterable(zip(middles, values[1:], strict=True)))
 
 
 def _interpolated(at: Tensor, known_at: Sequence[float], values: Sequence[float]) -> Tensor:
@@ -293,7 +303,9 @@ def integrate(
 
     Chains stay for some moves at every knot of the pilot run; the means over the latter half of these are summed by the
     trapezoidal rule (Kirkwood, 1935; Gelman & Meng, 1998). Nothing is weighted and nothing resampled, so that what is
-    wrong with weights is not wrong here; it is biased where chains lag behind the density that they should sample.
+    wrong with weights is not wrong here; it is biased where chains lag behind the density that they should sample, and
+    by what the rule misses: on Gaussians up to 0.1 nats a segment at the knots of a pilot run, a quarter of that with
+    knots between them.
 
     Args:
         grids: samples of the start, [N, *shape].

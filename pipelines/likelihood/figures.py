@@ -14,7 +14,7 @@ from cdrl.data import DataError, Split
 from cdrl.runs.run import RunError
 from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
-from pipelines.detection.detect import SYNTHETIC, Source, other_images
+from pipelines.detection.detect import Source, other_images
 from pipelines.detection.scores import detection_figures
 from pipelines.likelihood.baselines import gaussian, mixture
 from pipelines.likelihood.decoder_bound import Coded, bound_seeds, coded, run_posterior
@@ -62,20 +62,27 @@ class Question:
         return list(range(pipeline.model.num_classes))
 
     def check_sets(self, pipeline: CDRLPipeline, seed: int) -> None:
-        """Read the sets of ``against`` once, so that what is wrong with one is told before hours are spent.
+        """Read all images once, so that what is wrong with some is told before hours are spent.
 
         Raises:
-            DataError: a set is unknown, missing or damaged, or named twice.
+            DataError: a set is unknown, missing or damaged, named twice, or that of the held-out images; or there is no
+                image of the class.
             RunError: the run is one of points.
         """
         if self.against and pipeline.config.space == "point":
             raise RunError("against: sets of images, but this is a run of 2-D points")
         if len(set(self.against)) < len(self.against):
             raise DataError(f"against: a set is named twice: {', '.join(self.against)}")
+        if "test" in self.against:
+            raise DataError("against: test are the held-out images, from which other sets are to be told")
+        if pipeline.config.space == "point":
+            return
+        classes = self.classes(pipeline)
+        label = classes[0] if len(classes) == 1 else None
+        own = chosen_images(pipeline, "test", self.num_images, seed, label)[0]
+        chosen_images(pipeline, "train", self.num_images, seed, label)
         for spec in self.against:
-            source = Source.parse(spec, pipeline.config.data)
-            if spec not in SYNTHETIC:
-                source.images(self.num_images, seed)
+            other_images(Source.parse(spec, pipeline.config.data), own, self.num_images, seed)
 
 
 @torch.no_grad()
@@ -103,8 +110,8 @@ def split_figures(values: Tensor, clean: Clean, normalizers: Normalizers, *, eig
     figures: dict[str, Any] = {
         "num_images": len(values),
         "nats": float(nats.mean()),
-        "at_least": float(mixed(values, normalizers, "upper").mean()),
-        "at_most": float(mixed(values, normalizers, "lower").mean()),
+        "with_upper_log_z": float(mixed(values, normalizers, "upper").mean()),
+        "with_lower_log_z": float(mixed(values, normalizers, "lower").mean()),
         "standard_error": float(nats.std() / math.sqrt(len(values))),
     }
     bits = -figures["nats"] / dimension / math.log(2)
@@ -132,7 +139,9 @@ def mixed(values: Tensor, normalizers: Normalizers, which: _End = "bridge") -> T
 
 
 def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, seed: int) -> dict[str, Any]:
-    """Lower bounds on the log-likelihood of held-out images themselves, see `decoder_bound`, by the bridge's log Z.
+    """Lower bounds on the log-likelihood of held-out images themselves, see `decoder_bound`.
+
+    They hold as far as log Z does not exceed the largest of its three estimates, which is what they are computed with.
 
     The decoder's standard deviation is the best one for training images. ``rate`` is log q - log p of the latent, what
     it takes to send it. Both are nats an image.
@@ -150,7 +159,11 @@ def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normal
         return coded(images, posterior, lambda z: decoder.decoded(z / signal), seeds, pipeline.device)
 
     std, held_out = draws("train").best_std, draws("test")
-    log_prior = mixed(class_log_densities(pipeline, held_out.latents, classes), normalizers)
+    values = class_log_densities(pipeline, held_out.latents, classes)
+    ends: tuple[_End, ...] = ("bridge", "lower", "upper")
+    log_prior = min((mixed(values, normalizers, end) for end in ends), key=lambda each: float(each.mean()))
+    if not bool((log_prior + held_out.log_q + held_out.squared_error).isfinite().all()):
+        raise RunError("the bound through the decoder is NaN or infinite for some held-out images")
     bound = held_out.bound(log_prior, std)
     nats = float(bound.mean())
     return {

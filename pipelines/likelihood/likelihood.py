@@ -40,7 +40,7 @@ from pipelines.likelihood.figures import (
 )
 from pipelines.likelihood.images import EIGHT_BIT_STEP, clean_grids, noised
 from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
-from pipelines.likelihood.normalizer import Bracketing, Effort, Normalizer, Normalizers
+from pipelines.likelihood.normalizer import METHOD, Bracketing, Effort, Normalizer, Normalizers
 
 RECORD, PICTURE = "likelihood.json", "likelihood.png"
 _CROSSED = 3.0
@@ -114,12 +114,12 @@ def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, A
     for label in classes:
         check_normalizable(pipeline, label, level)
     own = hashlib.blake2b(digest_size=16)
-    for path in sorted(find_model(run).rglob("*.safetensors")):
+    for path in sorted((*find_model(run).rglob("*.safetensors"), find_model(run) / "config.json")):
         own.update(path.read_bytes())
     # What an integral leaves has its moves in the files' names.
     kept = {name: value for name, value in vars(effort).items() if name not in ("batch_size", "integration")}
     # Chains are kept in batches.
-    key = derive_seed("likelihood", own.hexdigest(), effort.batch_size, str(kept), level, *classes)
+    key = derive_seed("likelihood", own.hexdigest(), effort.batch_size, str(kept), METHOD, level, *classes)
     folder = run / "likelihood" / f"chains_{key:016x}"
     with locked_by_main(run / "likelihood", world):
         normalizers = level_normalizers(pipeline, classes, effort, folder, world, level=level)
@@ -139,7 +139,7 @@ def likelihood_report(
     """What is written to likelihood.json.
 
     ``held_out`` and ``train`` have, in nats an image, the mean log density of noisy images, ``standard_error`` over
-    images, and its bracket: ``at_least`` with the upper estimate of log Z, ``at_most`` with the lower one; and
+    images, and the same ``with_upper_log_z`` and ``with_lower_log_z`` in the place of the bridge's; and
     ``bits_per_dimension``, of pixels in [-1, 1]; ``…_of_8_bit_steps`` counts pixels as 0 … 255 are counted. Fewer bits
     are better. A latent run has ``image_at_least`` too, see `image_bounds`; and ``detection`` what
     `detection_by_likelihood` finds, if it is asked for.
@@ -218,10 +218,11 @@ def likelihood_table(report: Mapping[str, Any]) -> str:
     lines = [f"log density of the {report['density_of']}; {report['dimension']} dimensions"]
     for name in ("held_out", "train"):
         found = report[name]
+        upper, lower = found["with_upper_log_z"], found["with_lower_log_z"]
+        ends = f"{upper:.2f} with the upper estimates of log Z, {lower:.2f} with the lower"
         line = (
             f"{name.replace('_', '-')} ({found['num_images']}): {found['nats']:.2f} ± {found['standard_error']:.2f} "
-            f"nats ({found['at_least']:.2f} with the upper estimates of log Z, {found['at_most']:.2f} with the lower), "
-            f"{found['bits_per_dimension']:.3f} bits a dimension"
+            f"nats ({ends}), {found['bits_per_dimension']:.3f} bits a dimension"
         )
         if "bits_per_dimension_of_8_bit_steps" in found:
             line += f", {found['bits_per_dimension_of_8_bit_steps']:.3f} of 8-bit steps"
@@ -274,8 +275,8 @@ def _crossed(log_z: Mapping[str, Any]) -> Iterator[str]:
     names = [name for name, found in log_z.items() if found["gap"] < -_CROSSED * errors[name]]
     if names:
         yield (
-            f"upper estimates below the lower ones by more than chance (class {', '.join(names)}): the model has mass "
-            "to which no training image leads; likelihoods with the lower estimates are right, or still too high"
+            f"upper estimates below the lower ones (class {', '.join(names)}): the model may have mass to which no "
+            "training image leads; trust the likelihoods with the lower estimates, or spend more"
         )
 
 

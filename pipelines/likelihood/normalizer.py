@@ -43,6 +43,8 @@ _PILOT_CHAINS, _PILOT_CHAINS_A_CLASS = 64, 16
 _FEWEST_TEMPERATURES = 8
 _LONGEST_MOVE = math.pi / 2
 """In units of the density's width. On a Gaussian such a trajectory ends anywhere, but one of pi opposite its start."""
+METHOD = f"quarter periods, {PILOT_MOVES} moves a knot, midpoints"
+"""What chains that are kept were made by, besides their `Effort`; others are not taken up."""
 _TIMED = 3
 
 
@@ -56,7 +58,7 @@ class Effort:
             grow.
         leapfrog_steps: of each move; 1 for MALA.
         equilibration: moves at the lowest level before chains go back; as their starts are not exact samples.
-        integration: moves at each knot of the pilot run of an estimate by thermodynamic integration; 0 for none.
+        integration: moves at each knot of the pilot run, and between two, of thermodynamic integration; 0 for none.
         seed: of all chains.
         batch_size: chains at a time; changes no result.
     """
@@ -98,7 +100,7 @@ class Normalizer:
         label: class id, -1 for none.
         segments: from the highest level down.
         log_volumes: D log alpha_y_t of each of them, which turns Z of y_t into that of x_t.
-        integral: the estimate by thermodynamic integration, which shares neither weights nor chains with the others.
+        integral: the estimate by thermodynamic integration, from chains of its own and without weights.
     """
 
     label: int
@@ -232,7 +234,8 @@ class Bracketing:
         self._seconds = (time.monotonic() - started) / _TIMED / 2 / (some.stop - some.start)
         moves = 2 * effort.temperatures + effort.equilibration
         gradients = 2 * effort.leapfrog_steps * self.count * moves
-        return f"plan: {self._cost(gradients)} at most for {self.count} chains; a pilot of some chains goes before"
+        besides = "a pilot of some chains goes before" + (", integration comes on top" if effort.integration else "")
+        return f"plan: {self._cost(gradients)} at most for {self.count} chains; {besides}"
 
     def _cost(self, gradients: int) -> str:
         hours = gradients * self._seconds / 3600 / self.world.size
@@ -244,7 +247,7 @@ class Bracketing:
 
     def _moves(self, ladders: dict[int, Ladder], pilots: dict[int, Pilot]) -> int:
         inner = sum(len(ladder.step_sizes) for ladder in ladders.values())
-        knots = sum(len(pilot.betas) for pilot in pilots.values())
+        knots = sum(len(pilot.halved().betas) for pilot in pilots.values())
         return self.count * (2 * inner + self.effort.equilibration + self.effort.integration * knots)
 
     def _gradients(self, ladders: dict[int, Ladder]) -> int:
@@ -257,7 +260,8 @@ class Bracketing:
         return self.effort.leapfrog_steps * len(self._pilot_path.labels) * PILOT_MOVES * self._knot_energies(pilots)
 
     def _integral_gradients(self, pilots: dict[int, Pilot]) -> int:
-        return self.effort.leapfrog_steps * self.count * self.effort.integration * self._knot_energies(pilots)
+        halved = {level: pilot.halved() for level, pilot in pilots.items()}
+        return self.effort.leapfrog_steps * self.count * self.effort.integration * self._knot_energies(halved)
 
     def _knot_energies(self, pilots: dict[int, Pilot]) -> int:
         top = self.path.segments[0]
@@ -326,7 +330,7 @@ class Bracketing:
         phase, done = f"integral-{self.effort.integration}", {}
         grids = self._from_noise(phase, self.count)
         for level, pilot in pilots.items():
-            done[level] = self._integrated_segment(phase, level, pilot, grids, moved)
+            done[level] = self._integrated_segment(phase, level, pilot.halved(), grids, moved)
             grids = done[level].grids * self.path.between(level)
         return done
 

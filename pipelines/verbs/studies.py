@@ -79,7 +79,7 @@ def evaluate(
 
     python run.py evaluate runs/cifar10 --guidance 0.7 --batch-size 500 --processes 8
     """
-    with clear_errors(computes=True):
+    with clear_errors(computes=processes == 1):
         work_together(processes)
         from pipelines.evaluation.evaluate import Comparison, evaluate_run, figure_lines
 
@@ -413,7 +413,7 @@ def likelihood(
 
     python run.py likelihood checkerboard --temperatures 300 --chains 256
     """
-    with clear_errors(computes=True):
+    with clear_errors(computes=processes == 1):
         work_together(processes)
         from pipelines.likelihood.likelihood import PICTURE, RECORD, Question, likelihood_table, run_likelihood
         from pipelines.likelihood.normalizer import Effort

@@ -56,6 +56,10 @@ def beside_another(number: int) -> float:
     return {1: 0.4, 2: 1.0}[number]
 
 
+def beside_many(number: int) -> float:
+    return {1: 0.4, 2: 10.0}[number]
+
+
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("seconds", "timed", "expected"),
@@ -161,7 +165,9 @@ def test_a_run_keeps_its_number_with_its_checkpoint_and_its_model(tmp_path: Path
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
-    ("seconds", "known"), [(alone, {2: 0.3, 1: 0.4}), (beside_another, {1: 0.4})], ids=["alone", "beside"]
+    ("seconds", "known"),
+    [(alone, {2: 0.3, 1: 0.4}), (beside_another, {2: 1.0, 1: 0.4}), (beside_many, {1: 0.4})],
+    ids=["alone", "beside", "many"],
 )
 def test_work_is_timed_with_each_number_and_the_fastest_stays(
     seconds: Callable[[int], float], known: dict[int, float]
@@ -176,15 +182,12 @@ def test_work_is_timed_with_each_number_and_the_fastest_stays(
     assert torch.get_num_threads() == min(known, key=lambda number: known[number])
 
 
-def test_fewer_threads_than_some_that_are_hopeless_are_not_waited_for() -> None:
-    clock, tried = Clock(), []
-
-    def work() -> None:
-        tried.append(torch.get_num_threads())
-        clock.now += {8: 1.0, 4: 2.5, 2: 5.0}[tried[-1]]
-
-    assert fastest(work, [8, 4, 2], clock) == pytest.approx({8: 1.0})
-    assert tried == [8, 4]
+def test_threads_are_put_back_where_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    torch.set_num_threads(2)
+    with pytest.raises(KeyError), idle_cores(lambda: {}["clock"]):  # type: ignore[index]
+        pytest.fail("entered")
+    assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 
 

@@ -76,6 +76,8 @@ def test_sets_that_cannot_be_read_are_told_before_time_is_spent(proper: Path, mo
         run_likelihood(proper, Question(against=("nothing",)), EFFORT)
     with pytest.raises(DataError, match="named twice"):
         run_likelihood(proper, Question(against=("noise", "noise")), EFFORT)
+    with pytest.raises(DataError, match="test are the held-out images"):
+        run_likelihood(proper, Question(against=("test",)), EFFORT)
     with pytest.raises(DataError, match="/nowhere"):
         run_likelihood(proper, Question(against=("folder:/nowhere",)), EFFORT)
 
@@ -91,10 +93,10 @@ def test_other_sets_are_told_apart_by_likelihood_and_by_typicality(monkeypatch: 
     held_out = figures.chosen_images(pipeline, "test", 50, 0)[0]
     own = -as_floats(held_out).flatten(1).double().square().sum(dim=1) - 2
     found = figures.detection_by_likelihood(
-        pipeline, Question(num_images=50, against=("constant", "test")), normalizers, 0, {"test": own, "train": own}
+        pipeline, Question(num_images=50, against=("constant", "digits")), normalizers, 0, {"test": own, "train": own}
     )
     # The same images: scores of another choice of them.
-    assert found["test"]["auroc"]["likelihood"] == pytest.approx(0.5, abs=0.12)
+    assert found["digits"]["auroc"]["likelihood"] == pytest.approx(0.5, abs=0.12)
     constant = made_of(held_out, "constant", 0)
     values = -constant.flatten(1).double().square().sum(dim=1) - 2
     above = (own[:, None] > values).double().mean()
@@ -164,8 +166,8 @@ def test_figures_of_classes_are_those_of_their_mixture() -> None:
     normalized = values - torch.tensor(log_z)
     expected = (normalized.exp().mean(dim=1)).log().mean()
     assert found["nats"] == pytest.approx(float(expected))
-    assert found["at_least"] == pytest.approx(float(expected) - 0.2)
-    assert found["at_most"] == pytest.approx(float(expected) + 0.1)
+    assert found["with_upper_log_z"] == pytest.approx(float(expected) - 0.2)
+    assert found["with_lower_log_z"] == pytest.approx(float(expected) + 0.1)
     assert found["class_right"] == pytest.approx(2 / 3)
     assert found["conditional"] == pytest.approx((0.5 + 1.5 + 2.0) / 3)
     assert "bits_per_dimension_of_8_bit_steps" not in found
