@@ -19,7 +19,8 @@ if [ $# -ne 2 ]; then
     echo "usage: sbatch examples/cluster/slurm.sh CONFIG RUN" >&2
     exit 2
 fi
-main=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+main=${hosts%%$'\n'*}  # not by head, which may end first: scontrol would fail with it
 
 exec srun torchrun \
     --nnodes "$SLURM_NNODES" \
