@@ -190,9 +190,7 @@ class Run:
                 raise RunError(f"{self.folder}: no checkpoint is left to go on from; train in another folder")
             if changed:
                 told = ", ".join(f"{change.key} {change.there!r} -> {change.here!r}" for change in changed)
-                last = self.last_checkpoint()
-                whence = f"from step {last[0]} " if last else ""
-                print(f"{self.folder}: goes on {whence}with {told}", file=sys.stderr, flush=True)
+                print(f"{self.folder}: goes on with {told}", file=sys.stderr, flush=True)
                 self._note(config)
             return
         if path.exists():  # otherwise what lies here may be anybody's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -22,7 +23,7 @@ ROUNDS = 4
 GAIN = 0.9
 """Another number is taken where an update takes less than this share of the time."""
 GIVEN_UP = 10.0
-"""A number with which work takes so many times as long as with another is not tried on larger work either."""
+"""A number with which work takes so many times as long as with another is not tried again."""
 HOPELESS = 2.0
 """A number with which an update takes so many times as long as with another is not timed further, nor are fewer threads
 where it is more threads that are faster."""
@@ -73,19 +74,27 @@ def thread_numbers(setting: int | Literal["auto"], world: World) -> list[int]:
     return [most >> halvings for halvings in range(most.bit_length())]
 
 
-def fastest(
-    work: Callable[[], object], numbers: Sequence[int], clock: Callable[[], float] = time.monotonic
+def seconds_with_each(
+    work: Callable[[], object], numbers: Sequence[int], rounds: int, clock: Callable[[], float] = time.monotonic
 ) -> dict[int, float]:
-    """Seconds of some work with each number of threads, but for those that are given up; the fastest is in use then."""
-    seconds: dict[int, float] = {}
-    for number in numbers:
-        torch.set_num_threads(number)
-        started = clock()
-        work()
-        seconds[number] = clock() - started
-    least = min(seconds.values())
-    torch.set_num_threads(min(seconds, key=lambda number: seconds[number]))
-    return {number: each for number, each in seconds.items() if each <= GIVEN_UP * least}
+    """Median seconds of some work with each number of threads, all of them in turn, but for those that are given up.
+
+    A round before, which finds caches empty and sets up, is not counted. The number in use is put back.
+    """
+    before = torch.get_num_threads()
+    times: dict[int, list[float]] = {number: [] for number in numbers}
+    try:
+        for _ in range(1 + rounds):
+            for number, own in times.items():
+                torch.set_num_threads(number)
+                started = clock()
+                work()
+                own.append(clock() - started)
+            least = min(own[-1] for own in times.values())
+            times = {number: own for number, own in times.items() if own[-1] <= GIVEN_UP * least}
+    finally:
+        torch.set_num_threads(before)
+    return {number: statistics.median(own[1:]) for number, own in times.items()}
 
 
 @contextmanager
@@ -112,18 +121,10 @@ def idle_cores(clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
 
 def _fast_on_this_machine(numbers: Sequence[int], clock: Callable[[], float]) -> int:
     layer, images = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(16, 64, 16, 16)
-    times: dict[int, list[float]] = {number: [] for number in numbers}
     with torch.no_grad():
-        for _ in range(1 + PROBES):
-            for number, own in times.items():
-                torch.set_num_threads(number)
-                started = clock()
-                layer(images)
-                own.append(clock() - started)
-    # The first of each finds caches empty.
-    medians = {number: statistics.median(own[1:]) for number, own in times.items()}
-    best = min(medians, key=lambda number: medians[number])
-    return best if medians[best] < BUSY * medians[numbers[0]] else numbers[0]
+        seconds = seconds_with_each(lambda: layer(images), numbers, PROBES, clock)
+    best = min(seconds, key=lambda number: seconds[number])
+    return best if seconds[best] < BUSY * seconds.get(numbers[0], math.inf) else numbers[0]
 
 
 class Threads:

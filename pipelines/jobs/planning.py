@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from cdrl.config import Config, StageOneTrainingConfig, ThreadCount, TrainingCon
 from cdrl.data import TrainingSet
 from cdrl.model import CDRL
 from cdrl.training.engine import World, start
-from cdrl.training.machine import fastest, thread_numbers
+from cdrl.training.machine import seconds_with_each, thread_numbers
 from cdrl.training.memory import bytes_for_training
 from cdrl.training.trainer import CooperativeTrainer
 from pipelines.jobs.training import stage_one_settings
@@ -174,33 +175,23 @@ def _measured(
 
     With ``threads: auto`` the seconds are those with the fastest number of threads, which training would take.
     """
-    images, numbers, before = world.size, thread_numbers(threads, world), torch.get_num_threads()
-    try:
-        while True:
-            found = _timed_with_each(trainer_of(images), numbers, first_step)
-            numbers = list(found)
-            slowest = torch.tensor(min(found.values()), device=world.device)
-            if world.size > 1:
-                torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
-            if images == batch_size or slowest.item() > _ENOUGH:
-                return images, slowest.item()
-            images = min(batch_size, images * (8 if slowest.item() < _ENOUGH / 16 else 2))
-    finally:
-        torch.set_num_threads(before)
+    images, numbers = world.size, thread_numbers(threads, world)
+    while True:
+        with closing(trainer_of(images)) as trainer:
+            steps = itertools.count(first_step)
+            update = functools.partial(_next_update, trainer, steps)
+            seconds = seconds_with_each(update, numbers, _ROUNDS)
+        numbers = list(seconds)
+        slowest = torch.tensor(min(seconds.values()), device=world.device)
+        if world.size > 1:
+            torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
+        if images == batch_size or slowest.item() > _ENOUGH:
+            return images, slowest.item()
+        images = min(batch_size, images * (8 if slowest.item() < _ENOUGH / 16 else 2))
 
 
-def _timed_with_each(trainer: Any, numbers: Sequence[int], first_step: int) -> dict[int, float]:
-    """Seconds of an update with each number of threads."""
-    with closing(trainer):
-        torch.set_num_threads(numbers[-1])  # other work hardly slows down the fewest
-        trainer.update(first_step)  # the first one sets up
-        steps = itertools.count(first_step + 1)
-
-        def updates() -> None:
-            for _ in range(_ROUNDS):
-                trainer.update(next(steps))
-
-        return {number: seconds / _ROUNDS for number, seconds in fastest(updates, numbers).items()}
+def _next_update(trainer: Any, steps: Iterator[int]) -> None:
+    trainer.update(next(steps))
 
 
 def _random_data(shape: tuple[int, ...], count: int, classes: int) -> TrainingSet:

@@ -18,7 +18,7 @@ from pipelines.detection.detect import Source, other_images
 from pipelines.detection.scores import detection_figures
 from pipelines.likelihood.baselines import gaussian, mixture
 from pipelines.likelihood.decoder_bound import Coded, bound_seeds, coded, run_posterior
-from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, chosen_images, clean_grids, noised
+from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, chosen_images, clean_grids, noised, only_class
 from pipelines.likelihood.normalizer import Normalizers
 
 SPREAD_IMAGES = 4000
@@ -78,7 +78,7 @@ class Question:
         if pipeline.config.space == "point":
             return
         classes = self.classes(pipeline)
-        label = classes[0] if len(classes) == 1 else None
+        label = only_class(classes)
         own = chosen_images(pipeline, "test", self.num_images, seed, label)[0]
         chosen_images(pipeline, "train", self.num_images, seed, label)
         for spec in self.against:
@@ -138,10 +138,10 @@ def mixed(values: Tensor, normalizers: Normalizers, which: _End = "bridge") -> T
     return (values - log_z_of(normalizers, which)).logsumexp(dim=1) - math.log(values.shape[1])
 
 
-def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, seed: int) -> dict[str, Any]:
-    """Lower bounds on the log-likelihood of held-out images themselves, see `decoder_bound`.
+def image_bound(pipeline: CDRLPipeline, question: Question, normalizers: Normalizers, seed: int) -> dict[str, Any]:
+    """A lower bound on the mean log-likelihood of held-out images themselves, see `decoder_bound`.
 
-    They hold as far as log Z does not exceed the largest of its three estimates, which is what they are computed with.
+    It holds as far as log Z does not exceed the largest of its three estimates, which is what it is computed with.
 
     The decoder's standard deviation is the best one for training images. ``rate`` is log q - log p of the latent, what
     it takes to send it. Both are nats an image.
@@ -149,7 +149,7 @@ def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normal
     decoder, schedule = pipeline.decoder, pipeline.model.schedule
     assert isinstance(decoder, LatentDecoder)
     classes = list(normalizers.of_class)
-    label = classes[0] if len(classes) == 1 else None
+    label = only_class(classes)
     posterior = run_posterior(pipeline.config, decoder, schedule)
     signal = float(schedule.alpha_bar[0])
 
@@ -167,14 +167,12 @@ def image_bounds(pipeline: CDRLPipeline, question: Question, normalizers: Normal
     bound = held_out.bound(log_prior, std)
     nats = float(bound.mean())
     return {
-        "image_at_least": {
-            "nats": nats,
-            "standard_error": float(bound.std() / math.sqrt(len(bound))),
-            "bits_per_dimension_of_8_bit_steps": -nats / held_out.pixels / math.log(2) - math.log2(EIGHT_BIT_STEP),
-            "rate": float((held_out.log_q - log_prior).mean()),
-            "decoder_std": std,
-            "dequantization": "noise as wide as one step of 8 bits, uniform",
-        }
+        "nats": nats,
+        "standard_error": float(bound.std() / math.sqrt(len(bound))),
+        "bits_per_dimension_of_8_bit_steps": -nats / held_out.pixels / math.log(2) - math.log2(EIGHT_BIT_STEP),
+        "rate": float((held_out.log_q - log_prior).mean()),
+        "decoder_std": std,
+        "dequantization": "noise as wide as one step of 8 bits, uniform",
     }
 
 
@@ -190,7 +188,7 @@ def detection_by_likelihood(
         nats: of the held-out images and of the training images.
     """
     schedule, classes = pipeline.model.schedule, list(normalizers.of_class)
-    label = classes[0] if len(classes) == 1 else None
+    label = only_class(classes)
     own = chosen_images(pipeline, "test", question.num_images, seed, label)[0]
     typical = nats["train"].mean()
     found = {}
@@ -212,7 +210,7 @@ def baseline_figures(
 ) -> dict[str, dict[str, float]]:
     """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
     schedule, level = pipeline.model.schedule, question.level
-    label = classes[0] if len(classes) == 1 else None
+    label = only_class(classes)
     train = clean_grids(pipeline, "train", SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
     alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
     figures = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ class Clean(NamedTuple):
 
     grids: Tensor
     labels: Tensor
+
+
+def only_class(classes: Sequence[int]) -> int | None:
+    """The class whose images a density of these classes is of: the one; None, which is all, of several."""
+    return classes[0] if len(classes) == 1 else None
 
 
 def clean_grids(pipeline: CDRLPipeline, split: Split, count: int, seed: int, label: int | None = None) -> Clean:

@@ -34,11 +34,11 @@ from pipelines.likelihood.figures import (
     baseline_figures,
     class_log_densities,
     detection_by_likelihood,
-    image_bounds,
+    image_bound,
     mixed,
     split_figures,
 )
-from pipelines.likelihood.images import EIGHT_BIT_STEP, clean_grids, noised
+from pipelines.likelihood.images import EIGHT_BIT_STEP, clean_grids, noised, only_class
 from pipelines.likelihood.levels import LevelPath, clean_spread, tail_slope
 from pipelines.likelihood.normalizer import METHOD, Bracketing, Effort, Normalizer, Normalizers
 
@@ -141,7 +141,7 @@ def likelihood_report(
     ``held_out`` and ``train`` have, in nats an image, the mean log density of noisy images, ``standard_error`` over
     images, and the same ``with_upper_log_z`` and ``with_lower_log_z`` in the place of the bridge's; and
     ``bits_per_dimension``, of pixels in [-1, 1]; ``…_of_8_bit_steps`` counts pixels as 0 … 255 are counted. Fewer bits
-    are better. A latent run has ``image_at_least`` too, see `image_bounds`; and ``detection`` what
+    are better. A latent run has ``image_at_least`` too, see `image_bound`; and ``detection`` what
     `detection_by_likelihood` finds, if it is asked for.
     """
     classes = list(normalizers.of_class)
@@ -153,7 +153,7 @@ def likelihood_report(
     named: tuple[tuple[str, Split], ...] = (("held_out", "test"), ("train", "train"))
     for name, split in named:
         # A density of one class is that of its images.
-        label = classes[0] if len(classes) == 1 else None
+        label = only_class(classes)
         clean = clean_grids(pipeline, split, question.num_images, effort.seed, label)
         x = noised(schedule, clean.grids, question.level, effort.seed, split)
         values = class_log_densities(pipeline, x, classes, question.level)
@@ -163,7 +163,7 @@ def likelihood_report(
         splits[name] = split_figures(values, clean, normalizers, eight_bits=pipeline.config.space == "pixel")
         nats[split] = mixed(values, normalizers)
     if pipeline.config.space == "latent" and question.level == 0:
-        splits |= image_bounds(pipeline, question, normalizers, effort.seed)
+        splits["image_at_least"] = image_bound(pipeline, question, normalizers, effort.seed)
     if question.against:
         splits["detection"] = detection_by_likelihood(pipeline, question, normalizers, effort.seed, nats)
     return {

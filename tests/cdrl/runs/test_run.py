@@ -106,9 +106,7 @@ def test_what_changes_nothing_of_what_is_learned_may_change(tmp_path: Path, caps
     )
     run.open(changed)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        f"{run.folder}: goes on from step 3 with data.cache 'data' -> 'x', training.num_steps 6 -> 9, "
-    )
+    assert line.startswith(f"{run.folder}: goes on with data.cache 'data' -> 'x', training.num_steps 6 -> 9, ")
     assert load_config(run.folder / "config.yaml") == changed
     run.open(changed)
     assert capsys.readouterr().err == ""

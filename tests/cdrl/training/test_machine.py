@@ -11,7 +11,7 @@ import torch
 
 from cdrl.runs.run import Run, read_json
 from cdrl.training.engine import World
-from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads, fastest, idle_cores, thread_numbers
+from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads, idle_cores, seconds_with_each, thread_numbers
 from pipelines.jobs.training import run_stage_two
 from tests.helpers import tiny_config
 
@@ -169,17 +169,20 @@ def test_a_run_keeps_its_number_with_its_checkpoint_and_its_model(tmp_path: Path
     [(alone, {2: 0.3, 1: 0.4}), (beside_another, {2: 1.0, 1: 0.4}), (beside_many, {1: 0.4})],
     ids=["alone", "beside", "many"],
 )
-def test_work_is_timed_with_each_number_and_the_fastest_stays(
+def test_work_is_timed_with_each_number_but_those_that_are_given_up(
     seconds: Callable[[int], float], known: dict[int, float]
 ) -> None:
-    clock = Clock()
+    clock, tried = Clock(), []
 
     def work() -> None:
-        clock.now += seconds(torch.get_num_threads())
+        tried.append(torch.get_num_threads())
+        clock.now += seconds(tried[-1])
 
-    found = fastest(work, thread_numbers("auto", ALONE), clock)
+    found = seconds_with_each(work, thread_numbers("auto", ALONE), 3, clock)
     assert found == pytest.approx(known)
-    assert torch.get_num_threads() == min(known, key=lambda number: known[number])
+    assert torch.get_num_threads() == 2
+    # In turn, a round before the three that count; the hopeless in that one alone.
+    assert tried == ([2, 1, *[1] * 3] if len(known) == 1 else [2, 1] * 4)
 
 
 def test_threads_are_put_back_where_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:

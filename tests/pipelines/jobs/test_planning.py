@@ -46,13 +46,13 @@ def test_updates_are_timed_with_the_number_of_threads_that_training_would_take(
     """Beside a neighbour two threads take ten times as long: the plan is that of one, and none is left behind."""
     asked = []
 
-    def beside_a_neighbour(work: Callable[[], None], numbers: list[int]) -> dict[int, float]:
+    def beside_a_neighbour(work: Callable[[], None], numbers: list[int], rounds: int) -> dict[int, float]:
         work()
         asked.append(numbers)
         return {1: 0.5} if 1 in numbers else {2: 5.0}
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(planning, "fastest", beside_a_neighbour)
+    monkeypatch.setattr(planning, "seconds_with_each", beside_a_neighbour)
     torch.set_num_threads(2)
     try:
         (stage,) = plans(tiny_config())
@@ -63,8 +63,8 @@ def test_updates_are_timed_with_the_number_of_threads_that_training_would_take(
     assert asked[0] == [2, 1]
     # Twice as many images with what is left of the numbers.
     assert asked[1] == [1]
-    assert stage.seconds == pytest.approx(0.25)
-    assert fixed.seconds == pytest.approx(2.5)
+    assert stage.seconds == pytest.approx(0.5)
+    assert fixed.seconds == pytest.approx(5.0)
 
 
 @pytest.mark.usefixtures("at_a_glance")
