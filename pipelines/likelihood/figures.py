@@ -16,13 +16,15 @@ from pipelines.base import CDRLPipeline
 from pipelines.decoding import LatentDecoder
 from pipelines.detection.detect import Source, other_images
 from pipelines.detection.scores import detection_figures
-from pipelines.likelihood.baselines import gaussian, mixture
+from pipelines.likelihood.baselines import BASELINES, check_baselines
 from pipelines.likelihood.decoder_bound import Coded, bound_seeds, coded, run_posterior
 from pipelines.likelihood.images import EIGHT_BIT_STEP, Clean, chosen_images, clean_grids, noised, only_class
 from pipelines.likelihood.normalizer import Normalizers
 
 SPREAD_IMAGES = 4000
 """Training images at most from which covariances are taken."""
+BASELINE_IMAGES = 60_000
+"""Training images at most to which baselines are fitted: they are held in memory as grids, of latents too."""
 _BATCH = 256
 _End = Literal["bridge", "lower", "upper"]
 
@@ -36,7 +38,7 @@ class Question:
         label: class id or name that the density is conditioned on; None or -1 for none.
         each_class: every class has its own normalizer, and images are scored under each of them.
         level: whose noise images have, and whose density is measured; 0 has the least.
-        baselines: fit a Gaussian and mixtures of Gaussians, and evaluate them on the same noisy held-out images.
+        baselines: names of `BASELINES`, densities to be fitted and evaluated on the same noisy held-out images.
         against: other sets of images, as `pipelines.detection.detect.Source` names them, to be told from held-out ones.
     """
 
@@ -44,7 +46,7 @@ class Question:
     label: int | str | None = None
     each_class: bool = False
     level: int = 0
-    baselines: bool = False
+    baselines: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
 
     def classes(self, pipeline: CDRLPipeline) -> list[int]:
@@ -61,14 +63,16 @@ class Question:
             raise ValueError("label: would change nothing where each class is asked for")
         return list(range(pipeline.model.num_classes))
 
-    def check_sets(self, pipeline: CDRLPipeline, seed: int) -> None:
-        """Read all images once, so that what is wrong with some is told before hours are spent.
+    def check(self, pipeline: CDRLPipeline, seed: int) -> None:
+        """Read all images once, and look for what baselines need: what is wrong is told before hours are spent.
 
         Raises:
             DataError: a set is unknown, missing or damaged, named twice, or that of the held-out images; or there is no
                 image of the class.
-            RunError: the run is one of points.
+            RunError: the run is one of points, or a baseline needs a package that is not installed.
+            ValueError: a baseline is unknown, or named twice.
         """
+        check_baselines(self.baselines)
         if self.against and pipeline.config.space == "point":
             raise RunError("against: sets of images, but this is a run of 2-D points")
         if len(set(self.against)) < len(self.against):
@@ -211,10 +215,11 @@ def baseline_figures(
     """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
     schedule, level = pipeline.model.schedule, question.level
     label = only_class(classes)
-    train = clean_grids(pipeline, "train", SPREAD_IMAGES, 0, label).grids.flatten(1).cpu()
+    train = clean_grids(pipeline, "train", BASELINE_IMAGES, 0, label).grids.flatten(1).cpu()
     alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
     figures = {}
-    for fitted in (fit(train, noisy.flatten(1).cpu(), alpha, sigma) for fit in (gaussian, mixture)):
+    for name in question.baselines:
+        fitted = BASELINES[name](train, noisy.flatten(1).cpu(), alpha, sigma)
         nats = float(fitted.log_density.mean())
         error = float(fitted.log_density.std() / math.sqrt(len(noisy)))
         bits = -nats / train.shape[1] / math.log(2)

@@ -110,7 +110,7 @@ def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, A
     run, world = folder_of("run", run), start()
     pipeline = CDRLPipeline.from_pretrained(run, world.device)
     classes, level = question.classes(pipeline), pipeline.model.level_of(question.level)
-    question.check_sets(pipeline, effort.seed)
+    question.check(pipeline, effort.seed)
     for label in classes:
         check_normalizable(pipeline, label, level)
     own = hashlib.blake2b(digest_size=16)

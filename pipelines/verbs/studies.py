@@ -380,9 +380,14 @@ def likelihood(
     each_class: Annotated[
         bool, typer.Option("--each-class", help="a normalizer of each class, and their mixture; tells classes apart")
     ] = False,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="the same of a Gaussian and of mixtures of Gaussians, fitted here")
-    ] = False,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            help="the same of a density fitted here, once for each: gaussian, mixture (of up to 100 Gaussians), flow",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -419,7 +424,7 @@ def likelihood(
         from pipelines.likelihood.normalizer import Effort
 
         effort = Effort(chains, temperatures, leapfrog_steps, equilibration, integration, seed, batch_size)
-        question = Question(num_images, label, each_class, level, baselines, tuple(against or ()))
+        question = Question(num_images, label, each_class, level, tuple(baseline or ()), tuple(against or ()))
         report = run_likelihood(run, question, effort)
         if report:
             typer.echo(likelihood_table(report))

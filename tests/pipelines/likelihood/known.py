@@ -33,14 +33,18 @@ class Mixture:
     schedule: NoiseSchedule
 
     @classmethod
-    def random(cls, dimension: int, components: int, num_levels: int = 6) -> Mixture:
-        """Components as far from one another as they are wide: up to 0.5 in 64 directions, 0.05 in all others."""
+    def random(cls, dimension: int, components: int, num_levels: int = 6, *, alike: bool = False) -> Mixture:
+        """Components as far from one another as they are wide: up to 0.5 in 64 directions, 0.05 in all others.
+
+        Args:
+            alike: all have the same covariance.
+        """
         generator = torch.Generator().manual_seed(dimension + components)
         widths = torch.full((dimension,), 0.05)
         widths[:_WIDE] = torch.linspace(0.05, 0.5, min(dimension, _WIDE))
         means = torch.randn(components, dimension, generator=generator) * widths
         variances = widths.square().expand(components, dimension)
-        variances = variances * (1 + torch.rand(components, 1, generator=generator))
+        variances = variances * (1 + torch.rand(1 if alike else components, 1, generator=generator))
         weights = 1 + torch.rand(components, generator=generator)
         config = ScheduleConfig(num_levels=num_levels, logsnr_max=6.0, logsnr_min=-5.1)
         return cls(means, variances, weights / weights.sum(), NoiseSchedule.from_config(config))

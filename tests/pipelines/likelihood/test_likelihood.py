@@ -40,7 +40,7 @@ def proper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_measured_and_what_is_kept_is_taken_up(proper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.likelihood.normalizer._PILOT_CHAINS_A_CLASS", 4)
     monkeypatch.setattr("pipelines.likelihood.baselines.COMPONENTS", (1, 2))
-    question = Question(num_images=20, each_class=True, baselines=True)
+    question = Question(num_images=20, each_class=True, baselines=("gaussian", "mixture"))
     report = run_likelihood(proper, question, EFFORT)
     assert report["dimension"] == 64
     assert len(report["log_z"]) == 10

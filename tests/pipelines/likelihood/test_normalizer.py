@@ -64,9 +64,15 @@ def test_in_64_dimensions_the_bridge_finds_it_and_the_bracket_holds_it(component
 
 @pytest.mark.slow
 @pytest.mark.parametrize("components", [1, 3])
-def test_both_ends_are_within_half_a_per_cent_in_64_dimensions(components: int, tmp_path: Path) -> None:
-    truth = Mixture.random(64, components)
-    effort = Effort(chains=8, temperatures=8000, leapfrog_steps=1, equilibration=5)
+@pytest.mark.parametrize(
+    ("dimension", "effort"),
+    [
+        (2, Effort(chains=4000, temperatures=400, leapfrog_steps=1, equilibration=5, batch_size=4000)),
+        (64, Effort(chains=32, temperatures=4000, leapfrog_steps=4, equilibration=5)),
+    ],
+)
+def test_both_ends_are_within_half_a_per_cent(dimension: int, effort: Effort, components: int, tmp_path: Path) -> None:
+    truth = Mixture.random(dimension, components)
     check(bracketed(truth, tmp_path, effort), truth.log_z(0), 0.005 * truth.log_z(0))
 
 
