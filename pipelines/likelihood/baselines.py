@@ -26,7 +26,7 @@ _CHOOSING = 10_000
 _HELD_BACK = 4
 """One image in so many of the training images chooses among mixtures, and how long a flow is trained."""
 
-_TRANSFORMS, _WIDTH = 5, 512
+_TRANSFORMS, _WIDTH = 3, 256
 _BATCH, _LEARNING_RATE = 128, 1e-3
 _JUDGED_EVERY, _PATIENCE, _LONGEST = 50, 10, 4000
 """Updates between looks at what is held back, looks without progress that end training, and updates at most."""

@@ -56,7 +56,7 @@ def level_normalizers(
     """Bracket log Z of a level for some classes; the chains of the way back start in noised training images.
 
     Args:
-        folder: keeps what is finished; of this model, these classes, effort and level alone.
+        folder: keeps what is finished; of this model, these classes and this level alone.
 
     Raises:
         DataError: training images cannot be read, or there are none of a class.
@@ -116,11 +116,8 @@ def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, A
     own = hashlib.blake2b(digest_size=16)
     for path in sorted((*find_model(run).rglob("*.safetensors"), find_model(run) / "config.json")):
         own.update(path.read_bytes())
-    # What an integral leaves has its moves in the files' names.
-    kept = {name: value for name, value in vars(effort).items() if name not in ("batch_size", "integration")}
-    # Chains are kept in batches.
-    key = derive_seed("likelihood", own.hexdigest(), effort.batch_size, str(kept), METHOD, level, *classes)
-    folder = run / "likelihood" / f"chains_{key:016x}"
+    key = derive_seed("likelihood", own.hexdigest(), METHOD, level, *classes)
+    folder = run / "likelihood" / f"level_{level}_{key:016x}"
     with locked_by_main(run / "likelihood", world):
         normalizers = level_normalizers(pipeline, classes, effort, folder, world, level=level)
         report: dict[str, Any] = {}

@@ -161,12 +161,19 @@ class Bracketing:
 
     Args:
         path: its labels are the classes, each once.
-        folder: of this effort on this model, and of nothing else.
+        folder: of this model, its level and these classes, and of nothing else. Efforts that differ in the number of
+            chains or temperatures share their pilots.
         world: the processes that work together; each calls `run`.
     """
 
     def __init__(self, path: LevelPath, effort: Effort, folder: Path, world: World) -> None:
         self.effort, self.folder, self.world = effort, folder, world
+        moves = f"leapfrog_{effort.leapfrog_steps}_seed_{effort.seed}"
+        self._pilot_folder = folder / f"pilot_{moves}"
+        self._chain_folder = folder / (
+            f"chains_{effort.chains}_temperatures_{effort.temperatures}_equilibration_{effort.equilibration}_{moves}"
+            f"_batch_{effort.batch_size}"  # chains are kept in batches
+        )
         self.classes = path.labels.tolist()
         self.path = dataclasses.replace(path, labels=path.labels.repeat_interleave(effort.chains))
         each = max(_PILOT_CHAINS_A_CLASS, -(-_PILOT_CHAINS // len(self.classes)))
@@ -285,7 +292,7 @@ class Bracketing:
         grids = self._from_noise("pilot", len(path.labels))
         with progress_bar(None, "pilot", unit="move", shown=self.world.is_main) as bar:
             for level in path.segments:
-                file = self.folder / f"pilot_{level}.safetensors"
+                file = self._pilot_folder / f"level_{level}.safetensors"
                 if self.world.is_main and not file.exists():
                     pilot, grids = pilot_run(
                         path.segment(level),
@@ -381,7 +388,7 @@ class Bracketing:
         """All chains' parts of a phase: this process does its batches, unless they are there, and reads all."""
         size = self.effort.batch_size
         batches = [range(first, min(first + size, self.count)) for first in range(0, self.count, size)]
-        files = [self.folder / f"{phase}_{level}_{batch[0]}.safetensors" for batch in batches]
+        files = [self._chain_folder / f"{phase}_{level}_{batch[0]}.safetensors" for batch in batches]
         for turn, (batch, file) in enumerate(zip(batches, files, strict=True)):
             if file.exists() or turn % self.world.size != self.world.rank:
                 moved(len(batch) * moves)
