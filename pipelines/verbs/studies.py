@@ -414,7 +414,7 @@ def likelihood(
 
     python run.py likelihood digits --level 1
 
-    python run.py likelihood digits --level 1 --each-class --chains 8
+    python run.py likelihood digits_density --each-class --baseline mixture --baseline flow
 
     python run.py likelihood checkerboard --temperatures 300 --chains 256
     """
