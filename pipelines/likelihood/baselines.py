@@ -136,7 +136,7 @@ def mixture(train: Tensor, images: Tensor, alpha: float, sigma: float) -> Fitted
 
 
 def flow(train: Tensor, images: Tensor, alpha: float, sigma: float) -> Fitted:
-    """A masked autoregressive flow (Papamakarios et al. 2017), zuko's, from the Gaussian that `gaussian` fits.
+    """A masked autoregressive flow (Papamakarios et al. 2017), zuko's, where what `gaussian` fits is standard noise.
 
     It is trained with fresh noise in every batch. A quarter of the training images tells after how many updates it is
     best; then it is trained anew for as many on all.

@@ -23,8 +23,8 @@ from pipelines.likelihood.normalizer import Normalizers
 
 SPREAD_IMAGES = 4000
 """Training images at most from which covariances are taken."""
-BASELINE_IMAGES = 60_000
-"""Training images at most to which baselines are fitted: they are held in memory as grids, of latents too."""
+BASELINE_IMAGES, BASELINE_BYTES = 60_000, 2**30
+"""Training images at most to which baselines are fitted, and bytes of them: they are held in memory."""
 _BATCH = 256
 _End = Literal["bridge", "lower", "upper"]
 
@@ -215,7 +215,9 @@ def baseline_figures(
     """Nats and bits a dimension of noisy held-out images [N, *shape] under what `baselines` fits to training images."""
     schedule, level = pipeline.model.schedule, question.level
     label = only_class(classes)
-    train = clean_grids(pipeline, "train", BASELINE_IMAGES, 0, label).grids.flatten(1).cpu()
+    data = pipeline.config.data
+    count = min(BASELINE_IMAGES, BASELINE_BYTES // (data.channels * data.image_size**2))
+    train = clean_grids(pipeline, "train", count, 0, label).grids.flatten(1).cpu()
     alpha, sigma = float(schedule.alpha_bar[level]), float(schedule.sigma_bar[level])
     figures = {}
     for name in question.baselines:
