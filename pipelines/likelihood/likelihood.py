@@ -56,7 +56,7 @@ def level_normalizers(
     """Bracket log Z of a level for some classes; the chains of the way back start in noised training images.
 
     Args:
-        folder: keeps what is finished; of this model, these classes and this level alone.
+        folder: keeps what is finished; of this model and these classes alone.
 
     Raises:
         DataError: training images cannot be read, or there are none of a class.
@@ -116,8 +116,8 @@ def run_likelihood(run: Path, question: Question, effort: Effort) -> dict[str, A
     own = hashlib.blake2b(digest_size=16)
     for path in sorted((*find_model(run).rglob("*.safetensors"), find_model(run) / "config.json")):
         own.update(path.read_bytes())
-    key = derive_seed("likelihood", own.hexdigest(), METHOD, level, *classes)
-    folder = run / "likelihood" / f"level_{level}_{key:016x}"
+    key = derive_seed("likelihood", own.hexdigest(), METHOD, *classes)
+    folder = run / "likelihood" / f"{key:016x}"
     with locked_by_main(run / "likelihood", world):
         normalizers = level_normalizers(pipeline, classes, effort, folder, world, level=level)
         report: dict[str, Any] = {}

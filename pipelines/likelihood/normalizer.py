@@ -161,8 +161,8 @@ class Bracketing:
 
     Args:
         path: its labels are the classes, each once.
-        folder: of this model, its level and these classes, and of nothing else. Efforts that differ in the number of
-            chains or temperatures share their pilots.
+        folder: of this model and these classes, and of nothing else. Efforts that differ in the number of chains or
+            temperatures share their pilots, and so do paths that end at different levels.
         world: the processes that work together; each calls `run`.
     """
 
@@ -171,8 +171,8 @@ class Bracketing:
         moves = f"leapfrog_{effort.leapfrog_steps}_seed_{effort.seed}"
         self._pilot_folder = folder / f"pilot_{moves}"
         self._chain_folder = folder / (
-            f"chains_{effort.chains}_temperatures_{effort.temperatures}_equilibration_{effort.equilibration}_{moves}"
-            f"_batch_{effort.batch_size}"  # chains are kept in batches
+            f"level_{path.lowest}_chains_{effort.chains}_temperatures_{effort.temperatures}"
+            f"_equilibration_{effort.equilibration}_{moves}_batch_{effort.batch_size}"  # chains are kept in batches
         )
         self.classes = path.labels.tolist()
         self.path = dataclasses.replace(path, labels=path.labels.repeat_interleave(effort.chains))

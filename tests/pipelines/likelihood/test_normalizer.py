@@ -210,6 +210,8 @@ def test_more_temperatures_go_on_from_the_same_pilot_and_other_moves_have_their_
     more = dataclasses.replace(SMALL, temperatures=90)
     assert bracketed(truth, tmp_path, more) == bracketed(truth, tmp_path / "anew", more)
     assert {path: written(tmp_path)[path] for path in before} == before
+    assert bracketed(truth, tmp_path, SMALL, level=1) == bracketed(truth, tmp_path / "anew" / "1", SMALL, level=1)
+    assert {path: written(tmp_path)[path] for path in before} == before
     bracketed(truth, tmp_path, dataclasses.replace(SMALL, leapfrog_steps=2))
     own = {path for path in written(tmp_path) if path.parent.name.startswith("pilot_") and "anew" not in path.parts}
     assert len(own) == 6
