@@ -19,10 +19,8 @@ from cdrl.sampling.noise import derive_seed
 from pipelines.evaluation.distances import Reference, compared, some_of, statistics_of
 from pipelines.evaluation.features import Features, lite0_features
 from pipelines.evaluation.figure_names import metric_name
-from pipelines.evaluation.judge import ClassJudge, train_class_judge
+from pipelines.evaluation.judge import ClassJudge, judge_steps, train_class_judge
 
-JUDGE_STEPS = {"digits": 800, "fashion_mnist": 2000, "cifar10": 6000}
-"""Updates after which a judge reads held-out images well."""
 SHOWN = ("fid", "precision", "recall")
 
 
@@ -49,7 +47,7 @@ class Ruler:
         others wait.
         """
         data, held_out = task.recipe.data, training_images(task.recipe.data, "test")
-        steps = JUDGE_STEPS[data.name]
+        steps = judge_steps(len(task.train.grids))
         # Where the images lie does not matter: a judge may be brought along from another machine.
         key = derive_seed(steps, *(json.dumps(data_facts(images)) for images in (task.train, held_out)))
         path = kept / f"{data.name}_{key:016x}.safetensors"

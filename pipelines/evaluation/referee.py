@@ -20,11 +20,9 @@ from cdrl.sampling.noise import derive_seed
 from pipelines.base import CDRLPipeline
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
-from pipelines.evaluation.judge import ClassJudge, train_class_judge
+from pipelines.evaluation.judge import ClassJudge, judge_steps, train_class_judge
 from pipelines.generation import default_device, labels_in_turn
 from pipelines.results import Generated
-
-JUDGE_STEPS = 800
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,15 @@ class Referee:
         train, test = training_images(data), training_images(data, "test")
         assert train.labels is not None
         assert test.labels is not None
-        images, classes = train.grids, num_classes(data, train)
+        images, classes, steps = train.grids, num_classes(data, train), judge_steps(len(train.grids))
         if kept is None:
-            judge = train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0)
+            judge = train_class_judge(images, train.labels, classes, steps=steps, seed=0)
         else:
             kept.mkdir(parents=True, exist_ok=True)
-            path = kept / f"{data.name}_{derive_seed(data.model_dump_json(), JUDGE_STEPS):016x}.safetensors"
+            path = kept / f"{data.name}_{derive_seed(data.model_dump_json(), steps):016x}.safetensors"
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    train_class_judge(images, train.labels, classes, steps=JUDGE_STEPS, seed=0).save(path)
+                    train_class_judge(images, train.labels, classes, steps=steps, seed=0).save(path)
             judge = ClassJudge.load(path, images.shape[1], images.shape[2], classes)
         read, accepted = judge.read(test.grids)
         held_out = judge.features(test.grids)

@@ -25,7 +25,8 @@ from pipelines.decoding import grid_picture
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
 from pipelines.evaluation.judge import WIDTH as JUDGE_WIDTH
-from pipelines.evaluation.referee import JUDGE_STEPS, Referee
+from pipelines.evaluation.judge import judge_steps
+from pipelines.evaluation.referee import Referee
 from pipelines.generation import default_device, write_images
 from pipelines.inpainting.fill import PASSES, Averaged, Hidden, Observation, fill
 from pipelines.inpainting.masks import box, irregular, read_mask
@@ -308,7 +309,7 @@ def plausibility(config: Config, filled: Tensor, truth: Tensor, classes: Tensor 
             f"fd_lite0_{name}_train": frechet_distance(lite0_features(images, network), features)
             for name, images in both.items()
         }
-    cost = f"{JUDGE_STEPS} steps, half a minute on a CPU for images of 8x8, longer for larger ones"
+    cost = f"{judge_steps(len(train))} steps, half a minute on a CPU for images of 8x8, longer for larger ones"
     print(f"realism: a judge of classes is trained on the run's data first: {cost}", file=sys.stderr, flush=True)
     judge = Referee.of(config.data).judge
     features = judge.features(real)

@@ -24,7 +24,7 @@ from tests.helpers import ROOT
 
 @pytest.fixture(autouse=True)
 def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measures.JUDGE_STEPS, "digits", 20)
+    monkeypatch.setattr(measures, "judge_steps", lambda num_images: 20)
 
 
 def check(folder: Path, method: str) -> dict[str, Any]:

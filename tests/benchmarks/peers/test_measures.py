@@ -62,7 +62,7 @@ def test_recall_is_the_share_of_held_out_images_that_samples_reach() -> None:
 
 
 def test_a_judge_is_trained_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(measures.JUDGE_STEPS, "digits", 30)
+    monkeypatch.setattr(measures, "judge_steps", lambda num_images: 30)
     task = digits_task()
     first = Ruler.of(task, tmp_path)
     paths = sorted(tmp_path.glob("*.safetensors"))

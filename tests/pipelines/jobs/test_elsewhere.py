@@ -37,7 +37,7 @@ def config_of(place: str, tmp_path: Path, **sections: object) -> Config:
 def test_a_run_learns_and_measures_what_it_does_from_a_folder_here(
     server: DataServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(referee, "JUDGE_STEPS", 3)
+    monkeypatch.setattr(referee, "judge_steps", lambda num_images: 3)
     figures = {}
     for name, place in {"here": str(tmp_path / "prepared"), "there": server.address}.items():
         run = tmp_path / name

@@ -151,7 +151,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
         done["judges"].append(len(arguments[0]))
         return train_class_judge(*arguments, **options)
 
-    monkeypatch.setattr("pipelines.evaluation.referee.JUDGE_STEPS", 3)
+    monkeypatch.setattr("pipelines.evaluation.referee.judge_steps", lambda num_images: 3)
     monkeypatch.setattr("pipelines.studies.ablation.side_by_side", one_by_one)
     monkeypatch.setattr("pipelines.studies.ablation.run_stage_two", train_run)
     monkeypatch.setattr("pipelines.evaluation.referee.train_class_judge", train_judge)
