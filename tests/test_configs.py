@@ -49,6 +49,7 @@ MILLIONS = {
     "digits_density.yaml": (0.2179, 0.1298),
     "digits_unconditional.yaml": (0.2163, 0.1290),
     "fashion_mnist.yaml": (0.1928, 0.1298),
+    "fashion_mnist_density.yaml": (0.1921, 0.1290),
     "fashion_mnist_latent.yaml": (0.1933, 0.1306),
     "imagenet32.yaml": (139.3, 3.77),
     "imagenet32_conditional.yaml": (35.34, 3.181),

@@ -19,7 +19,7 @@ Array = np.ndarray
 # kept lies under a name of both files' contents.
 _HERE = Path(__file__).parent
 _CONTENTS = b"".join((_HERE / name).read_bytes() for name in ("kernels.py", "shading.py"))
-numba.config.CACHE_DIR = str(_HERE / "__pycache__" / hashlib.sha256(_CONTENTS).hexdigest()[:16])
+numba.config.CACHE_DIR = str(_HERE / "__pycache__" / hashlib.sha256(_CONTENTS).hexdigest()[:16])  # type: ignore[attr-defined]
 
 FAR = 1e9
 
