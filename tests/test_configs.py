@@ -179,5 +179,7 @@ def test_drl_has_its_own_settings() -> None:
 
 
 def test_a_latent_run_is_the_pixel_run_with_its_space_changed() -> None:
-    changes = ["space=latent", "sampling.temperature=1.0"]  # the latter is of sampling alone
-    assert load_config(ROOT / "configs" / "fashion_mnist.yaml", changes) == load_config(ROOT / "configs" / "fashion_mnist_latent.yaml")
+    of_sampling_alone = ["sampling.temperature=0.8", "sampling.denoise=1.0"]
+    assert load_config(ROOT / "configs" / "fashion_mnist.yaml", ["space=latent", *of_sampling_alone]) == load_config(
+        ROOT / "configs" / "fashion_mnist_latent.yaml"
+    )
