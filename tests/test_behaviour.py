@@ -38,8 +38,11 @@ def test_ten_updates_make_the_weights_that_they_made(tmp_path: Path) -> None:
     expected, same_rounding = stored("ten_updates")
     trained = ten_updates(tmp_path)
     assert trained.keys() == expected.keys()
-    for name, weights in trained.items():
-        if same_rounding:
+    if same_rounding:
+        for name, weights in trained.items():
             assert torch.equal(weights, expected[name]), name
-        else:
-            torch.testing.assert_close(weights, expected[name], atol=1e-4, rtol=1e-3)
+    else:
+        # All together: biases before a normalization have no gradient but rounding, which Adam makes steps of.
+        apart = sum((weights - expected[name]).square().sum() for name, weights in trained.items())
+        size = sum(weights.square().sum() for weights in expected.values())
+        assert apart <= (2e-4) ** 2 * size
