@@ -24,7 +24,8 @@ from pipelines.likelihood.normalizer import Normalizers
 SPREAD_IMAGES = 4000
 """Training images at most from which covariances are taken."""
 BASELINE_IMAGES, BASELINE_BYTES = 60_000, 2**30
-"""Training images at most to which baselines are fitted, and bytes of them: they are held in memory."""
+"""Training images at most to which baselines are fitted, and bytes of their 8-bit pixels: they are held in memory, as
+grids, for which pixels take four times as much."""
 _BATCH = 256
 _End = Literal["bridge", "lower", "upper"]
 
