@@ -22,10 +22,9 @@ from cdrl.training.interruption import save_picture
 from pipelines.base import CDRLPipeline, check_options
 from pipelines.composition import compose, concept_class
 from pipelines.decoding import LatentDecoder, captioned_picture
-from pipelines.evaluation.judge import AttributeJudge, train_attribute_judge
+from pipelines.evaluation.judge import AttributeJudge, judge_steps, train_attribute_judge
 from pipelines.generation import default_device
 
-JUDGE_STEPS = 500
 COLUMNS = 8
 
 Readings = dict[str, float]
@@ -52,7 +51,8 @@ class AttributeReferee:
     def of(cls, data: DataConfig, autoencoder: Autoencoder | None) -> AttributeReferee:
         """Train the judge on the training split."""
         train, test = training_images(data), training_images(data, "test")
-        judge = train_attribute_judge(train.grids, known_attributes(train, data.attributes), steps=JUDGE_STEPS, seed=0)
+        known, steps = known_attributes(train, data.attributes), judge_steps(len(train.grids))
+        judge = train_attribute_judge(train.grids, known, steps=steps, seed=0)
         truth = known_attributes(test, data.attributes)
         reconstructed = None
         if autoencoder is not None:

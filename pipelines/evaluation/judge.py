@@ -107,7 +107,7 @@ class AttributeJudge:
 
 
 def judge_steps(num_images: int) -> int:
-    """Updates after which a class judge reads held-out images well: 8 passes over many images, 800 over few.
+    """Updates after which a judge reads held-out images well: 8 passes over many images, 800 updates for few.
 
     Held out it then has 0.99 of the digits right, 0.92 of Fashion-MNIST and 0.76 of CIFAR-10.
     """

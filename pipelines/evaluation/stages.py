@@ -24,11 +24,10 @@ from pipelines.evaluation.attributes import known_attributes
 from pipelines.evaluation.distances import frechet_distance
 from pipelines.evaluation.features import lite0_features
 from pipelines.evaluation.figure_names import from_thousands, in_thousands
-from pipelines.evaluation.judge import train_attribute_judge, train_class_judge
+from pipelines.evaluation.judge import judge_steps, train_attribute_judge, train_class_judge
 from pipelines.evaluation.neighbours import nearest
 from pipelines.generation import default_device, labels_in_turn
 
-JUDGE_STEPS = 500
 SHOWN = 64
 NEIGHBOURS = 200
 FEW = 200
@@ -73,8 +72,13 @@ class Reading:
         return {name: round(value, 3) for name, value in zip(self.names, values.mean(dim=0).tolist(), strict=True)}
 
 
-def trained_reading(train: GridSet, test: GridSet, steps: int) -> Reading | None:
-    """A judge of a data set's attributes, or of its classes where it has none; None where it has neither."""
+def trained_reading(train: GridSet, test: GridSet, steps: int | None = None) -> Reading | None:
+    """A judge of a data set's attributes, or of its classes where it has none; None where it has neither.
+
+    Args:
+        steps: updates of the judge; `judge_steps` by default.
+    """
+    steps = judge_steps(len(train.grids)) if steps is None else steps
     if train.attributes is not None and test.attributes is not None:
         names = train.attribute_names
         judge = train_attribute_judge(train.grids, known_attributes(train, names), steps=steps, seed=0)
@@ -94,11 +98,11 @@ def run_stages(run: Path, num_images: int) -> dict[str, Any]:
         RunError: the run has no first stage or no initializer.
     """
     with one_calls_output(run / "stages", "figures.json") as output:
-        output.record = stage_figures(run, output.folder, num_images, judge_steps=JUDGE_STEPS)
+        output.record = stage_figures(run, output.folder, num_images)
     return output.record
 
 
-def stage_figures(run: Path, folder: Path, num_images: int, *, judge_steps: int) -> dict[str, Any]:
+def stage_figures(run: Path, folder: Path, num_images: int, *, judged_after: int | None = None) -> dict[str, Any]:
     """Figures of both stages; writes reconstructions.png, worst.png, samples.png and initializer.png into ``folder``.
 
     ``psnr`` and ``ssim`` are means over held-out images and their reconstructions. ``judge_right`` is what a judge of
@@ -111,6 +115,7 @@ def stage_figures(run: Path, folder: Path, num_images: int, *, judge_steps: int)
 
     Args:
         num_images: of each kind; fewer where fewer are held out.
+        judged_after: updates of the judge; `judge_steps` by default.
 
     Raises:
         RunError: the run has no first stage or no initializer.
@@ -147,7 +152,7 @@ def stage_figures(run: Path, folder: Path, num_images: int, *, judge_steps: int)
     }
     network = Lite0()
     measures: dict[str, Callable[[Grids], Tensor]] = {"lite0": lambda part: lite0_features(part, network)}
-    reading = trained_reading(train, test, judge_steps)
+    reading = trained_reading(train, test, judged_after)
     if reading is not None:
         measures["judge"] = reading.features
         figures["judge_right"] = {name: reading.right(images[name]) for name in ("test", "reconstructions")}

@@ -15,7 +15,7 @@ from cdrl.runs.lock import locked
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import read_json
 from cdrl.training.machine import idle_cores
-from pipelines.evaluation.stages import JUDGE_STEPS, stage_figures
+from pipelines.evaluation.stages import stage_figures
 from pipelines.jobs.training import run_encoding, run_stage_one, run_stage_two
 
 COMPARED = 500
@@ -61,7 +61,7 @@ def run_quickstart(config_path: Path, run: Path, *, short: bool) -> None:
             run_encoding(config, run)
         run_stage_two(config, run)
         with timed("figures"), idle_cores():
-            figures = stage_figures(run, output.folder, COMPARED, judge_steps=20 if short else JUDGE_STEPS)
+            figures = stage_figures(run, output.folder, COMPARED, judged_after=20 if short else None)
         trained = {
             "stage_one": read_json(run / "autoencoder" / "model" / DESCRIPTION)["wall_seconds"],
             "stage_two": read_json(run / "model" / "config.json")["wall_seconds"],

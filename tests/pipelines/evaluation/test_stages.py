@@ -30,7 +30,7 @@ def write_latents(run: Path) -> None:
 
 
 def test_figures_are_those_of_a_second_computation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "JUDGE_STEPS", 60)
+    monkeypatch.setattr(stages, "judge_steps", lambda num_images: 60)
     save_tiny_run(tmp_path, latent=True)
     write_latents(tmp_path)
     figures = stages.run_stages(tmp_path, 40)
