@@ -136,7 +136,7 @@ class Trainee:
         world, settings = self.world, self.settings
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
-            updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas)
+            updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas, bfloat16=settings.bfloat16)
         else:
             updates = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=True)
         weights = sum(parameter.numel() for parameter in module.parameters())

@@ -18,16 +18,23 @@ _ROUNDS = 5
 _SMALLEST_SIDE = 16
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
+def orthogonalized(matrices: Tensor, *, bfloat16: bool = False) -> Tensor:
     """U V^T, roughly, of each matrix U S V^T in a batch [B, m, n]: its singular values become 0.7 to 1.2.
 
     Newton-Schulz iteration, in whichever of two orders takes fewer multiplications.
+
+    Args:
+        bfloat16: multiply in bfloat16, as Jordan et al. do: several times as fast where it is built in.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     rows, columns = wide.shape[-2:]
-    result = _iterated(wide) if 2 * columns < 3 * rows else _gathered(wide) @ wide
+    if bfloat16:
+        # Gathered factors need more digits: a matrix of low rank would grow a hundredfold.
+        result = _iterated(wide.bfloat16()).to(matrices.dtype)
+    else:
+        result = _iterated(wide) if 2 * columns < 3 * rows else _gathered(wide) @ wide
     return result.mT if tall else result
 
 
@@ -58,9 +65,15 @@ class Muon(torch.optim.Adam):
 
     A convolution counts as the matrix [outputs, inputs x 9]. Updates of matrices are scaled to the root mean square
     of Adam's (Liu et al. 2025), so that one learning rate serves both.
+
+    Args:
+        bfloat16: orthogonalize in bfloat16, see `orthogonalized`.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float]) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], *, bfloat16: bool = False
+    ) -> None:
+        self._bfloat16 = bfloat16
         everything = list(parameters)
         matrices = [p for p in everything if p.ndim > 1 and min(len(p), p[0].numel()) >= _SMALLEST_SIDE]
         chosen = {id(p) for p in matrices}
@@ -83,8 +96,9 @@ class Muon(torch.optim.Adam):
                 by_shape.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
         for (rows, columns), parameters in by_shape.items():
             directions = torch.stack([d.reshape(rows, -1) for d in self._directions(parameters, group["momentum"])])
+            orthogonal = orthogonalized(directions, bfloat16=self._bfloat16)
             scale = 0.2 * max(rows, columns) ** 0.5
-            updates = [u.view_as(p) for u, p in zip(orthogonalized(directions).unbind(), parameters, strict=True)]
+            updates = [u.view_as(p) for u, p in zip(orthogonal.unbind(), parameters, strict=True)]
             torch._foreach_sub_(list[Tensor](parameters), updates, alpha=scale * float(group["lr"]))
             for parameter in parameters:
                 parameter.grad = None  # Adam, which goes next, passes over parameters without one

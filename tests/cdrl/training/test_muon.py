@@ -38,6 +38,18 @@ def test_it_equals_the_iteration_written_out(columns: int) -> None:
     torch.testing.assert_close(orthogonalized(matrix[None])[0], x, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(32, 288), (64, 64), (64, 16)])
+def test_bfloat16_orthogonalizes_matrices_of_nearly_low_rank(shape: tuple[int, int]) -> None:
+    left, _, right = torch.linalg.svd(draws(2, *shape), full_matrices=False)
+    for spread in (0, 4):  # decades between the largest singular value and the smallest
+        values = torch.logspace(0, -spread, min(shape))
+        result = orthogonalized(left * values @ right, bfloat16=True)
+        assert result.dtype == torch.float32
+        assert torch.linalg.svdvals(result).max() < 1.25
+        along = (left.mT @ result @ right.mT).diagonal(dim1=-2, dim2=-1)
+        assert along[..., : min(shape) // 2].min() > 0.6
+
+
 def test_a_convolution_moves_by_its_orthogonalized_gradient_and_a_vector_as_under_adam() -> None:
     layer = nn.Conv2d(16, 32, 3)
     alone = copy.deepcopy(layer)
