@@ -43,7 +43,7 @@ from cdrl.training.interruption import (
     save_picture,
     stop_requests,
 )
-from cdrl.training.machine import Threads, machine_in_words
+from cdrl.training.machine import Threads, computes_in_bfloat16, machine_in_words, tell_precision
 from cdrl.training.memory import expect_room, kept_bytes, state_bytes
 from cdrl.training.monitor import DivergenceError, RunningMeans, load_sums, save_sums, summed_over_processes
 from cdrl.training.trackers import opened_log
@@ -102,7 +102,7 @@ class StageOneTrainer:
             optimizer=training.optimizer,
             # The adaptive weight reads the last layer's gradient, which stage 3 would spread over processes.
             zero_stage=min(self.config.zero_stage, 2),
-            bfloat16=computes_in_bfloat16(training, self.world.device),
+            bfloat16=computes_in_bfloat16(training.precision, self.world.device),
         )
         return Trainee(module, self.world, settings)
 
@@ -158,22 +158,9 @@ class StageOneTrainer:
             self.discriminator.close()
 
 
-def computes_in_bfloat16(training: StageOneTrainingConfig, device: torch.device) -> bool:
-    """Whether matrix work is done in bfloat16: as ``precision`` says, or for ``auto`` where the device has it built in.
-
-    Processors without such instructions emulate them: the quickstart's first stage then takes 13 times as long.
-    """
-    if training.precision != "auto":
-        return training.precision == "bfloat16"
-    if device.type == "cpu":
-        found = torch.cpu.get_capabilities()
-        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def autocast(training: StageOneTrainingConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """bfloat16 matrix work where the configuration asks for it."""
-    if computes_in_bfloat16(training, device):
+    if computes_in_bfloat16(training.precision, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -211,9 +198,8 @@ def train_autoencoder(config: StageOneConfig, run: Run, data: TrainingSet, held_
         if world.is_main:
             settings = config.model_dump(mode="json")
             log = stack.enter_context(opened_log(run.folder, step, training.trackers, settings))
-        if world.is_main and training.precision == "auto":
-            chosen = "bfloat16" if computes_in_bfloat16(training, world.device) else "float32"
-            print(f"stage one computes in {chosen} (precision: auto)", file=sys.stderr, flush=True)
+        if world.is_main:
+            tell_precision("stage one computes", "precision", training.precision, world.device)
         progress = stack.enter_context(progress_bar(training.num_steps, "stage one", initial=step, shown=world.is_main))
         started, since = time.monotonic(), step
 
@@ -306,7 +292,7 @@ def bytes_for_stage_one(config: StageOneConfig, world: World) -> tuple[int, int]
         images = torch.zeros(micro, network.image_channels, network.image_size, network.image_size)
         noise = torch.zeros(micro, *network.latent_shape)
     kept = kept_bytes(lambda: network(images, noise), network)
-    half = computes_in_bfloat16(training, world.device)
+    half = computes_in_bfloat16(training.precision, world.device)
     return state_bytes(network, training.optimizer, min(config.zero_stage, 2), world), kept // 2 if half else kept
 
 

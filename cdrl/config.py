@@ -454,8 +454,9 @@ class TrainingConfig(Section):
     label_dropout: float = Field(
         default=0.1, ge=0, le=1, description="share of images whose class is dropped, for classifier-free guidance"
     )
-    chain_dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="precision of the energies' matrix work in chains"
+    chain_dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="precision of the energies' matrix work in chains; auto: bfloat16 where it is built in",
     )
     compile: bool = Field(
         default=False, description="compile a chain's gradient step (torch.compile): a wait at the start, faster after"

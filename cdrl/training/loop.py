@@ -29,7 +29,7 @@ from cdrl.training.interruption import (
     save_picture,
     stop_requests,
 )
-from cdrl.training.machine import Threads
+from cdrl.training.machine import Threads, tell_precision
 from cdrl.training.memory import expect_room_for_training
 from cdrl.training.monitor import DivergenceError, DivergenceWatch, LevelMonitor, RunningMeans, load_sums
 from cdrl.training.trackers import opened_log
@@ -147,6 +147,7 @@ def _train_to_the_end(
     )
     if world.is_main:
         tell_where_it_goes_on(run, step, "training.num_steps", training.num_steps)
+        tell_precision("chains compute", "training.chain_dtype", training.chain_dtype, world.device)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
     sums = load_sums(last[1], world) if last else {}
     monitor.sums |= sums.get("monitor", {})

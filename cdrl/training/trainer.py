@@ -33,6 +33,7 @@ from cdrl.training.engine import (
     checkpoint_written_whole,
     linear_schedule,
 )
+from cdrl.training.machine import computes_in_bfloat16
 from cdrl.training.monitor import save_sums
 from cdrl.training.objective import (
     Diagnostics,
@@ -131,7 +132,8 @@ class CooperativeTrainer:
             torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = training.tf32
         self.settings = LossSettings.from_config(config)
-        self.chain_dtype = DTYPES[training.chain_dtype]
+        half = computes_in_bfloat16(training.chain_dtype, world.device)
+        self.chain_dtype = DTYPES["bfloat16" if half else "float32"]
         self.run_chain = chosen_chain(training, world.device)
         self._batches = BatchesAhead(self._prepare) if world.device.type != "cpu" else None
         self.energy = self._trainee(model.energy, training.energy_lr)

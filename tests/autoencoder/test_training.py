@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autoencoder.model import Autoencoder
 from autoencoder.reconstruction import mean_image_psnr
-from autoencoder.training import StageOneTrainer, StageOneWatch, computes_in_bfloat16
+from autoencoder.training import StageOneTrainer, StageOneWatch
 from cdrl.config import Config, DeepSpeedConfig, ReconstructionConfig, StageOneTrainingConfig
 from cdrl.runs.checksums import write_checksums
 from cdrl.runs.run import Run, RunError, load_tensors, read_json, write_json
@@ -228,19 +228,6 @@ def test_the_mean_image_of_equal_images_is_perfect() -> None:
     assert mean_image_psnr(torch.full((3, 1, 4, 4), 0.3)) >= 99
     images = torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
     assert mean_image_psnr(images) == pytest.approx(6.02, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("built_in", "chosen"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
-)
-def test_precision_auto_is_bfloat16_only_where_the_processor_has_it(
-    built_in: dict[str, bool], chosen: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: built_in)
-    cpu = torch.device("cpu")
-    assert computes_in_bfloat16(StageOneTrainingConfig(num_steps=1, precision="auto"), cpu) == chosen
-    assert computes_in_bfloat16(StageOneTrainingConfig(num_steps=1, precision="bfloat16"), cpu)
-    assert not computes_in_bfloat16(StageOneTrainingConfig(num_steps=1), cpu)
 
 
 def test_reconstructions_that_are_not_finite_are_told_with_the_step(

@@ -9,9 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdrl.runs.run import Run, read_json
+from cdrl.runs.run import Run, load_tensors, read_json
 from cdrl.training.engine import World
-from cdrl.training.machine import AGAIN_AFTER, ROUNDS, WINDOW, Threads, idle_cores, seconds_with_each, thread_numbers
+from cdrl.training.machine import (
+    AGAIN_AFTER,
+    ROUNDS,
+    WINDOW,
+    Threads,
+    computes_in_bfloat16,
+    idle_cores,
+    seconds_with_each,
+    thread_numbers,
+)
 from pipelines.jobs.training import run_stage_two
 from tests.helpers import tiny_config
 
@@ -223,3 +232,32 @@ def test_a_number_that_the_environment_names_is_kept(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     with idle_cores(lambda: pytest.fail("timed")) as number:
         assert number == 2
+
+
+@pytest.mark.parametrize(
+    ("built_in", "chosen"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
+)
+def test_precision_auto_is_bfloat16_only_where_the_processor_has_it(
+    built_in: dict[str, bool], chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: built_in)
+    cpu = torch.device("cpu")
+    assert computes_in_bfloat16("auto", cpu) == chosen
+    assert computes_in_bfloat16("bfloat16", cpu)
+    assert not computes_in_bfloat16("float32", cpu)
+
+
+@pytest.mark.parametrize(("built_in", "chosen"), [(True, "bfloat16"), (False, "float32")])
+def test_chains_of_precision_auto_compute_in_bfloat16_where_it_is_built_in_and_say_so(
+    built_in: bool,
+    chosen: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": built_in})
+    for name, precision in (("auto", "auto"), ("named", chosen)):
+        run_stage_two(tiny_config(training={"chain_dtype": precision, "num_steps": 2}), tmp_path / name)
+    assert capfd.readouterr().err.count(f"chains compute in {chosen} (training.chain_dtype: auto)") == 1
+    auto, named = (load_tensors(tmp_path / name / "model" / "energy.safetensors") for name in ("auto", "named"))
+    assert all(torch.equal(auto[name], named[name]) for name in auto)
