@@ -31,7 +31,6 @@ LINEAR_FILE = "vgg.pth"
 _VGG_SLICES = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
 
 _MAX_ADAPTIVE_WEIGHT = 1e4
-_COARSEST_STRIDE = 16  # of the perceptual networks' features that are compared, in pixels
 _SSIM_WINDOW = 11
 
 
@@ -97,7 +96,7 @@ class StageOneObjective(nn.Module):
         loss = reconstruction_error(images, reconstruction, config.reconstruction, self.weight)
         diagnostics = {"reconstruction": loss, "psnr": psnr(images, reconstruction).mean()}
         if self.perceptual is not None:
-            perceptual = self.perceptual(_rolled(images, step), _rolled(reconstruction, step)).mean()
+            perceptual = self.perceptual(images, reconstruction).mean()
             loss = loss + config.perceptual_weight * perceptual
             diagnostics["perceptual"] = perceptual
         if self.is_adversarial(step):
@@ -285,15 +284,6 @@ def _vgg_names() -> Iterator[tuple[str, str]]:
         for layer in layers:
             for kind in ("weight", "bias"):
                 yield f"slice{number}.{layer}.{kind}", f"features.{layer}.{kind}"
-
-
-def _rolled(images: Tensor, step: int) -> Tensor:
-    """Images [N, C, H, W] moved around their edges, by another number of pixels at every step.
-
-    Features that are taken every few pixels look harder at some pixels than at others; where those are always the same
-    ones, a decoder learns to paint their grid.
-    """
-    return torch.roll(images, (step // _COARSEST_STRIDE % _COARSEST_STRIDE, step % _COARSEST_STRIDE), dims=(2, 3))
 
 
 @contextmanager
