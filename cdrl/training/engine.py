@@ -95,7 +95,7 @@ class TraineeSettings:
         accumulation: micro-batches of a process that an update sums.
         ema: decay of the moving average after its warm-up, see `ema_decay`; 0 keeps the weights themselves.
         optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
-        bfloat16: the engine's calls happen under torch.autocast.
+        bfloat16: the engine's calls happen under torch.autocast, and Muon orthogonalizes in bfloat16.
     """
 
     learning_rate: float

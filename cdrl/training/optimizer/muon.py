@@ -31,11 +31,10 @@ def orthogonalized(matrices: Tensor, *, bfloat16: bool = False) -> Tensor:
     wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     rows, columns = wide.shape[-2:]
     if bfloat16:
-        # Gathered factors need more digits: a matrix of low rank would grow a hundredfold.
-        result = _iterated(wide.bfloat16()).to(matrices.dtype)
-    else:
-        result = _iterated(wide) if 2 * columns < 3 * rows else _gathered(wide) @ wide
-    return result.mT if tall else result
+        wide = wide.bfloat16()
+    # Gathered factors need more digits than bfloat16 has: a matrix of low rank would grow a hundredfold.
+    result = _iterated(wide) if bfloat16 or 2 * columns < 3 * rows else _gathered(wide) @ wide
+    return (result.mT if tall else result).to(matrices.dtype)
 
 
 def _iterated(wide: Tensor) -> Tensor:
