@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,25 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from autoencoder.model import WEIGHTS, Autoencoder, QuantizedLatent
-from cdrl.data import LEFT_OUT, DataError, GridSet, Sample, as_floats, read_shards, stream_shards, write_shards
+from cdrl.data import (
+    LEFT_OUT,
+    DataError,
+    GridSet,
+    Sample,
+    as_floats,
+    data_facts,
+    holds_whole,
+    read_shards,
+    stream_shards,
+    write_grids_resumably,
+)
 from cdrl.installation import program
 from cdrl.runs.progress import progress_bar
 from cdrl.runs.records import Deviations, Record, Statistics, first_fault
 from cdrl.sampling.noise import ImageNoise, derive_seed
 
-BATCH = 64
+BATCH = 50
+"""Images at a time: full shards hold a multiple of them, so that a call that goes on cuts the same batches."""
 
 
 class _Metadata(Record):
@@ -61,45 +74,68 @@ def encode_images(
     kind: str,
     mirrors: bool,
     device: torch.device,
-) -> None:
+) -> bool:
     """Write the latents of ``images`` as shards into ``folder``, each a ``sample`` or the ``mean`` of its posterior.
 
     With ``mirrors`` a sample holds two latents, [2, c, h, w]: the image's and its mirror image's. The shards'
-    metadata hold ``mean`` and ``std`` a channel over the whole set, and the fingerprint of the first stage.
+    metadata hold ``mean`` and ``std`` a channel over the whole set, and the fingerprints of the first stage and of the
+    images. A call that was cut short is gone on with, shard by shard.
+
+    Returns:
+        Whether there was anything to do: latents that an earlier call made of the same are left as they are.
     """
-    shape = autoencoder.latent_shape
-    sums = torch.zeros(2, shape[0], dtype=torch.float64)
-    # What the images' reader left out is told of their latents, too.
-    told = {name: images.metadata[name] for name in (LEFT_OUT,) if name in images.metadata}
-    metadata: dict[str, Any] = {"mirrors": mirrors, "kind": kind, "autoencoder": fingerprint(model), **told}
-    count = 0
+    metadata: dict[str, Any] = {
+        "mirrors": mirrors,
+        "kind": kind,
+        "autoencoder": fingerprint(model),
+        "images": hashlib.sha256(json.dumps(data_facts(images), sort_keys=True).encode()).hexdigest(),
+        # What the images' reader left out is told of their latents, too.
+        **{name: images.metadata[name] for name in (LEFT_OUT,) if name in images.metadata},
+    }
+    if holds_whole(folder, metadata):
+        return False
+    channels, *_ = shape = autoencoder.latent_shape
+    sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
 
-    def samples() -> Iterator[Sample]:
+    def take_into_account(latents: Tensor) -> None:
         nonlocal count
-        progress = progress_bar(len(images), f"encode {folder.name}", unit="image")
-        for start in range(0, len(images), BATCH):
-            part = as_floats(images.grids[start : start + BATCH].to(device))
-            noise = None
-            if kind == "sample":
-                noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
-            latents = latents_of(autoencoder, part, noise).cpu()
-            if mirrors:
-                latents = torch.stack([latents, latents_of(autoencoder, hflip(part), noise).cpu()], dim=1)
-            values = latents.double().movedim(-3, 0).flatten(1)
-            sums[0] += values.sum(dim=1)
-            sums[1] += values.square().sum(dim=1)
-            count += values.shape[1]
-            for row, latent in enumerate(latents, start=start):
-                label = None if images.labels is None else int(images.labels[row])
-                attributes = () if images.attributes is None else tuple(images.attributes[row].tolist())
-                yield Sample(latent.float(), label, attributes)
-            progress.update(len(part))
-        progress.close()
+        values = latents.double().movedim(-3, 0).flatten(1)
+        sums.add_(torch.stack([values.sum(dim=1), values.square().sum(dim=1)]))
+        count += values.shape[1]
         mean = sums[0] / count
-        metadata["mean"] = mean.tolist()
-        metadata["std"] = (sums[1] / count - mean**2).sqrt().tolist()
+        metadata["mean"], metadata["std"] = mean.tolist(), (sums[1] / count - mean**2).sqrt().tolist()
 
-    write_shards(folder, samples(), metadata, label_names=images.label_names, attribute_names=images.attribute_names)
+    write_grids_resumably(
+        folder,
+        lambda first: _encoded(autoencoder, images, first, f"encode {folder.name}", kind, mirrors, device),
+        (2, *shape) if mirrors else shape,
+        metadata,
+        observe=take_into_account,
+        label_names=images.label_names,
+        attribute_names=images.attribute_names,
+    )
+    return True
+
+
+def _encoded(
+    autoencoder: Autoencoder, images: GridSet, first: int, what: str, kind: str, mirrors: bool, device: torch.device
+) -> Iterator[Sample]:
+    """The images' latents, from the image of number ``first`` on."""
+    progress = progress_bar(len(images), what, unit="image", initial=first)
+    for start in range(first, len(images), BATCH):
+        part = as_floats(images.grids[start : start + BATCH].to(device))
+        noise = None
+        if kind == "sample":
+            noise = ImageNoise([derive_seed("posterior", start + row) for row in range(len(part))], device)
+        latents = latents_of(autoencoder, part, noise).cpu()
+        if mirrors:
+            latents = torch.stack([latents, latents_of(autoencoder, hflip(part), noise).cpu()], dim=1)
+        for row, latent in enumerate(latents, start=start):
+            label = None if images.labels is None else int(images.labels[row])
+            attributes = () if images.attributes is None else tuple(images.attributes[row].tolist())
+            yield Sample(latent.float(), label, attributes)
+        progress.update(len(part))
+    progress.close()
 
 
 def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) -> GridSet:

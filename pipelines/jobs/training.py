@@ -111,7 +111,7 @@ def run_stage_one(config: Config, run: Path) -> Path:
 
 
 def run_encoding(config: Config, run: Path) -> None:
-    """Write the latents of both splits into ``run``/latents, made by the trained first stage."""
+    """Write the latents of both splits into ``run``/latents, made by the trained first stage, or go on with it."""
     model = stage_one_model(config, run)
     stage_one = config.autoencoder
     assert stage_one is not None
@@ -124,15 +124,19 @@ def run_encoding(config: Config, run: Path) -> None:
         )
     with locked(run / "latents"):
         for split in ("train", "test"):
-            encode_images(
+            there = run / "latents" / split
+            encoded = encode_images(
                 autoencoder,
                 model,
                 training_images(config.data, split),
-                run / "latents" / split,
+                there,
                 kind=stage_one.latents,
                 mirrors=config.data.flip and split == "train",
                 device=device,
             )
+            if not encoded:
+                told = f"{there}: there already, made of the same images by the same first stage"
+                print(told, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

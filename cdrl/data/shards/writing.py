@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import webdataset
 from PIL import Image
@@ -73,21 +74,36 @@ def write_images_resumably(
         DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call. Or they come
             from something else than the samples would now.
     """
-    folder = _prepare_folder(folder)
     names = (source.label_names, source.attribute_names)
     plan = _Plan(json.dumps([shape, SHARD_SIZE, *names, dict(metadata)]), source.fingerprint)
-    origins = plan.origins_of(folder)
-    if origins is None:
-        discard_leftovers(folder)
-    elif (folder / (INDEX + PARTIAL)).is_file():
-        # It was cut short while the files took their names.
-        _publish(folder, read_index(folder, INDEX + PARTIAL))
-        return
-    layout = _Layout(folder, SHARD_SIZE, *names, plan)
-    written = _take_up(layout, plan, origins or [])
-    check = _SampleCheck(layout, torch.empty(shape, dtype=torch.uint8), written.num_samples)
+    layout = _Layout(_prepare_folder(folder), SHARD_SIZE, *names, plan)
     noted = {**metadata, **as_metadata(source.left_out)}
-    _write(layout, samples_from(written.num_samples), noted, written, check)
+    _write_resumably(layout, samples_from, noted, torch.empty(shape, dtype=torch.uint8))
+
+
+def write_grids_resumably(
+    folder: str | Path,
+    samples_from: Callable[[int], Iterable[Sample]],
+    shape: Sequence[int],
+    metadata: Mapping[str, Any],
+    *,
+    observe: Callable[[Tensor], None],
+    label_names: tuple[str, ...] = (),
+    attribute_names: tuple[str, ...] = (),
+) -> None:
+    """As `write_shards` for grids float32 ``shape``; full shards that an earlier call left are kept.
+
+    A call goes on where another with the same arguments stopped, which ``metadata`` must make sure of: it names
+    whatever the grids depend on. ``samples_from(n)`` gives the samples from number ``n`` on. ``observe`` is shown the
+    grids [n, *shape] of each shard, of those that were kept, too, and may add to ``metadata`` what it found.
+
+    Raises:
+        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call.
+    """
+    names = (label_names, attribute_names)
+    plan = _Plan(json.dumps([list(shape), SHARD_SIZE, *names, dict(metadata)]), lambda _: "")
+    layout = _Layout(_prepare_folder(folder), SHARD_SIZE, *names, plan, observe)
+    _write_resumably(layout, samples_from, metadata, torch.empty(tuple(shape)))
 
 
 def discard_leftovers(folder: Path) -> None:
@@ -117,13 +133,14 @@ class _Plan(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """``plan`` is there if later calls may go on."""
+    """``plan`` is there if later calls may go on, ``observe`` if someone is to see the float32 grids of each shard."""
 
     folder: Path
     shard_size: int
     label_names: tuple[str, ...]
     attribute_names: tuple[str, ...]
     plan: _Plan | None = None
+    observe: Callable[[Tensor], None] | None = None
 
 
 class _Written(NamedTuple):
@@ -136,6 +153,24 @@ class _Written(NamedTuple):
     @property
     def num_samples(self) -> int:
         return sum(shard.count for shard in self.shards)
+
+
+def _write_resumably(
+    layout: _Layout, samples_from: Callable[[int], Iterable[Sample]], metadata: Mapping[str, Any], like: Tensor
+) -> None:
+    """Write samples whose grids have the shape and type of ``like``, or go on with them, as the layout's plan says."""
+    folder, plan = layout.folder, layout.plan
+    assert plan is not None
+    origins = plan.origins_of(folder)
+    if origins is None:
+        discard_leftovers(folder)
+    elif (folder / (INDEX + PARTIAL)).is_file():
+        # It was cut short while the files took their names.
+        _publish(folder, read_index(folder, INDEX + PARTIAL))
+        return
+    written = _take_up(layout, plan, origins or [])
+    check = _SampleCheck(layout, like, written.num_samples)
+    _write(layout, samples_from(written.num_samples), metadata, written, check)
 
 
 def _write(
@@ -221,6 +256,9 @@ def _note(layout: _Layout, name: str, content: bytes, written: _Written) -> None
     count = len(table["offset"])
     written.shards.append(Shard(name=name, count=count, sha256=hashlib.sha256(content).hexdigest()))
     written.tables.append(table)
+    if layout.observe is not None:
+        files = zip(table["offset"].tolist(), table["length"].tolist(), strict=True)
+        layout.observe(torch.from_numpy(np.stack([_decode_npy(content[at : at + size]) for at, size in files])))
 
 
 def _tabulate(layout: _Layout, name: str, content: bytes) -> dict[str, Tensor]:
@@ -328,6 +366,11 @@ def _encode_png(image: Tensor) -> bytes:
     content = io.BytesIO()
     Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(content, format="PNG")
     return content.getvalue()
+
+
+def _decode_npy(content: bytes) -> npt.NDArray[np.float32]:
+    grid: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
+    return grid
 
 
 def _encode_npy(grid: Tensor) -> bytes:

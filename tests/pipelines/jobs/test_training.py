@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from autoencoder import latents
 from autoencoder.model import save_autoencoder
-from cdrl.config import ConfigError
+from cdrl.config import Config, ConfigError
 from cdrl.data import DataError, load_images, read_shards
 from cdrl.runs.run import RunError
 from cdrl.training.trainer import CooperativeTrainer
@@ -118,6 +119,72 @@ def test_latents_are_draws_of_their_posteriors_or_their_means(tmp_path: Path) ->
     assert (noise**4).mean().item() == pytest.approx(3, abs=0.1)
     with pytest.raises(DataError, match=r"not made with autoencoder\.latents=sample; make them anew: python run\.py"):
         run_stage_two(tiny_config(**LATENT), tmp_path)
+
+
+def test_encoding_that_was_cut_short_goes_on_and_makes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(**LATENT, data={"flip": True})
+    runs = tmp_path / "whole", tmp_path / "cut"
+    for run in runs:
+        save_autoencoder(run / "autoencoder" / "model", tiny_autoencoder())
+    run_encoding(config, runs[0])
+    num_train = read_shards(runs[0] / "latents" / "train").grids.shape[0]
+    assert num_train > latents.BATCH * 21 > 1000  # more than a shard
+    encoded: list[int] = []
+
+    def cut_short(autoencoder: Any, images: torch.Tensor, noise: Any) -> torch.Tensor:
+        encoded.append(len(images))
+        if len(encoded) == 2 * 21 + 1:
+            raise KeyboardInterrupt
+        return latents_of(autoencoder, images, noise)
+
+    latents_of = latents.latents_of
+    monkeypatch.setattr(latents, "latents_of", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        run_encoding(config, runs[1])
+    first = sum(encoded)
+    run_encoding(config, runs[1])
+    # Each training image is encoded twice, a held-out one once; those of the full shard not again.
+    num_test = read_shards(runs[0] / "latents" / "test").grids.shape[0]
+    assert sum(encoded) - first == 2 * (num_train - 1000) + num_test
+    for split in ("train", "test"):
+        folders = [run / "latents" / split for run in runs]
+        names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+        assert names[0] == names[1]
+        for name in names[0]:
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_latents_are_encoded_again_only_where_something_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_autoencoder(tmp_path / "autoencoder" / "model", tiny_autoencoder())
+    shard = tmp_path / "latents" / "train" / "shard-000000.tar"
+
+    def made_anew(config: Config) -> bool:
+        before = shard.stat().st_mtime_ns if shard.exists() else None
+        run_encoding(config, tmp_path)
+        told = "train: there already, made of the same images by the same first stage" in capsys.readouterr().err
+        assert told == (shard.stat().st_mtime_ns == before)
+        return not told
+
+    config = tiny_config(**LATENT)
+    assert made_anew(config)
+    whole = shard.read_bytes()
+    assert not made_anew(config)
+    shard.write_bytes(whole[:-1] + b"x")
+    assert made_anew(config)
+    assert shard.read_bytes() == whole
+    shard.unlink()
+    assert made_anew(config)
+    assert made_anew(tiny_config(**LATENT, data={"flip": True}))
+    assert made_anew(tiny_config(space="latent", autoencoder={"latents": "mean"}))
+    other = tiny_autoencoder()
+    with torch.no_grad():
+        other.post_quant_conv.weight += 0.1
+    save_autoencoder(tmp_path / "autoencoder" / "model", other)
+    assert made_anew(config)
 
 
 def test_a_first_stage_for_other_images_is_refused(tmp_path: Path) -> None:
