@@ -371,6 +371,13 @@ class EnergyConfig(Section):
     spectral_norm: bool = Field(
         default=True, description="divide every layer but the last by its largest singular value (Appendix A.1)"
     )
+    activation: Literal["leaky_relu", "silu"] = Field(
+        default="leaky_relu",
+        description=(
+            "between layers: leaky_relu, as in the paper (Table 5), or silu, whose smooth gradient suits chains of "
+            "few long steps"
+        ),
+    )
     fourier_features: int = Field(
         default=0, ge=0, le=65_536, description="random Fourier features added to the input, for space: point"
     )

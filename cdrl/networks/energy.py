@@ -7,7 +7,8 @@ parameter: one piece of arithmetic, `FoldedEnergy`, whoever uses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -27,6 +28,22 @@ from cdrl.networks.embedding import (
 )
 
 SLOPE = 0.2
+
+
+class Activation(NamedTuple):
+    """A nonlinearity between layers; ``reusing`` may write its result where its argument lies."""
+
+    fresh: Callable[[Tensor], Tensor]
+    reusing: Callable[[Tensor], Tensor]
+
+
+ACTIVATIONS = {
+    "leaky_relu": Activation(
+        functools.partial(F.leaky_relu, negative_slope=SLOPE), functools.partial(F.leaky_relu_, negative_slope=SLOPE)
+    ),
+    # Its backward pass needs the argument.
+    "silu": Activation(F.silu, F.silu),
+}
 
 
 class Affine(NamedTuple):
@@ -96,7 +113,7 @@ class NormalizedLayer(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block: LeakyReLU, layer, + condition, LeakyReLU, layer, x gain, + shortcut (Table 5a)."""
+    """Residual block: activation, layer, + condition, activation, layer, x gain, + shortcut (Table 5a)."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int, *, convolution: bool, spectral_norm: bool) -> None:
         super().__init__()
@@ -127,9 +144,9 @@ class FoldedBlock(NamedTuple):
     condition: Affine
     shortcut: Affine | None
 
-    def __call__(self, x: Tensor, condition: Tensor) -> Tensor:
-        h = self.layer1(F.leaky_relu(x, SLOPE), condition)
-        h = self.layer2(F.leaky_relu_(h, SLOPE))
+    def __call__(self, x: Tensor, condition: Tensor, activation: Activation) -> Tensor:
+        h = self.layer1(activation.fresh(x), condition)
+        h = self.layer2(activation.reusing(h))
         return h.add_(x if self.shortcut is None else self.shortcut(x))
 
 
@@ -156,6 +173,7 @@ class FoldedEnergy:
     stem: Affine
     stages: list[list[FoldedBlock]]
     head: Affine
+    activation: Activation
     output_scale: float
     dtype: torch.dtype = torch.float32
     recompute: bool = False
@@ -165,11 +183,11 @@ class FoldedEnergy:
         """Embed noise level [N] and class id [N] (-1: null) for all blocks."""
         logsnr, label, index = distinct_conditions(logsnr, label)
         h = self.embed1(noise_features(logsnr, self.embed1.weight.shape[1]))
-        h = self.embed2(F.leaky_relu_(h, SLOPE))
+        h = self.embed2(self.activation.reusing(h))
         if self.classes is not None:
             h = h + self.classes(one_hot_classes(label, self.classes.weight.shape[1] - 1).to(h.dtype))
-        h = F.leaky_relu(h, SLOPE)
-        blocks = [F.leaky_relu_(block.condition(h), SLOPE) for stage in self.stages for block in stage]
+        h = self.activation.fresh(h)
+        blocks = [self.activation.reusing(block.condition(h)) for stage in self.stages for block in stage]
         amplitudes = None if self.frequencies is None else noised_amplitudes(logsnr, self.frequencies)
 
         def of_each(rows: Tensor) -> Tensor:
@@ -194,8 +212,8 @@ class FoldedEnergy:
             if index and h.ndim == 4:
                 h = F.avg_pool2d(h, 2)
             for block in stage:
-                bias = next(biases)
-                h = checkpoint(block.__call__, h, bias, use_reentrant=False) if self.recompute else block(h, bias)
+                arguments = (h, next(biases), self.activation)
+                h = checkpoint(block.__call__, *arguments, use_reentrant=False) if self.recompute else block(*arguments)
         h = F.relu(h).to(condition.head.dtype)
         features = h.sum(dim=(2, 3)) if h.ndim == 4 else h
         return self.output_scale * (features * condition.head).sum(dim=1)
@@ -230,6 +248,7 @@ class FoldedEnergy:
                 for stage in self.stages
             ],
             head=side(self.head),
+            activation=self.activation,
             output_scale=self.output_scale,
             dtype=dtype,
         )
@@ -255,6 +274,7 @@ class EnergyNetwork(nn.Module):
             check_energy_grid(min(shape[1:]), config)
         width = 4 * config.channels
         self.num_classes = num_classes
+        self.activation = ACTIVATIONS[config.activation]
         self.output_scale = config.output_scale
         self.recompute = False
         self.embed1 = NormalizedLayer(config.channels, width, spectral_norm=norm)
@@ -290,6 +310,7 @@ class EnergyNetwork(nn.Module):
             stem=self.stem(),
             stages=[[block() for block in stage] for stage in cast("Iterable[Iterable[ResidualBlock]]", self.stages)],
             head=Affine(self.head.weight, None),
+            activation=self.activation,
             output_scale=self.output_scale,
             dtype=self.head.weight.dtype,
             recompute=self.recompute,

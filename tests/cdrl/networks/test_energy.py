@@ -40,19 +40,19 @@ def plain_forward(weights: dict[str, Tensor], config: EnergyConfig, y: Tensor, l
             weight = weight / (weights[f"{name}.left"] @ weight.flatten(1) @ weights[f"{name}.right"])
         return F.linear(x, weight, bias) if weight.ndim == 2 else F.conv2d(x, weight, bias, padding=1)
 
-    def leaky(x: Tensor) -> Tensor:
-        return torch.where(x > 0, x, 0.2 * x)
+    def active(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.2 * x) if config.activation == "leaky_relu" else x / (1 + torch.exp(-x))
 
     y, logsnr, on_grid = y.double(), logsnr.double(), y.ndim == 4
     position = 1000 * torch.atan(torch.exp(-logsnr / 2)) / (math.pi / 2)
     half = config.channels // 2
     angles = torch.stack([position * 10_000 ** (-i / (half - 1)) for i in range(half)], dim=1)
-    condition = layer("embed2", leaky(layer("embed1", torch.cat([angles.sin(), angles.cos()], dim=1))))
+    condition = layer("embed2", active(layer("embed1", torch.cat([angles.sin(), angles.cos()], dim=1))))
     if "classes.weight" in weights:
         one_hot = torch.zeros(len(y), weights["classes.weight"].shape[1], dtype=torch.float64)
         one_hot[torch.arange(len(y)), label + 1] = 1
         condition = condition + layer("classes", one_hot)
-    condition = leaky(condition)
+    condition = active(condition)
 
     if "frequencies" in weights:
         angles = y @ weights["frequencies"]
@@ -65,24 +65,26 @@ def plain_forward(weights: dict[str, Tensor], config: EnergyConfig, y: Tensor, l
             h = F.avg_pool2d(h, 2)
         for block in range(config.num_blocks):
             name = f"stages.{stage}.{block}"
-            added, gain = leaky(layer(f"{name}.condition", condition)), weights[f"{name}.gain"]
+            added, gain = active(layer(f"{name}.condition", condition)), weights[f"{name}.gain"]
             if on_grid:
                 added, gain = added[:, :, None, None], gain[:, None, None]
-            residual = gain * layer(f"{name}.layer2", leaky(layer(f"{name}.layer1", leaky(h)) + added))
+            residual = gain * layer(f"{name}.layer2", active(layer(f"{name}.layer1", active(h)) + added))
             h = residual + (layer(f"{name}.shortcut", h) if f"{name}.shortcut.weight" in weights else h)
     h = h.clamp(min=0)
     features = h.sum(dim=(2, 3)) if on_grid else h
     return config.output_scale * (features * F.linear(condition, weights["head.weight"])).sum(dim=1)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("spectral_norm", [True, False])
 @pytest.mark.parametrize("num_classes", [0, 5])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (4, 4, 4), (2,)])
 def test_the_folded_network_equals_the_plain_forward_pass(
-    shape: tuple[int, ...], num_classes: int, spectral_norm: bool
+    shape: tuple[int, ...], num_classes: int, spectral_norm: bool, activation: str
 ) -> None:
-    energy = network(shape, num_classes, spectral_norm=spectral_norm, output_scale=3.0)
-    config = EnergyConfig(channels=8, multipliers=(1, 2), num_blocks=2, output_scale=3.0)
+    values = {"channels": 8, "multipliers": (1, 2), "num_blocks": 2, "output_scale": 3.0, "activation": activation}
+    energy = network(shape, num_classes, **{**values, "spectral_norm": spectral_norm})
+    config = EnergyConfig.model_validate(values)
     label = torch.tensor([-1, 0, 4]) if num_classes else torch.full((3,), -1)
     expected = plain_forward(tensors(energy), config, grids(shape), LOGSNR, label)
     assert expected.std() > 0
