@@ -41,7 +41,7 @@ def paper(recipe: Config, updates: int) -> Config:
         recipe,
         {
             "schedule": ScheduleConfig().model_dump(),
-            "energy": {"spectral_norm": True, "output_scale": 1.0, "reference": "flat"},
+            "energy": {"spectral_norm": True, "activation": "leaky_relu", "output_scale": 1.0, "reference": "flat"},
             "initializer": {"dropout": 0.1},
             "training": {
                 "num_steps": updates,
@@ -67,7 +67,7 @@ def drl(recipe: Config, updates: int) -> Config:
         recipe,
         {
             "schedule": ScheduleConfig(kind="drl").model_dump(),
-            "energy": {"spectral_norm": True, "output_scale": 1.0, "reference": "flat"},
+            "energy": {"spectral_norm": True, "activation": "leaky_relu", "output_scale": 1.0, "reference": "flat"},
             "initializer": None,
             "training": {
                 "num_steps": updates,
