@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from cdrl.data import (
     Sample,
     as_floats,
     data_facts,
-    holds_whole,
     read_shards,
     stream_shards,
     write_grids_resumably,
@@ -33,6 +33,9 @@ from cdrl.sampling.noise import ImageNoise, derive_seed
 
 BATCH = 50
 """Images at a time: full shards hold a multiple of them, so that a call that goes on cuts the same batches."""
+
+
+_IMAGES = "images"
 
 
 class _Metadata(Record):
@@ -88,12 +91,10 @@ def encode_images(
         "mirrors": mirrors,
         "kind": kind,
         "autoencoder": fingerprint(model),
-        "images": hashlib.sha256(json.dumps(data_facts(images), sort_keys=True).encode()).hexdigest(),
+        _IMAGES: hashlib.sha256(json.dumps(data_facts(images), sort_keys=True).encode()).hexdigest(),
         # What the images' reader left out is told of their latents, too.
         **{name: images.metadata[name] for name in (LEFT_OUT,) if name in images.metadata},
     }
-    if holds_whole(folder, metadata):
-        return False
     channels, *_ = shape = autoencoder.latent_shape
     sums, count = torch.zeros(2, channels, dtype=torch.float64), 0
 
@@ -103,9 +104,9 @@ def encode_images(
         sums.add_(torch.stack([values.sum(dim=1), values.square().sum(dim=1)]))
         count += values.shape[1]
         mean = sums[0] / count
-        metadata["mean"], metadata["std"] = mean.tolist(), (sums[1] / count - mean**2).sqrt().tolist()
+        metadata["mean"], metadata["std"] = mean.tolist(), (sums[1] / count - mean**2).clamp(min=0).sqrt().tolist()
 
-    write_grids_resumably(
+    return write_grids_resumably(
         folder,
         lambda first: _encoded(autoencoder, images, first, f"encode {folder.name}", kind, mirrors, device),
         (2, *shape) if mirrors else shape,
@@ -114,7 +115,6 @@ def encode_images(
         label_names=images.label_names,
         attribute_names=images.attribute_names,
     )
-    return True
 
 
 def _encoded(
@@ -164,4 +164,5 @@ def read_latents(folder: Path, model: Path, kind: str, *, stream: bool = False) 
         raise DataError(
             f"{folder}: not made with autoencoder.latents={kind}; make them anew: {program()} encode CONFIG"
         )
-    return latents
+    # A run is bound to its latents, not to where their images lie.
+    return replace(latents, metadata={name: told for name, told in latents.metadata.items() if name != _IMAGES})

@@ -72,6 +72,8 @@ class PlainEnergy(nn.Module):
 
     def __init__(self, config: EnergyConfig, shape: Sequence[int], num_classes: int = 0) -> None:
         super().__init__()
+        if config.activation != "leaky_relu":
+            raise ValueError(f"the plain energy has the paper's leaky_relu, not energy.activation={config.activation}")
         norm, width = config.spectral_norm, 4 * config.channels
         self.features, self.num_classes, self.output_scale = config.channels, num_classes, config.output_scale
         self.embed1 = _normalized(nn.Linear(config.channels, width), norm)

@@ -31,7 +31,7 @@ from cdrl.data.shards.cache import ShardCache
 from cdrl.data.shards.folders import Elsewhere
 from cdrl.data.shards.format import Sample
 from cdrl.data.shards.prepared import local_folder, read_prepared, write_prepared
-from cdrl.data.shards.reading import holds_whole, read_shards
+from cdrl.data.shards.reading import read_shards
 from cdrl.data.shards.streaming import stream_shards
 from cdrl.data.shards.writing import write_grids_resumably, write_shards
 from cdrl.data.sources import load_images, open_source, training_images
@@ -64,7 +64,6 @@ __all__ = [
     "expect_finite",
     "fewer_of_large",
     "filled_row",
-    "holds_whole",
     "image_batches",
     "image_training_set",
     "inside_squares",

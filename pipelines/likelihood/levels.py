@@ -39,7 +39,7 @@ def clean_spread(grids: Tensor) -> Spread:
 def tail_slope(model: CDRL, label: int, level: int, seed: int = 0) -> float:
     """Largest slope of f(y_t) that is found far from all data, in nats a unit of distance outward.
 
-    Networks of piecewise linear units grow linearly along every ray in the end. Where some ray rises, exp(f) has no
+    Networks of leaky ReLU or SiLU units grow linearly along every ray in the end. Where some ray rises, exp(f) has no
     finite integral, and no log Z. Directions are random ones, turned uphill.
     """
     conditioned = model.conditioned(label)

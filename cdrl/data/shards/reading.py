@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import Tensor
 from cdrl.data.images.files import load_array, read_bytes
 from cdrl.data.images.sets import DataError, GridSet
 from cdrl.data.shards.folders import Elsewhere
-from cdrl.data.shards.format import INDEX, PARTIAL, TABLE, Index, Sample
+from cdrl.data.shards.format import INDEX, PARTIAL, Index, Sample
 from cdrl.data.shards.tars import iterate_tar, parse_json, parse_label
 from cdrl.names import counted
 
@@ -85,26 +83,6 @@ def check_claim(where: str, index: Index, num_bytes: int) -> None:
 def has_index(folder: str | Path) -> bool:
     """Whether the folder holds a complete set written by `write_shards`."""
     return (Path(folder) / INDEX).is_file()
-
-
-def holds_whole(folder: str | Path, metadata: Mapping[str, Any]) -> bool:
-    """Whether the folder holds a complete set, none of whose files is missing or damaged, with this among its metadata.
-
-    Raises:
-        DataError: its index is damaged, or it is half-written.
-    """
-    folder = Path(folder)
-    if not has_index(folder):
-        return False
-    index = read_index(folder)
-    # As JSON reads them again: a tuple has become a list.
-    if not json.loads(json.dumps(dict(metadata))).items() <= index.metadata.items():
-        return False
-    files = {TABLE: index.table_sha256, **{shard.name: shard.sha256 for shard in index.shards}}
-    return all(
-        (folder / name).is_file() and hashlib.sha256(read_bytes(folder / name)).hexdigest() == sha256
-        for name, sha256 in files.items()
-    )
 
 
 def has_foreign_shards(folder: str | Path) -> bool:

@@ -30,7 +30,8 @@ from cdrl.data.shards.tars import parse_json, parse_label
 from cdrl.runs.whole import sync, sync_folder
 
 SHARD_SIZE = 1000
-_PLAN = "plan.json"
+_PLAN, _CLAIM = "plan.json", "claim"
+_OBSERVED = 64
 _WRITING = ".writing"
 
 
@@ -52,7 +53,7 @@ def write_shards(
             shards that were not written here.
     """
     folder = _prepare_folder(folder)
-    discard_leftovers(folder)
+    _begin_anew(folder)
     layout = _Layout(folder, shard_size, label_names, attribute_names)
     _write(layout, samples, metadata, _Written([], [], []), _SampleCheck(layout))
 
@@ -90,26 +91,67 @@ def write_grids_resumably(
     observe: Callable[[Tensor], None],
     label_names: tuple[str, ...] = (),
     attribute_names: tuple[str, ...] = (),
-) -> None:
+) -> bool:
     """As `write_shards` for grids float32 ``shape``; full shards that an earlier call left are kept.
 
     A call goes on where another with the same arguments stopped, which ``metadata`` must make sure of: it names
     whatever the grids depend on. ``samples_from(n)`` gives the samples from number ``n`` on. ``observe`` is shown the
-    grids [n, *shape] of each shard, of those that were kept, too, and may add to ``metadata`` what it found.
+    grids [n, *shape], some at a time, of shards that were kept, too, and may add to ``metadata`` what it found.
+
+    Returns:
+        Whether there was anything to do: a set with the same metadata, none of whose files is missing or damaged, is
+        left as it is.
 
     Raises:
-        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call.
+        DataError: as `write_shards`, or what ``samples_from`` raises; whole shards stay for the next call. Or the index
+            of the set that lies there is damaged.
     """
+    folder = _prepare_folder(folder)
+    if has_index(folder) and _holds(read_index(folder), metadata) and _is_whole(folder, read_index(folder)):
+        discard_leftovers(folder)
+        return False
     names = (label_names, attribute_names)
     plan = _Plan(json.dumps([list(shape), SHARD_SIZE, *names, dict(metadata)]), lambda _: "")
-    layout = _Layout(_prepare_folder(folder), SHARD_SIZE, *names, plan, observe)
+    layout = _Layout(folder, SHARD_SIZE, *names, plan, observe)
     _write_resumably(layout, samples_from, metadata, torch.empty(tuple(shape)))
+    return True
 
 
-def discard_leftovers(folder: Path) -> None:
-    """Remove what an interrupted writing left in a folder."""
-    for leftover in [*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{_WRITING}")]:
+def discard_leftovers(folder: Path, but: Path | None = None) -> None:
+    """Remove what an interrupted writing left in a folder, ``but`` one file."""
+    for leftover in {*folder.glob(f"*{PARTIAL}"), *folder.glob(f"*{_WRITING}")} - {but}:
         leftover.unlink()
+
+
+def _begin_anew(folder: Path) -> None:
+    """Remove what an interrupted writing left."""
+    claim = folder / (_CLAIM + PARTIAL)
+    if any(folder.glob("*.tar")) and not has_index(folder):
+        # Some shards have their names already, and without a file that tells they would be taken for someone else's.
+        _put(claim, b"")
+    discard_leftovers(folder, but=claim)
+
+
+def _holds(index: Index, metadata: Mapping[str, Any]) -> bool:
+    # As JSON reads them again: a tuple has become a list.
+    return json.loads(json.dumps(dict(metadata))).items() <= index.metadata.items()
+
+
+def _is_whole(folder: Path, index: Index) -> bool:
+    """Whether every file of a set is there, under its name or the one that it has before, as the index says."""
+    files = {TABLE: index.table_sha256, **{shard.name: shard.sha256 for shard in index.shards}}
+    for name, sha256 in files.items():
+        found = next((path for path in (folder / (name + PARTIAL), folder / name) if path.is_file()), None)
+        if found is None or hashlib.sha256(read_bytes(found)).hexdigest() != sha256:
+            return False
+    return True
+
+
+class _Origin(NamedTuple):
+    """Of a full shard: what its samples come from, and its SHA-256, without which damage would become part of it."""
+
+    fingerprint: str
+    sha256: str
 
 
 class _Plan(NamedTuple):
@@ -118,18 +160,18 @@ class _Plan(NamedTuple):
     words: str
     fingerprint: Callable[[slice], str]
 
-    def write(self, folder: Path, origins: Sequence[str]) -> None:
-        """Write the plan into ``folder``, with the fingerprints of the shards completed so far."""
+    def write(self, folder: Path, origins: Sequence[_Origin]) -> None:
+        """Write the plan into ``folder``, with the origins of the shards completed so far."""
         _put(folder / (_PLAN + PARTIAL), json.dumps({"words": self.words, "origins": origins}).encode())
 
-    def origins_of(self, folder: Path) -> list[str] | None:
-        """The fingerprints of the full shards that a call with the same settings has left there; None without one."""
+    def origins_of(self, folder: Path) -> list[_Origin] | None:
+        """The origins of the full shards that a call with the same settings has left there; None without one."""
         path = folder / (_PLAN + PARTIAL)
         try:
-            found = json.loads(read_bytes(path)) if path.is_file() else None
-        except ValueError:
-            return None  # not whole, as after a loss of power
-        return found["origins"] if isinstance(found, dict) and found.get("words") == self.words else None
+            found = json.loads(read_bytes(path)) if path.is_file() else {}
+            return [_Origin(*origin) for origin in found["origins"]] if found.get("words") == self.words else None
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None  # not whole, as after a loss of power, or of another version
 
 
 class _Layout(NamedTuple):
@@ -148,7 +190,7 @@ class _Written(NamedTuple):
 
     shards: list[Shard]
     tables: list[dict[str, Tensor]]
-    origins: list[str]
+    origins: list[_Origin]
 
     @property
     def num_samples(self) -> int:
@@ -163,14 +205,27 @@ def _write_resumably(
     assert plan is not None
     origins = plan.origins_of(folder)
     if origins is None:
-        discard_leftovers(folder)
-    elif (folder / (INDEX + PARTIAL)).is_file():
+        _begin_anew(folder)
+    elif (index := _unpublished(folder)) is not None:
         # It was cut short while the files took their names.
-        _publish(folder, read_index(folder, INDEX + PARTIAL))
+        _publish(folder, index)
         return
     written = _take_up(layout, plan, origins or [])
     check = _SampleCheck(layout, like, written.num_samples)
     _write(layout, samples_from(written.num_samples), metadata, written, check)
+
+
+def _unpublished(folder: Path) -> Index | None:
+    """The index of a set whose files are all there, but have not all got their names; None if there is none."""
+    path = folder / (INDEX + PARTIAL)
+    try:
+        index = read_index(folder, path.name) if path.is_file() else None
+    except DataError:
+        index = None
+    if index is not None and _is_whole(folder, index):
+        return index
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _write(
@@ -209,7 +264,8 @@ def _write_shard(layout: _Layout, samples: Iterator[Sample], written: _Written) 
         # Before the shard itself: none is taken up whose origin is not known. One that is not full is the last
         # and is always written again, since there may be more samples by then.
         if count == layout.shard_size:
-            written.origins.append(layout.plan.fingerprint(slice(written.num_samples, written.num_samples + count)))
+            origin = layout.plan.fingerprint(slice(written.num_samples, written.num_samples + count))
+            written.origins.append(_Origin(origin, hashlib.sha256(content).hexdigest()))
         layout.plan.write(layout.folder, written.origins)
     _put(layout.folder / (name + PARTIAL), content)
     _note(layout, name, content, written)
@@ -227,7 +283,7 @@ def _prepare_folder(folder: str | Path) -> Path:
     return folder
 
 
-def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[str]) -> _Written:
+def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[_Origin]) -> _Written:
     """The whole and full shards that an earlier call left.
 
     Raises:
@@ -236,12 +292,12 @@ def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[str]) -> _Written:
     written = _Written([], [], [])
     for number, origin in enumerate(origins):
         path = layout.folder / f"shard-{number:06d}.tar{PARTIAL}"
-        first = written.num_samples
-        try:
-            _note(layout, path.name.removesuffix(PARTIAL), read_bytes(path), written)
-        except (DataError, KeyError, tarfile.TarError):
+        content = read_bytes(path) if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != origin.sha256:
             break  # not there, or not whole after all, as after a loss of power: it is written again
-        if plan.fingerprint(slice(first, written.num_samples)) != origin:
+        first = written.num_samples
+        _note(layout, path.name.removesuffix(PARTIAL), content, written)
+        if plan.fingerprint(slice(first, written.num_samples)) != origin.fingerprint:
             raise DataError(
                 f"{layout.folder}: unfinished, and images {first} … {written.num_samples - 1} of it come from files "
                 "that have changed since: bring the files back, or remove this folder to begin anew"
@@ -257,8 +313,10 @@ def _note(layout: _Layout, name: str, content: bytes, written: _Written) -> None
     written.shards.append(Shard(name=name, count=count, sha256=hashlib.sha256(content).hexdigest()))
     written.tables.append(table)
     if layout.observe is not None:
-        files = zip(table["offset"].tolist(), table["length"].tolist(), strict=True)
-        layout.observe(torch.from_numpy(np.stack([_decode_npy(content[at : at + size]) for at, size in files])))
+        files = list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
+        for first in range(0, count, _OBSERVED):
+            some = [_decode_npy(content[at : at + size]) for at, size in files[first : first + _OBSERVED]]
+            layout.observe(torch.from_numpy(np.stack(some)))
 
 
 def _tabulate(layout: _Layout, name: str, content: bytes) -> dict[str, Tensor]:
@@ -357,6 +415,10 @@ def _publish(folder: Path, index: Index) -> None:
         partial = folder / (name + PARTIAL)
         if partial.is_file():
             os.replace(partial, folder / name)
+    named = {shard.name for shard in index.shards}
+    for path in folder.glob("shard-*.tar"):
+        if path.name not in named:  # of a larger set that was cut short while it took its names
+            path.unlink()
     sync_folder(folder)
     discard_leftovers(folder)
 

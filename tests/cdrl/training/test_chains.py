@@ -61,9 +61,13 @@ def ends(chain: RunChain, model: CDRL, given: ChainStart, steps: int = STEPS) ->
     }
 
 
-@pytest.fixture(params=["flat", "gaussian"])
+SMOOTH = {"activation": "silu", "output_scale": 0.1}
+"""Its curvature would else make rounding grow along a chain."""
+
+
+@pytest.fixture(params=[{"reference": "flat"}, {"reference": "gaussian"}, SMOOTH], ids=["flat", "gaussian", "smooth"])
 def model(request: pytest.FixtureRequest) -> CDRL:
-    return model_on("cpu", reference=request.param)
+    return model_on("cpu", **request.param)
 
 
 def test_the_compilers_gradient_is_that_of_automatic_differentiation(model: CDRL) -> None:
@@ -85,7 +89,10 @@ def test_the_compiled_gradient_step_is_one_graph_and_says_the_same(model: CDRL, 
         given = chain_start(model, seed)
         with torch.compiler.set_stance("fail_on_recompile" if seed else "default"):
             found = ends(compiled, model, given)
-        torch.testing.assert_close(found, ends(run_chain, model, given), rtol=1e-4, atol=1e-5)
+        for name, expected in ends(run_chain, model, given).items():
+            # Sums of large terms that cancel are as exact as the terms: by float32, not by the sum.
+            atol = max(1e-5, 1e-6 * expected.abs().max().item())
+            torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=atol)
 
 
 def test_a_chain_of_no_step_ends_where_it_starts(model: CDRL) -> None:

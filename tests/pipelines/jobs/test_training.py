@@ -171,6 +171,10 @@ def test_latents_are_encoded_again_only_where_something_changed(
 
     config = tiny_config(**LATENT)
     assert made_anew(config)
+    # A run is bound to what it learns from, which images that lie elsewhere do not change.
+    read = stage_two_data(config, tmp_path).read
+    assert read is not None
+    assert set(read.metadata) == {"mirrors", "kind", "autoencoder", "mean", "std"}
     whole = shard.read_bytes()
     assert not made_anew(config)
     shard.write_bytes(whole[:-1] + b"x")
