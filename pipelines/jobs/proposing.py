@@ -219,6 +219,7 @@ def _settings(folder: Folder, size: int, space: str) -> dict[str, Any]:
         "multipliers": [1, 2, 2],
         "num_blocks": 1,
         "spectral_norm": False,
+        "activation": "silu" if space == "latent" else "leaky_relu",
         "output_scale": 6.0,
         "reference": "gaussian" if space == "latent" else "flat",
     }
@@ -227,6 +228,7 @@ def _settings(folder: Folder, size: int, space: str) -> dict[str, Any]:
         "num_steps": 1,
         "batch_size": 16,
         "langevin_steps": 6,
+        "chain_dtype": "auto" if space == "latent" else "float32",
         "optimizer": "muon",
         "energy_lr": 1.0e-3,
         "initializer_lr": 1.5e-3,
@@ -237,7 +239,7 @@ def _settings(folder: Folder, size: int, space: str) -> dict[str, Any]:
         "sample_every": 500,
         "checkpoint_every": 500,
     }
-    latent_sampler = {"steps": 12, "temperature": 0.77, "denoise": 1.5}
+    latent_sampler = {"steps": 12, "temperature": 0.77, "denoise": 1.0}
     values["sampling"] = latent_sampler if space == "latent" else {"steps": 15, "temperature": 0.81}
     values["deepspeed"] = {"zero_stage": 0}
     return values
