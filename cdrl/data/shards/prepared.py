@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from cdrl.data.shards.folders import Elsewhere
 from cdrl.data.shards.format import Sample
 from cdrl.data.shards.reading import has_index, read_index, read_shards
 from cdrl.data.shards.streaming import stream_shards
-from cdrl.data.shards.writing import discard_leftovers, write_images_resumably
+from cdrl.data.shards.writing import discard_leftovers, is_whole, write_images_resumably
 from cdrl.foreign.places import FILE, PIPE
 from cdrl.installation import program
 from cdrl.runs.progress import progress_bar
@@ -49,8 +50,8 @@ def preparation(data: DataConfig, split: Split) -> dict[str, Any]:
 def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
     """Write a split as shards below ``data.prepared``, or go on with it; returns their folder.
 
-    A set that is there already, made of the same files, is left as it is. The pictures pass through memory a part at a
-    time.
+    A set that is there already, made of the same files, is left as it is, unless one of its own is damaged. The
+    pictures pass through memory a part at a time.
 
     Raises:
         DataError: a picture is damaged (the shards before it stay for the next call), or the folder holds a set that
@@ -65,10 +66,14 @@ def write_prepared(data: DataConfig, split: Split, source: Source) -> Path:
         raise DataError(f"{folder.parent}: cannot be made to write shards there: {error.strerror}") from None
     with FileLock(folder.with_suffix(".lock")):
         if has_index(folder):
-            _check_preparation(data, split, read_index(folder).metadata, str(folder))
-            _expect_same_files(data, split, source)
-            discard_leftovers(folder)
-            return folder
+            index = read_index(folder)
+            _check_preparation(data, split, index.metadata, str(folder))
+            whole = is_whole(folder, index)
+            _expect_same_files(data, split, source, look_inside=whole)
+            if whole:
+                discard_leftovers(folder)
+                return folder
+            print(f"{folder}: a file is missing or damaged: prepared anew", file=sys.stderr, flush=True)
         write_images_resumably(
             folder,
             lambda start: _samples(data, source, start),
@@ -150,8 +155,11 @@ class _Origin(Record):
     fingerprint: str
 
 
-def _expect_same_files(data: DataConfig, split: Split, source: Source) -> None:
-    """Raise DataError where the shards of a split were made of other files than ``data.path`` holds now."""
+def _expect_same_files(data: DataConfig, split: Split, source: Source, *, look_inside: bool) -> None:
+    """Raise DataError where the shards of a split were made of other files than ``data.path`` holds now.
+
+    Only with ``look_inside``, which takes whole shards, their first pictures are compared.
+    """
     if data.path is None:
         return  # drawn by this project
     folder, noted = _folder(data, split), _noted_origin(data, split)
@@ -159,7 +167,7 @@ def _expect_same_files(data: DataConfig, split: Split, source: Source) -> None:
     origin = _origin(data.path, source, count)
     # Sets that were prepared before origins were noted are known by their first pictures alone.
     same = source.count in (None, count) and (noted is None or noted.fingerprint == origin.fingerprint)
-    if not (same and _first_pictures_are_there(data, split, source)):
+    if not same or (look_inside and not _first_pictures_are_there(data, split, source)):
         raise DataError(
             f"{folder}: prepared from other files than lie in {data.path} now: name another folder in data.prepared, "
             "or remove this one"

@@ -107,7 +107,7 @@ def write_grids_resumably(
             of the set that lies there is damaged.
     """
     folder = _prepare_folder(folder)
-    if has_index(folder) and _holds(read_index(folder), metadata) and _is_whole(folder, read_index(folder)):
+    if has_index(folder) and _holds(read_index(folder), metadata) and is_whole(folder, read_index(folder)):
         discard_leftovers(folder)
         return False
     names = (label_names, attribute_names)
@@ -137,9 +137,11 @@ def _holds(index: Index, metadata: Mapping[str, Any]) -> bool:
     return json.loads(json.dumps(dict(metadata))).items() <= index.metadata.items()
 
 
-def _is_whole(folder: Path, index: Index) -> bool:
+def is_whole(folder: Path, index: Index) -> bool:
     """Whether every file of a set is there, under its name or the one that it has before, as the index says."""
-    files = {TABLE: index.table_sha256, **{shard.name: shard.sha256 for shard in index.shards}}
+    files = {shard.name: shard.sha256 for shard in index.shards}
+    if index.table_sha256 is not None:
+        files[TABLE] = index.table_sha256
     for name, sha256 in files.items():
         found = next((path for path in (folder / (name + PARTIAL), folder / name) if path.is_file()), None)
         if found is None or hashlib.sha256(read_bytes(found)).hexdigest() != sha256:
@@ -222,7 +224,7 @@ def _unpublished(folder: Path) -> Index | None:
         index = read_index(folder, path.name) if path.is_file() else None
     except DataError:
         index = None
-    if index is not None and _is_whole(folder, index):
+    if index is not None and is_whole(folder, index):
         return index
     path.unlink(missing_ok=True)
     return None

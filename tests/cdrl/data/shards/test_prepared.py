@@ -267,6 +267,25 @@ def test_a_shard_that_lost_its_end_is_made_again(
     assert prepare(data) == whole
 
 
+@pytest.mark.parametrize("name", ["shard-000000.tar", "samples.safetensors"])
+@pytest.mark.parametrize("damage", [lambda content: content[:-1] + b"x", None])
+def test_a_whole_set_that_was_damaged_is_prepared_anew(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, name: str
+) -> None:
+    data = config(pictures, tmp_path / "prepared")
+    whole = prepare(data)
+    capsys.readouterr()
+    file = tmp_path / "prepared" / "train" / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    assert prepare(data) == whole
+    assert f"{file.parent}: a file is missing or damaged: prepared anew" in capsys.readouterr().err
+    prepare(data)
+    assert "prepared anew" not in capsys.readouterr().err
+
+
 def test_a_damaged_picture_is_named_and_mending_it_is_enough(pictures: Path, tmp_path: Path) -> None:
     folder = copied(pictures, tmp_path / "pictures")
     broken = folder / "train" / "dog" / "0100.jpg"
