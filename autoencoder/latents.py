@@ -33,8 +33,6 @@ from cdrl.sampling.noise import ImageNoise, derive_seed
 
 BATCH = 50
 """Images at a time: full shards hold a multiple of them, so that a call that goes on cuts the same batches."""
-
-
 _IMAGES = "images"
 
 

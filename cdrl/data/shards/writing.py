@@ -107,7 +107,8 @@ def write_grids_resumably(
             of the set that lies there is damaged.
     """
     folder = _prepare_folder(folder)
-    if has_index(folder) and _holds(read_index(folder), metadata) and is_whole(folder, read_index(folder)):
+    there = read_index(folder) if has_index(folder) else None
+    if there is not None and _holds(there, metadata) and is_whole(folder, there):
         discard_leftovers(folder)
         return False
     names = (label_names, attribute_names)
@@ -137,14 +138,15 @@ def _holds(index: Index, metadata: Mapping[str, Any]) -> bool:
     return json.loads(json.dumps(dict(metadata))).items() <= index.metadata.items()
 
 
-def is_whole(folder: Path, index: Index) -> bool:
-    """Whether every file of a set is there, under its name or the one that it has before, as the index says."""
+def is_whole(folder: Path, index: Index, *, taking_names: bool = False) -> bool:
+    """Whether every file of a set is there as the index says; with ``taking_names`` maybe under the name before."""
     files = {shard.name: shard.sha256 for shard in index.shards}
     if index.table_sha256 is not None:
         files[TABLE] = index.table_sha256
     for name, sha256 in files.items():
-        found = next((path for path in (folder / (name + PARTIAL), folder / name) if path.is_file()), None)
-        if found is None or hashlib.sha256(read_bytes(found)).hexdigest() != sha256:
+        partial = folder / (name + PARTIAL)
+        path = partial if taking_names and partial.is_file() else folder / name
+        if not path.is_file() or hashlib.sha256(read_bytes(path)).hexdigest() != sha256:
             return False
     return True
 
@@ -224,7 +226,7 @@ def _unpublished(folder: Path) -> Index | None:
         index = read_index(folder, path.name) if path.is_file() else None
     except DataError:
         index = None
-    if index is not None and is_whole(folder, index):
+    if index is not None and is_whole(folder, index, taking_names=True):
         return index
     path.unlink(missing_ok=True)
     return None

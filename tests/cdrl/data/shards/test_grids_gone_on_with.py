@@ -82,7 +82,9 @@ def test_it_goes_on_after_the_last_full_shard_and_then_has_nothing_to_do(tmp_pat
         write(tmp_path, stop=12)
     assert write(tmp_path) == (True, COUNT - 10)
     is_right(tmp_path, "a")
-    (tmp_path / "shard-000009.tar.partial").write_bytes(b"left by another call")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, "other", stop=12)
+    assert (tmp_path / "shard-000001.tar.partial").is_file()
     assert write(tmp_path) == (False, 0)
     is_right(tmp_path, "a")
 
