@@ -123,7 +123,7 @@ def parse_grid(content: bytes, where: str, index: Index) -> Tensor:
     Raises:
         DataError: it is damaged, or not what ``index`` says; the message starts with ``where``.
     """
-    grid = _parse_png(content, where, index) if index.dtype == "uint8" else _parse_npy(content, where)
+    grid = _parse_png(content, where, index) if index.dtype == "uint8" else parse_npy(content, where)
     if tuple(grid.shape) != index.shape or grid.dtype != getattr(torch, index.dtype):
         raise DataError(f"{where}: expected {index.dtype} {list(index.shape)}, found {grid.dtype} {list(grid.shape)}")
     if grid.dtype == torch.float32 and not torch.isfinite(grid).all():
@@ -149,7 +149,8 @@ def _parse_png(content: bytes, where: str, index: Index) -> Tensor:
     return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
-def _parse_npy(content: bytes, where: str) -> Tensor:
+def parse_npy(content: bytes, where: str) -> Tensor:
+    """The float32 numbers in a file of numpy's. Raises DataError: it is damaged, or holds others."""
     array = load_array(content, where)
     if array.dtype != np.float32:
         raise DataError(f"{where}: expected float32 numbers, found {array.dtype}")

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import json
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import webdataset
-from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
@@ -25,8 +18,8 @@ from cdrl.data.images.census import as_metadata
 from cdrl.data.images.files import read_bytes
 from cdrl.data.images.sets import DataError, Source
 from cdrl.data.shards.format import FORMAT, INDEX, PARTIAL, TABLE, VERSION, Index, Sample, Shard
-from cdrl.data.shards.reading import has_foreign_shards, has_index, read_index
-from cdrl.data.shards.tars import parse_json, parse_label
+from cdrl.data.shards.packing import pack, tabulate
+from cdrl.data.shards.reading import has_foreign_shards, has_index, parse_npy, read_index
 from cdrl.runs.whole import sync, sync_folder
 
 SHARD_SIZE = 1000
@@ -261,7 +254,7 @@ def _write(
 def _write_shard(layout: _Layout, samples: Iterator[Sample], written: _Written) -> bool:
     """Write the next samples as one shard, of which alone anything is in memory; whether there may be more."""
     name = f"shard-{len(written.shards):06d}.tar"
-    content, count = _encode_shard(name, itertools.islice(samples, layout.shard_size), layout.attribute_names)
+    content, count = pack(name, itertools.islice(samples, layout.shard_size), layout.attribute_names)
     if not count:
         return False
     if layout.plan is not None:
@@ -312,36 +305,15 @@ def _take_up(layout: _Layout, plan: _Plan, origins: Sequence[_Origin]) -> _Writt
 
 def _note(layout: _Layout, name: str, content: bytes, written: _Written) -> None:
     """Note what a whole shard holds."""
-    table = _tabulate(layout, name, content)
+    table = tabulate(name, content, layout.attribute_names)
     count = len(table["offset"])
     written.shards.append(Shard(name=name, count=count, sha256=hashlib.sha256(content).hexdigest()))
     written.tables.append(table)
     if layout.observe is not None:
         files = list(zip(table["offset"].tolist(), table["length"].tolist(), strict=True))
         for first in range(0, count, _OBSERVED):
-            some = [_decode_npy(content[at : at + size]) for at, size in files[first : first + _OBSERVED]]
-            layout.observe(torch.from_numpy(np.stack(some)))
-
-
-def _tabulate(layout: _Layout, name: str, content: bytes) -> dict[str, Tensor]:
-    """Where each grid of a shard lies, its checksum, and what is known about it: a row a sample."""
-    if len(content) % tarfile.RECORDSIZE:
-        raise DataError(f"{layout.folder / name}: damaged: its end is missing")
-    columns: dict[str, list[Any]] = {"offset": [], "length": [], "crc32": [], "label": [], "attributes": []}
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        for member in tar:
-            file = content[member.offset_data : member.offset_data + member.size]
-            match member.name.rpartition(".")[2]:
-                case "cls":
-                    columns["label"].append(parse_label(file, name))
-                case "json":
-                    values = parse_json(file, name)["attributes"]
-                    columns["attributes"].append([values[attribute] for attribute in layout.attribute_names])
-                case _:
-                    columns["offset"].append(member.offset_data)
-                    columns["length"].append(member.size)
-                    columns["crc32"].append(zlib.crc32(file))
-    return {key: torch.tensor(values) for key, values in columns.items() if values}
+            some = [parse_npy(content[at : at + size], name) for at, size in files[first : first + _OBSERVED]]
+            layout.observe(torch.stack(some))
 
 
 class _SampleCheck:
@@ -377,25 +349,6 @@ class _SampleCheck:
         raise DataError(f"{self._folder}: sample {self._number} to be written: {reason}")
 
 
-def _encode_shard(name: str, samples: Iterable[Sample], attribute_names: tuple[str, ...]) -> tuple[bytes, int]:
-    """A tar file of samples, each encoded as it comes; and how many there were."""
-    content, count = io.BytesIO(), 0
-    # A fixed time makes equal samples equal files.
-    with webdataset.TarWriter(content, encoder=False, mtime=0) as writer:
-        for sample in samples:
-            files: dict[str, Any] = {"__key__": f"{name.removesuffix('.tar')}-{count:06d}"}
-            is_image = sample.grid.dtype == torch.uint8
-            files["png" if is_image else "npy"] = _encode_png(sample.grid) if is_image else _encode_npy(sample.grid)
-            if sample.label is not None:
-                files["cls"] = str(sample.label).encode()
-            if attribute_names:
-                values = dict(zip(attribute_names, map(bool, sample.attributes), strict=True))
-                files["json"] = json.dumps({"attributes": values}).encode()
-            writer.write(files)
-            count += 1
-    return content.getvalue(), count
-
-
 def _put(path: Path, content: bytes) -> None:
     """Write a file that is there whole or not at all."""
     writing = path.with_name(path.name + _WRITING)
@@ -425,21 +378,3 @@ def _publish(folder: Path, index: Index) -> None:
             path.unlink()
     sync_folder(folder)
     discard_leftovers(folder)
-
-
-def _encode_png(image: Tensor) -> bytes:
-    array = image.cpu().numpy()
-    content = io.BytesIO()
-    Image.fromarray(array[0] if len(array) == 1 else array.transpose(1, 2, 0)).save(content, format="PNG")
-    return content.getvalue()
-
-
-def _decode_npy(content: bytes) -> npt.NDArray[np.float32]:
-    grid: npt.NDArray[np.float32] = np.load(io.BytesIO(content), allow_pickle=False)
-    return grid
-
-
-def _encode_npy(grid: Tensor) -> bytes:
-    content = io.BytesIO()
-    np.save(content, grid.cpu().numpy(), allow_pickle=False)
-    return content.getvalue()
