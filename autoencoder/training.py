@@ -92,6 +92,7 @@ class StageOneTrainer:
 
     def _trainee(self, module: Any, ema: float) -> Trainee:
         training = self.training
+        half = computes_in_bfloat16(training.precision, self.world.device)
         settings = TraineeSettings(
             learning_rate=training.learning_rate,
             lr_factor=linear_schedule(training.num_steps, training.warmup_steps, 0, training.decay_fraction, 0.02),
@@ -102,7 +103,8 @@ class StageOneTrainer:
             optimizer=training.optimizer,
             # The adaptive weight reads the last layer's gradient, which stage 3 would spread over processes.
             zero_stage=min(self.config.zero_stage, 2),
-            bfloat16=computes_in_bfloat16(training.precision, self.world.device),
+            autocast=half,
+            half_updates=half,
         )
         return Trainee(module, self.world, settings)
 

@@ -465,6 +465,10 @@ class TrainingConfig(Section):
         default="float32",
         description="precision of the energies' matrix work in chains; auto: bfloat16 where it is built in",
     )
+    learning_dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32",
+        description="the same where the energies learn, and of Muon's matrix work for them; weights stay in float32",
+    )
     compile: bool = Field(
         default=False, description="compile a chain's gradient step (torch.compile): a wait at the start, faster after"
     )

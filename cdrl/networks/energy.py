@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
@@ -221,35 +221,44 @@ class FoldedEnergy:
     def detach(self, dtype: torch.dtype | None = None) -> FoldedEnergy:
         """A copy without gradients for Markov chains, its convolutions in ``dtype``, by default the network's own."""
         dtype = dtype or self.dtype
+        folded = self._with_layers(
+            main=lambda tensor: tensor.detach().to(dtype, copy=True),
+            side=lambda tensor: tensor.detach().clone(),
+            dtype=dtype,
+        )
+        return replace(folded, recompute=False)
 
-        def main(layer: Affine) -> Affine:
-            assert layer.bias is not None
-            return Affine(layer.weight.detach().to(dtype, copy=True), layer.bias.detach().to(dtype, copy=True))
+    def rounded(self, dtype: torch.dtype) -> FoldedEnergy:
+        """The same with its convolutions in ``dtype``, through which gradients reach the weights."""
+        return self._with_layers(main=lambda tensor: tensor.to(dtype), side=lambda tensor: tensor, dtype=dtype)
 
-        def side(layer: Affine) -> Affine:
-            return Affine(layer.weight.detach().clone(), None if layer.bias is None else layer.bias.detach().clone())
+    def _with_layers(
+        self, main: Callable[[Tensor], Tensor], side: Callable[[Tensor], Tensor], dtype: torch.dtype
+    ) -> FoldedEnergy:
+        """With ``main`` applied to all that works on images in ``dtype``, ``side`` to what embeds the condition."""
 
-        return FoldedEnergy(
-            embed1=side(self.embed1),
-            embed2=side(self.embed2),
-            classes=None if self.classes is None else side(self.classes),
-            frequencies=self.frequencies,
-            stem=main(self.stem),
+        def of(change: Callable[[Tensor], Tensor], layer: Affine) -> Affine:
+            return Affine(change(layer.weight), None if layer.bias is None else change(layer.bias))
+
+        return replace(
+            self,
+            embed1=of(side, self.embed1),
+            embed2=of(side, self.embed2),
+            classes=None if self.classes is None else of(side, self.classes),
+            stem=of(main, self.stem),
             stages=[
                 [
                     FoldedBlock(
-                        main(block.layer1),
-                        main(block.layer2),
-                        side(block.condition),
-                        None if block.shortcut is None else main(block.shortcut),
+                        of(main, block.layer1),
+                        of(main, block.layer2),
+                        of(side, block.condition),
+                        None if block.shortcut is None else of(main, block.shortcut),
                     )
                     for block in stage
                 ]
                 for stage in self.stages
             ],
-            head=side(self.head),
-            activation=self.activation,
-            output_scale=self.output_scale,
+            head=of(side, self.head),
             dtype=dtype,
         )
 
@@ -259,6 +268,7 @@ class EnergyNetwork(nn.Module):
 
     Attributes:
         recompute: gradient checkpointing: the backward pass computes the inside of each block anew, for less memory.
+        bfloat16: called for its gradients, it computes on images in bfloat16; its weights stay as they are.
 
     Args:
         shape: shape of one image, [C, H, W], or of one point, [D].
@@ -276,7 +286,7 @@ class EnergyNetwork(nn.Module):
         self.num_classes = num_classes
         self.activation = ACTIVATIONS[config.activation]
         self.output_scale = config.output_scale
-        self.recompute = False
+        self.recompute = self.bfloat16 = False
         self.embed1 = NormalizedLayer(config.channels, width, spectral_norm=norm)
         self.embed2 = NormalizedLayer(width, width, spectral_norm=norm)
         self.classes = NormalizedLayer(num_classes + 1, width, spectral_norm=norm) if num_classes else None
@@ -319,4 +329,6 @@ class EnergyNetwork(nn.Module):
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
         """f-hat [N] of y [N, *shape] at noise level logsnr [N] for class ids label [N] (-1: null)."""
         folded = self.fold()
+        if self.bfloat16:
+            folded = folded.rounded(torch.bfloat16)
         return folded(y, folded.condition(logsnr, label))

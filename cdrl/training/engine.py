@@ -95,7 +95,8 @@ class TraineeSettings:
         accumulation: micro-batches of a process that an update sums.
         ema: decay of the moving average after its warm-up, see `ema_decay`; 0 keeps the weights themselves.
         optimizer: ``adam`` or ``muon``; the latter needs ``zero_stage`` 0.
-        bfloat16: the engine's calls happen under torch.autocast, and Muon orthogonalizes in bfloat16.
+        autocast: the engine's calls happen under torch.autocast, in bfloat16.
+        half_updates: Muon orthogonalizes in bfloat16.
     """
 
     learning_rate: float
@@ -107,7 +108,8 @@ class TraineeSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     optimizer: str = "adam"
     zero_stage: int = 1
-    bfloat16: bool = False
+    autocast: bool = False
+    half_updates: bool = False
 
 
 LARGEST_BUCKET = 500_000_000
@@ -136,7 +138,7 @@ class Trainee:
         world, settings = self.world, self.settings
         rate, betas = settings.learning_rate, settings.betas
         if settings.optimizer == "muon":
-            updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas, bfloat16=settings.bfloat16)
+            updates: torch.optim.Optimizer = Muon(module.parameters(), rate, betas, bfloat16=settings.half_updates)
         else:
             updates = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=True)
         weights = sum(parameter.numel() for parameter in module.parameters())
@@ -153,7 +155,7 @@ class Trainee:
                 # A bucket is taken at each update in the size that is named, of 2 GB if none is.
                 "zero_optimization": {"stage": self.zero_stage, "reduce_bucket_size": min(weights, LARGEST_BUCKET)},
                 "zero_allow_untested_optimizer": True,
-                "torch_autocast": {"enabled": settings.bfloat16, "dtype": "bfloat16"},
+                "torch_autocast": {"enabled": settings.autocast, "dtype": "bfloat16"},
                 "steps_per_print": 2**62,
             },
         )

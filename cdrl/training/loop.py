@@ -148,6 +148,7 @@ def _train_to_the_end(
     if world.is_main:
         tell_where_it_goes_on(run, step, "training.num_steps", training.num_steps)
         tell_precision("chains compute", "training.chain_dtype", training.chain_dtype, world.device)
+        tell_precision("energies learn", "training.learning_dtype", training.learning_dtype, world.device)
     monitor, losses = LevelMonitor(trainer.schedule.num_levels, world.device), RunningMeans(world.device)
     sums = load_sums(last[1], world) if last else {}
     monitor.sums |= sums.get("monitor", {})

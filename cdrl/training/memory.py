@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from cdrl.config import Config, ConfigError
 from cdrl.model import CDRL
 from cdrl.training.engine import World, shared_stage
+from cdrl.training.machine import computes_in_bfloat16
 
 _CLEARLY = 2
 """Times the memory that is there at which training is refused: nothing but what is kept for backward passes is
@@ -39,6 +40,7 @@ def bytes_for_training(config: Config, shape: tuple[int, ...], num_classes: int,
     training = config.training
     model = CDRL.without_weights(config, shape, num_classes).eval()  # without masks of dropout, which are small
     model.energy.recompute = training.recompute_energy
+    model.energy.bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
     micro = training.batch_size // (world.size * training.accumulation)
     x, logsnr, label = _meta(micro, *shape), _meta(micro), _meta(micro).long()
 

@@ -96,7 +96,6 @@ class BatchesAhead:
 
 ACCEPTANCE_EVERY = 10
 """Updates between two measurements of the acceptance, which costs a gradient more."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class CooperativeTrainer:
@@ -133,10 +132,11 @@ class CooperativeTrainer:
             torch.backends.cudnn.allow_tf32 = training.tf32
         self.settings = LossSettings.from_config(config)
         half = computes_in_bfloat16(training.chain_dtype, world.device)
-        self.chain_dtype = DTYPES["bfloat16" if half else "float32"]
+        self.chain_dtype = torch.bfloat16 if half else torch.float32
+        model.energy.bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
         self.run_chain = chosen_chain(training, world.device)
         self._batches = BatchesAhead(self._prepare) if world.device.type != "cpu" else None
-        self.energy = self._trainee(model.energy, training.energy_lr)
+        self.energy = self._trainee(model.energy, training.energy_lr, half_updates=model.energy.bfloat16)
         self.initializer: Trainee | None = None
         self.trainees = {"energy": self.energy}
         averaged_initializer = None
@@ -148,7 +148,9 @@ class CooperativeTrainer:
         averaged_energy = self.energy.averaged.eval()
         self.averaged = CDRL(model.schedule, averaged_energy, averaged_initializer, data.grid_shape, num_classes)
 
-    def _trainee(self, module: nn.Module, learning_rate: float, head_start: int = 0) -> Trainee:
+    def _trainee(
+        self, module: nn.Module, learning_rate: float, head_start: int = 0, *, half_updates: bool = False
+    ) -> Trainee:
         training = self.config.training
         factor = linear_schedule(
             training.num_steps, training.warmup_steps, head_start, training.decay_fraction, training.decay_floor
@@ -162,6 +164,7 @@ class CooperativeTrainer:
             ema=training.ema,
             optimizer=training.optimizer,
             zero_stage=self.config.deepspeed.zero_stage,
+            half_updates=half_updates,
         )
         return Trainee(module, self.world, settings)
 

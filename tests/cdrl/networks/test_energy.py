@@ -161,6 +161,21 @@ def test_a_bfloat16_fold_is_close_and_answers_in_float32() -> None:
     assert (gradient - expected_gradient).norm() < 0.1 * expected_gradient.norm()
 
 
+def test_in_bfloat16_it_learns_from_nearly_the_same_gradients_and_computes_as_its_chains_do() -> None:
+    energy, label = network(num_classes=5), torch.tensor([0, -1, 3])
+    y = torch.cat([grids(), grids() + 0.3])
+    gradients = []
+    for energy.bfloat16 in (False, True):
+        values = energy(y, LOGSNR.repeat(2), label.repeat(2))
+        one, other = values.chunk(2)
+        gradients.append(torch.autograd.grad((one - other).mean(), list(energy.parameters())))
+    chain = energy.fold().detach(torch.bfloat16)
+    assert torch.equal(values, chain(y, chain.condition(LOGSNR.repeat(2), label.repeat(2))))
+    exact, rounded = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).norm() < 0.1 * exact.norm()
+
+
 def test_images_do_not_see_each_other() -> None:
     energy, y, label = network(num_classes=5), grids(), torch.tensor([0, -1, 3])
     together = energy(y, LOGSNR, label)

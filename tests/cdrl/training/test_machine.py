@@ -248,7 +248,10 @@ def test_precision_auto_is_bfloat16_only_where_the_processor_has_it(
 
 
 @pytest.mark.parametrize(("built_in", "chosen"), [(True, "bfloat16"), (False, "float32")])
-def test_chains_of_precision_auto_compute_in_bfloat16_where_it_is_built_in_and_say_so(
+@pytest.mark.parametrize(("setting", "who"), [("chain_dtype", "chains compute"), ("learning_dtype", "energies learn")])
+def test_precision_auto_computes_in_bfloat16_where_it_is_built_in_and_says_so(
+    setting: str,
+    who: str,
     built_in: bool,
     chosen: str,
     tmp_path: Path,
@@ -256,8 +259,14 @@ def test_chains_of_precision_auto_compute_in_bfloat16_where_it_is_built_in_and_s
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": built_in})
-    for name, precision in (("auto", "auto"), ("named", chosen)):
-        run_stage_two(tiny_config(training={"chain_dtype": precision, "num_steps": 2}), tmp_path / name)
-    assert capfd.readouterr().err.count(f"chains compute in {chosen} (training.chain_dtype: auto)") == 1
-    auto, named = (load_tensors(tmp_path / name / "model" / "energy.safetensors") for name in ("auto", "named"))
+    other = "float32" if chosen == "bfloat16" else "bfloat16"
+    for name, precision in (("auto", "auto"), ("named", chosen), ("other", other)):
+        training = {setting: precision, "num_steps": 2, "optimizer": "muon"}
+        run_stage_two(tiny_config(training=training, deepspeed={"zero_stage": 0}), tmp_path / name)
+    assert capfd.readouterr().err.count(f"{who} in {chosen} (training.{setting}: auto)") == 1
+    auto, named, rest = (
+        load_tensors(tmp_path / name / "model" / "energy.safetensors") for name in ("auto", "named", "other")
+    )
     assert all(torch.equal(auto[name], named[name]) for name in auto)
+    assert {weight.dtype for weight in auto.values()} == {torch.float32}
+    assert not all(torch.equal(auto[name], rest[name]) for name in auto)
