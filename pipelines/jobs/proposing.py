@@ -229,6 +229,7 @@ def _settings(folder: Folder, size: int, space: str) -> dict[str, Any]:
         "batch_size": 16,
         "langevin_steps": 6,
         "chain_dtype": "auto" if space == "latent" else "float32",
+        "learning_dtype": "auto" if space == "latent" else "float32",
         "optimizer": "muon",
         "energy_lr": 1.0e-3,
         "initializer_lr": 1.5e-3,

@@ -106,6 +106,15 @@ def test_three_updates_have_the_trainers_losses() -> None:
     trainer.close()
 
 
+def test_updates_are_timed_in_bfloat16_too_where_that_is_asked_for() -> None:
+    size = training_step.with_training(size_of(), steps=2)
+    assert training_step.in_bfloat16(size.config).training.learning_dtype == "bfloat16"
+    for bfloat16, rows in ((True, 3), (False, 2)):
+        lines = training_step.measure(size, 1, bfloat16).splitlines()[1:]
+        assert len(lines) == rows
+        assert ("bfloat16" in lines[-1]) == bfloat16
+
+
 def test_only_training_passes_iterate_spectral_norms() -> None:
     size = size_of()
     plain = plain_copy(size.config, model_of(size, 0))
