@@ -47,6 +47,7 @@ MILLIONS = {
     "cifar10_large.yaml": (139.3, 3.77),
     "digits.yaml": (0.2179, 0.1298),
     "digits_density.yaml": (0.2179, 0.1298),
+    "digits_minute.yaml": (0.2179, 0.1298),
     "digits_unconditional.yaml": (0.2163, 0.1290),
     "fashion_mnist.yaml": (0.1928, 0.1298),
     "fashion_mnist_density.yaml": (0.1921, 0.1290),

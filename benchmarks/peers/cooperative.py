@@ -62,7 +62,7 @@ def paper(recipe: Config, updates: int) -> Config:
 
 
 def drl(recipe: Config, updates: int) -> Config:
-    """DRL's chains on the recipe's energy, by Adam at its learning rate: T6, 30 steps from x_{t+1}, no initializer."""
+    """DRL's chains on the recipe's energy, by Adam at 1e-3: T6, 30 steps from x_{t+1}, no initializer."""
     return changed(
         recipe,
         {
@@ -74,6 +74,7 @@ def drl(recipe: Config, updates: int) -> Config:
                 "langevin_steps": 30,
                 "pairs": "independent_noise",
                 "optimizer": "adam",
+                "energy_lr": 1e-3,
             },
             "sampling": SamplerSettings(denoise=0.0).model_dump(),
         },

@@ -18,7 +18,7 @@ from cdrl.data import GridSet, TrainingSet, class_names, image_training_set, tra
 from cdrl.model import new_networks
 from cdrl.sampling.noise import derive_seed
 
-RECIPES = {"digits": "digits", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10_small"}
+RECIPES = {"digits": "digits_minute", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10_small"}
 """Our configuration for each data set."""
 
 
