@@ -21,6 +21,7 @@ from benchmarks.timing import SIZES, Size, SizeName, in_turn, plain_copy, table
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.training.engine import start
+from cdrl.training.machine import computes_in_bfloat16
 from cdrl.training.trainer import CooperativeTrainer
 
 IMAGES = 64
@@ -50,7 +51,6 @@ def measure(size: Size, rounds: int, bfloat16: bool) -> str:
     trainers = {name: CooperativeTrainer(config, data, 0, world) for name, config in configs.items()}
     ours = trainers["this package"]
     plain = PlainTrainer(plain_copy(size.config, ours.averaged), size.config.training)
-    steps = itertools.count()
 
     def plain_update() -> tuple[Tensor, Tensor]:
         x0 = grids[torch.randint(IMAGES, (size.batch,))]
@@ -58,6 +58,7 @@ def measure(size: Size, rounds: int, bfloat16: bool) -> str:
         return plain.update(x0, level, torch.full_like(level, -1), lambda: torch.randn(x0.shape))
 
     def update_of(trainer: CooperativeTrainer) -> Callable[[], object]:
+        steps = itertools.count()
         return lambda: trainer.update(next(steps))
 
     times = in_turn([plain_update, *map(update_of, trainers.values())], rounds)
@@ -71,10 +72,14 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Langevin steps; the size's own by default.", min=1)] = None,
-    bfloat16: Annotated[bool, typer.Option(help="Also in bfloat16: slow where the processor has none.")] = True,
+    bfloat16: Annotated[
+        bool | None, typer.Option(help="Also in bfloat16  [default: where the processor has it]", show_default=False)
+    ] = None,
 ) -> None:
     """Time one update; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
+    if bfloat16 is None:
+        bfloat16 = computes_in_bfloat16("auto", torch.device("cpu"))
     for name in size:
         for title, one in SIZES[name].items():
             trained = with_training(one, steps or one.config.training.langevin_steps)

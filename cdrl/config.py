@@ -467,7 +467,8 @@ class TrainingConfig(Section):
     )
     learning_dtype: Literal["float32", "bfloat16", "auto"] = Field(
         default="float32",
-        description="the same where the energies learn, and of Muon's matrix work for them; weights stay in float32",
+        description="precision of the energies' matrix work where they learn, and of Muon's for them; auto: bfloat16 "
+        "where it is built in; weights stay in float32",
     )
     compile: bool = Field(
         default=False, description="compile a chain's gradient step (torch.compile): a wait at the start, faster after"

@@ -25,6 +25,9 @@ _PAPER_UPDATES = 400_000
 """The paper's updates, of which its warm-up, its initializer's head start and its average's memory are shares."""
 _PAPER_WARMUP, _PAPER_HEAD_START, _PAPER_MEMORY = 10_000, 500, 10_000
 
+IN_FLOAT32 = {"chain_dtype": "float32", "learning_dtype": "float32"}
+"""Methods that others published compute as their authors' do."""
+
 Settings = Callable[[Config, int], Config]
 """(recipe, updates) -> the configuration that is trained."""
 
@@ -47,6 +50,7 @@ def paper(recipe: Config, updates: int) -> Config:
                 "num_steps": updates,
                 "langevin_steps": 15,
                 "optimizer": "adam",
+                **IN_FLOAT32,
                 "energy_lr": 1e-4,
                 "initializer_lr": 1e-5,
                 "warmup_steps": round(share * _PAPER_WARMUP),
@@ -74,6 +78,7 @@ def drl(recipe: Config, updates: int) -> Config:
                 "langevin_steps": 30,
                 "pairs": "independent_noise",
                 "optimizer": "adam",
+                **IN_FLOAT32,
                 "energy_lr": 1e-3,
             },
             "sampling": SamplerSettings(denoise=0.0).model_dump(),

@@ -18,8 +18,8 @@ from cdrl.data import GridSet, TrainingSet, class_names, image_training_set, tra
 from cdrl.model import new_networks
 from cdrl.sampling.noise import derive_seed
 
-RECIPES = {"digits": "digits_minute", "fashion_mnist": "fashion_mnist", "cifar10": "cifar10_small"}
-"""Our configuration for each data set."""
+RECIPES = {"digits": "digits_minute", "fashion_mnist": "fashion_mnist_minutes", "cifar10": "cifar10_small"}
+"""Our configuration for each data set: for minutes of training, where it has one."""
 
 
 @dataclass(frozen=True)

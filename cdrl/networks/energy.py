@@ -193,8 +193,9 @@ class FoldedEnergy:
         def of_each(rows: Tensor) -> Tensor:
             return rows if len(logsnr) == 1 else rows[index]
 
+        # Rounded last: going back, the gradients of all images that share a condition are summed before.
         return EnergyCondition(
-            [of_each(bias.to(self.dtype)) for bias in blocks],
+            [of_each(bias).to(self.dtype) for bias in blocks],
             of_each(self.head(h)),
             None if amplitudes is None else of_each(amplitudes),
         )
@@ -219,7 +220,7 @@ class FoldedEnergy:
         return self.output_scale * (features * condition.head).sum(dim=1)
 
     def detach(self, dtype: torch.dtype | None = None) -> FoldedEnergy:
-        """A copy without gradients for Markov chains, its convolutions in ``dtype``, by default the network's own."""
+        """A copy without gradients for Markov chains, its main layers in ``dtype``, by default the network's own."""
         dtype = dtype or self.dtype
         folded = self._with_layers(
             main=lambda tensor: tensor.detach().to(dtype, copy=True),
@@ -229,7 +230,7 @@ class FoldedEnergy:
         return replace(folded, recompute=False)
 
     def rounded(self, dtype: torch.dtype) -> FoldedEnergy:
-        """The same with its convolutions in ``dtype``, through which gradients reach the weights."""
+        """The same with its main layers in ``dtype``, through which gradients reach the weights."""
         return self._with_layers(main=lambda tensor: tensor.to(dtype), side=lambda tensor: tensor, dtype=dtype)
 
     def _with_layers(
@@ -268,7 +269,7 @@ class EnergyNetwork(nn.Module):
 
     Attributes:
         recompute: gradient checkpointing: the backward pass computes the inside of each block anew, for less memory.
-        bfloat16: called for its gradients, it computes on images in bfloat16; its weights stay as they are.
+        in_bfloat16: `forward` computes on images in bfloat16, `fold` does not; weights and gradients stay as they are.
 
     Args:
         shape: shape of one image, [C, H, W], or of one point, [D].
@@ -286,7 +287,7 @@ class EnergyNetwork(nn.Module):
         self.num_classes = num_classes
         self.activation = ACTIVATIONS[config.activation]
         self.output_scale = config.output_scale
-        self.recompute = self.bfloat16 = False
+        self.recompute = self.in_bfloat16 = False
         self.embed1 = NormalizedLayer(config.channels, width, spectral_norm=norm)
         self.embed2 = NormalizedLayer(width, width, spectral_norm=norm)
         self.classes = NormalizedLayer(num_classes + 1, width, spectral_norm=norm) if num_classes else None
@@ -329,6 +330,6 @@ class EnergyNetwork(nn.Module):
     def forward(self, y: Tensor, logsnr: Tensor, label: Tensor) -> Tensor:
         """f-hat [N] of y [N, *shape] at noise level logsnr [N] for class ids label [N] (-1: null)."""
         folded = self.fold()
-        if self.bfloat16:
+        if self.in_bfloat16:
             folded = folded.rounded(torch.bfloat16)
         return folded(y, folded.condition(logsnr, label))

@@ -40,7 +40,7 @@ def bytes_for_training(config: Config, shape: tuple[int, ...], num_classes: int,
     training = config.training
     model = CDRL.without_weights(config, shape, num_classes).eval()  # without masks of dropout, which are small
     model.energy.recompute = training.recompute_energy
-    model.energy.bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
+    model.energy.in_bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
     micro = training.batch_size // (world.size * training.accumulation)
     x, logsnr, label = _meta(micro, *shape), _meta(micro), _meta(micro).long()
 

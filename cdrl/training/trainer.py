@@ -132,11 +132,11 @@ class CooperativeTrainer:
             torch.backends.cudnn.allow_tf32 = training.tf32
         self.settings = LossSettings.from_config(config)
         half = computes_in_bfloat16(training.chain_dtype, world.device)
-        self.chain_dtype = torch.bfloat16 if half else torch.float32
-        model.energy.bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
+        self.chain_dtype = torch.bfloat16 if half else torch.get_default_dtype()
+        model.energy.in_bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)
         self.run_chain = chosen_chain(training, world.device)
         self._batches = BatchesAhead(self._prepare) if world.device.type != "cpu" else None
-        self.energy = self._trainee(model.energy, training.energy_lr, half_updates=model.energy.bfloat16)
+        self.energy = self._trainee(model.energy, training.energy_lr, half_updates=model.energy.in_bfloat16)
         self.initializer: Trainee | None = None
         self.trainees = {"energy": self.energy}
         averaged_initializer = None

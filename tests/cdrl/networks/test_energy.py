@@ -164,16 +164,33 @@ def test_a_bfloat16_fold_is_close_and_answers_in_float32() -> None:
 def test_in_bfloat16_it_learns_from_nearly_the_same_gradients_and_computes_as_its_chains_do() -> None:
     energy, label = network(num_classes=5), torch.tensor([0, -1, 3])
     y = torch.cat([grids(), grids() + 0.3])
-    gradients = []
-    for energy.bfloat16 in (False, True):
+
+    def values_and_gradient(bfloat16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        energy.in_bfloat16 = bfloat16
         values = energy(y, LOGSNR.repeat(2), label.repeat(2))
         one, other = values.chunk(2)
-        gradients.append(torch.autograd.grad((one - other).mean(), list(energy.parameters())))
+        parts = torch.autograd.grad((one - other).mean(), list(energy.parameters()))
+        return values, torch.cat([part.flatten() for part in parts])
+
+    (_, exact), (values, rounded) = values_and_gradient(False), values_and_gradient(True)
     chain = energy.fold().detach(torch.bfloat16)
     assert torch.equal(values, chain(y, chain.condition(LOGSNR.repeat(2), label.repeat(2))))
-    exact, rounded = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() < 0.1 * exact.norm()
+
+
+def test_in_bfloat16_gradients_of_all_who_share_a_condition_are_summed_in_single_precision() -> None:
+    torch.manual_seed(0)
+    energy = EnergyNetwork(EnergyConfig(channels=8, multipliers=(1, 2), num_blocks=1, spectral_norm=False), (2,))
+    points, logsnr = torch.randn(4096, 2), torch.arange(4096) % 2 * 2.0 - 1
+    weights = [weight for name, weight in energy.named_parameters() if "condition.weight" in name]
+    gradients = []
+    for bfloat16 in (False, True):
+        energy.in_bfloat16 = bfloat16
+        value = energy(points, logsnr, torch.full((4096,), -1)).mean()
+        gradients.append(torch.cat([part.flatten() for part in torch.autograd.grad(value, weights)]))
+    exact, rounded = gradients
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_images_do_not_see_each_other() -> None:

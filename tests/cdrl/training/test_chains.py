@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cdrl.config import Config
 from cdrl.model import CDRL
 from cdrl.networks.initializer import dropout_noise
 from cdrl.sampling.noise import ImageNoise
@@ -125,7 +126,10 @@ def test_a_captured_chain_is_the_chain(dtype: torch.dtype, compiled: bool, monke
 
 
 def digits_trainer(**training: Any) -> CooperativeTrainer:
-    config = tiny_config(training=training)
+    return trainer_of(tiny_config(training=training))
+
+
+def trainer_of(config: Config) -> CooperativeTrainer:
     return CooperativeTrainer(config, stage_two_data(config, Path("unused")).training_set, 10, start())
 
 
@@ -169,6 +173,27 @@ def test_a_recomputed_energy_has_the_same_gradients_for_less_memory() -> None:
         for training in [config.training.model_copy(update={"recompute_energy": on})]
     ]
     assert kept[1] < 0.7 * kept[0]
+
+
+def test_learning_in_bfloat16_is_for_the_energy_alone_and_keeps_less_in_memory(
+    trainers: list[CooperativeTrainer],
+) -> None:
+    trainer = trainer_of(
+        tiny_config(training={"learning_dtype": "bfloat16", "optimizer": "muon"}, deepspeed={"zero_stage": 0})
+    )
+    trainers.append(trainer)
+    assert trainer.initializer is not None
+    assert trainer.energy.module.in_bfloat16
+    half = [trainee.settings.half_updates for trainee in (trainer.energy, trainer.initializer)]
+    autocast = [trainee.settings.autocast for trainee in (trainer.energy, trainer.initializer)]
+    assert (half, autocast) == ([True, False], [False, False])
+    config = tiny_config(energy={"num_blocks": 2}, initializer=None)
+    kept = [
+        bytes_for_training(config.model_copy(update={"training": training}), (1, 8, 8), 10, start())[1]
+        for dtype in ("float32", "bfloat16")
+        for training in [config.training.model_copy(update={"learning_dtype": dtype})]
+    ]
+    assert kept[1] < 0.8 * kept[0]
 
 
 @pytest.mark.gpu

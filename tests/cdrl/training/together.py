@@ -37,7 +37,6 @@ def compute_in_float64() -> None:
     from cdrl.data import TrainingSet
     from cdrl.sampling.noise import ImageNoise
     from cdrl.schedule import NoiseSchedule
-    from cdrl.training import trainer
 
     def averaged(engine: Any, grads: Any = None, elements_per_buffer: int = 0) -> None:
         for parameter in engine.module.parameters():
@@ -59,7 +58,6 @@ def compute_in_float64() -> None:
         setattr(kind, name, method)
 
     torch.set_default_dtype(torch.float64)
-    trainer.DTYPES["float32"] = torch.float64
     for kind, name in ((TrainingSet, "batch"), (ImageNoise, "normal"), (ImageNoise, "uniform"), (NoiseSchedule, "to")):
         doubled(kind, name)
     # DeepSpeed averages gradients of single and half precision only.
