@@ -58,7 +58,7 @@ MILLIONS = {
     "faces_composition.yaml": (1.820, 0.0880),
     "faces256.yaml": (0.8644, 0.1332),
     "heads256.yaml": (3.449, 0.5245),
-    "heads256_attributes.yaml": (3.453, 0.5245),
+    "heads256_attributes.yaml": (0.8665, 0.5245),
     "faces256_long.yaml": (0.8644, 0.5245),
     "cifar10_small.yaml": (1.725, 0.5126),
     "cifar10_small_latent.yaml": (1.727, 0.5155),
