@@ -9,12 +9,22 @@ import torch
 import typer
 from torch import Tensor
 
-from benchmarks.timing import SIZES, Size, SizeName, in_turn, new_model, plain_copy, relative_error, table
+from benchmarks.timing import (
+    BUILT_IN,
+    SIZES,
+    Bfloat16,
+    Size,
+    SizeName,
+    in_turn,
+    new_model,
+    plain_copy,
+    relative_error,
+    table,
+)
 from cdrl.model import CDRL
 from cdrl.sampling.kernels import Position, langevin, recovery, with_gradient
 from cdrl.sampling.noise import ImageNoise
 from cdrl.training.chains import ChainStart, CompiledChain
-from cdrl.training.machine import computes_in_bfloat16
 
 LEVEL = 2
 
@@ -66,15 +76,11 @@ def main(
     size: Annotated[list[SizeName], typer.Option(help="Sizes to time.")] = list(SizeName),  # noqa: B006
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 9,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
-    bfloat16: Annotated[
-        bool | None, typer.Option(help="Also in bfloat16  [default: where the processor has it]", show_default=False)
-    ] = None,
+    bfloat16: Bfloat16 = BUILT_IN,
     compiled: Annotated[bool, typer.Option("--compile", help="Also compiled: takes minutes to begin.")] = False,
 ) -> None:
     """Time one Langevin step; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
-    if bfloat16 is None:
-        bfloat16 = computes_in_bfloat16("auto", torch.device("cpu"))
     for name in size:
         for title, one in SIZES[name].items():
             print(f"Langevin step, {title}, batch {one.batch}, {rounds} rounds, {threads} threads")

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -18,6 +19,13 @@ from benchmarks.plain import PlainCDRL, PlainEnergy, PlainInitializer
 from cdrl.config import Config
 from cdrl.config_files import load_config
 from cdrl.model import CDRL
+from cdrl.training.machine import computes_in_bfloat16
+
+Bfloat16 = Annotated[
+    bool, typer.Option(help="Also in bfloat16  [default: where the processor has it]", show_default=False)
+]
+BUILT_IN = computes_in_bfloat16("auto", torch.device("cpu"))
+"""Whether the processor has bfloat16."""
 
 
 @dataclass(frozen=True)

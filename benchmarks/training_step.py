@@ -17,11 +17,10 @@ import typer
 from torch import Tensor
 
 from benchmarks.plain import PlainTrainer
-from benchmarks.timing import SIZES, Size, SizeName, in_turn, plain_copy, table
+from benchmarks.timing import BUILT_IN, SIZES, Bfloat16, Size, SizeName, in_turn, plain_copy, table
 from cdrl.config import Config
 from cdrl.data import TrainingSet
 from cdrl.training.engine import start
-from cdrl.training.machine import computes_in_bfloat16
 from cdrl.training.trainer import CooperativeTrainer
 
 IMAGES = 64
@@ -72,14 +71,10 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds of taking turns.", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="Threads of PyTorch.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Langevin steps; the size's own by default.", min=1)] = None,
-    bfloat16: Annotated[
-        bool | None, typer.Option(help="Also in bfloat16  [default: where the processor has it]", show_default=False)
-    ] = None,
+    bfloat16: Bfloat16 = BUILT_IN,
 ) -> None:
     """Time one update; ratios are of CPU time, to the plain one's."""
     torch.set_num_threads(threads)
-    if bfloat16 is None:
-        bfloat16 = computes_in_bfloat16("auto", torch.device("cpu"))
     for name in size:
         for title, one in SIZES[name].items():
             trained = with_training(one, steps or one.config.training.langevin_steps)
