@@ -264,7 +264,7 @@ def launch(processes: int) -> int:
         running = [_member(rank, processes, Path(folder), port) for rank in range(processes)]
         code, killed_at = 0, math.inf
         while any(process.poll() is None for process in running):
-            failed = next((process.returncode for process in running if process.poll()), 0)
+            failed = next((_exit_code(process) for process in running if process.poll()), 0)
             if code == 0 and (failed or stop_requested()):
                 code = failed or _INTERRUPTED
                 killed_at = time.monotonic() + _GRACE if failed else math.inf
@@ -274,7 +274,12 @@ def launch(processes: int) -> int:
                 for process in running:
                     process.kill()
             time.sleep(0.1)
-        return code or max(abs(process.returncode) for process in running)
+        return code or max(_exit_code(process) for process in running)
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """As a shell tells it: 128 and the number of the signal that ended the process."""
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
 def _free_port() -> int:
@@ -295,6 +300,30 @@ def _member(rank: int, size: int, folder: Path, port: int) -> subprocess.Popen[b
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // size))}
     environment = {**threads, **os.environ, **own}
     return subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environment, start_new_session=True)
+
+
+def end_among_others(code: int) -> None:
+    """End this process here if it works together with others; otherwise nothing happens.
+
+    Libraries keep threads that talk to the others. Where these have gone first, the C++ library aborts a process whose
+    Python closes down as usual ("terminate called without an active exception"): its exit code would tell of that.
+    """
+    if not _among_others():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody reads
+            stream.flush()
+    os._exit(code)
+
+
+def part_from_others() -> None:
+    """Let go of what this process and others work together through, when all of it is done."""
+    if _among_others():
+        dist.destroy_process_group()
+
+
+def _among_others() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def first_to_fail(message: str) -> str | None:

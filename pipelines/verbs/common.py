@@ -280,7 +280,13 @@ def clear_errors(*, computes: bool = False) -> Iterator[None]:
     from cdrl.training.interruption import Interrupted
     from cdrl.training.machine import idle_cores
     from cdrl.training.monitor import DivergenceError
-    from cdrl.training.processes import another_has_told, first_to_fail, stop_with_launcher
+    from cdrl.training.processes import (
+        another_has_told,
+        end_among_others,
+        first_to_fail,
+        part_from_others,
+        stop_with_launcher,
+    )
 
     stop_with_launcher(launcher)
 
@@ -288,11 +294,13 @@ def clear_errors(*, computes: bool = False) -> Iterator[None]:
         told = first_to_fail(message)
         if told is not None:
             typer.echo(told, err=True)
+        end_among_others(code)
         raise typer.Exit(code)
 
     try:
         with idle_cores() if computes else nullcontext():
             yield
+        part_from_others()
     except Interrupted as stop:
         end(str(stop), 130)
     except (ConfigError, DataError, DivergenceError, RunError, ValueError, OSError) as error:
@@ -304,6 +312,7 @@ def clear_errors(*, computes: bool = False) -> Iterator[None]:
         # Whoever works with a process that has failed fails in any way at all, and has nothing to add.
         if os.environ.get("CDRL_TRACEBACK") or not another_has_told():
             raise
+        end_among_others(2)
         raise typer.Exit(2) from None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -58,3 +60,19 @@ def test_a_request_to_stop_reaches_what_runs_and_begins_nothing_new(tmp_path: Pa
     thread.join()
     assert first.read_text() == "stopped in order"
     assert not second.exists()
+
+
+def test_a_process_that_a_signal_ends_is_told_as_a_shell_tells_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import os, sys
+from cdrl.training.processes import launch
+if "RANK" in os.environ:
+    os.abort() if os.environ["RANK"] == "1" else sys.exit(0)
+sys.exit(launch(2))
+""",
+        encoding="utf-8",
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=Path.cwd())
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGABRT, ""), ended.stderr
