@@ -461,6 +461,11 @@ class TrainingConfig(Section):
     label_dropout: float = Field(
         default=0.1, ge=0, le=1, description="share of images whose class is dropped, for classifier-free guidance"
     )
+    classification_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of a second term of the energies' loss, which tells an image's class from another one",
+    )
     chain_dtype: Literal["float32", "bfloat16", "auto"] = Field(
         default="float32",
         description="precision of the energies' matrix work in chains; auto: bfloat16 where it is built in",

@@ -47,7 +47,8 @@ def bytes_for_training(config: Config, shape: tuple[int, ...], num_classes: int,
     def update() -> list[Tensor]:
         # The initializer's pass waits for its backward pass while the energy sees refined and true samples at once.
         initial = [] if model.initializer is None else [model.initializer(x, logsnr, label)]
-        return [*initial, model.energy(torch.cat([x, x]), logsnr.repeat(2), label.repeat(2))]
+        at_once = 3 if training.classification_weight else 2
+        return [*initial, model.energy(torch.cat([x] * at_once), logsnr.repeat(at_once), label.repeat(at_once))]
 
     state = state_bytes(model, training.optimizer, config.deepspeed.zero_stage, world)
     return state, kept_bytes(update, model)

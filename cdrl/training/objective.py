@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cdrl.config import Config, InitializerConfig
+from cdrl.config import Config, ConfigError, InitializerConfig
 from cdrl.model import proposal_mean
 from cdrl.networks import FoldedEnergy
 from cdrl.sampling.kernels import Position, langevin_log_ratio
@@ -49,6 +50,8 @@ class LossSettings:
         pairs: x_{t+1} has the noise of x_t (``shared_noise``, eq. 9), or one more step's (``independent_noise``).
         predicts: what the initializer's output stands for, see `proposal_mean`.
         target: what the proposal is regressed on: ``refined``, where the chain ends, or ``data``, the true y_t.
+        classification_weight: weight of the energy loss's second term, see `classification_loss`.
+        answers: class ids come in blocks of so many, of which one is true: 2 where they are values of attributes.
     """
 
     langevin_steps: int
@@ -56,13 +59,30 @@ class LossSettings:
     pairs: str = "shared_noise"
     predicts: str = "y"
     target: str = "refined"
+    classification_weight: float = 0.0
+    answers: int = 1
 
     @classmethod
-    def from_config(cls, config: Config) -> LossSettings:
-        """The settings of a configuration."""
+    def from_config(cls, config: Config, num_classes: int) -> LossSettings:
+        """The settings of a configuration for a model of ``num_classes``.
+
+        Raises:
+            ConfigError: there are no two classes to be told from each other.
+        """
         training, initializer = config.training, config.initializer or InitializerConfig()
+        if training.classification_weight and num_classes < 2:
+            raise ConfigError(
+                "training.classification_weight needs two classes or more (data.labels: class, or attributes); "
+                f"the data have {num_classes}"
+            )
         return cls(
-            training.langevin_steps, training.label_dropout, training.pairs, initializer.predicts, initializer.target
+            langevin_steps=training.langevin_steps,
+            label_dropout=training.label_dropout,
+            pairs=training.pairs,
+            predicts=initializer.predicts,
+            target=initializer.target,
+            classification_weight=training.classification_weight,
+            answers=2 if config.data.labels == "attributes" else num_classes,
         )
 
 
@@ -102,11 +122,17 @@ class Losses:
     energy: Tensor
     initializer: Tensor | None
     """None where there is no initializer."""
+    classification: Tensor | None
+    """The part of ``energy`` that tells classes apart, before its weight; None where that is 0."""
     chain: Chain
 
     def values(self) -> dict[str, Tensor]:
         """Losses by the name of their metric, detached."""
-        losses = {"energy_loss": self.energy, "initializer_loss": self.initializer}
+        losses = {
+            "energy_loss": self.energy,
+            "initializer_loss": self.initializer,
+            "classification_loss": self.classification,
+        }
         return {name: loss.detach() for name, loss in losses.items() if loss is not None}
 
 
@@ -137,10 +163,19 @@ def cooperative_losses(
     before_end, end = networks.run_chain(start, noise, schedule, settings.langevin_steps)
     refined = end.y
 
-    # The energy tells refined samples from true ones (eq. 7), both as one batch.
-    both = torch.cat([refined, y])
-    f_refined, f_data = networks.energy(both, logsnr.repeat(2), pair.label.repeat(2)).chunk(2)
+    # The energy tells refined samples from true ones (eq. 7), and a true one's class from another, all as one batch.
+    grids, labels = [refined, y], [pair.label, pair.label]
+    if settings.classification_weight:
+        grids.append(y)
+        labels.append(another_class(pair.label, settings.answers, noise))
+    f = networks.energy(torch.cat(grids), logsnr.repeat(len(grids)), torch.cat(labels))
+    f_refined, f_data, *f_other = f.chunk(len(grids))
     energy_loss = (schedule.loss_weight[level] * (f_refined - f_data)).mean()
+    classification = None
+    if f_other:
+        of_each = classification_loss(f_data, f_other[0], schedule.temperature[level])
+        classification = (schedule.loss_weight[level] * of_each).mean()
+        energy_loss = energy_loss + settings.classification_weight * classification
 
     # The initializer learns where its own chains end (eq. 8).
     initializer_loss = None
@@ -149,7 +184,31 @@ def cooperative_losses(
         initializer_loss = error.flatten(1).square().sum(dim=1).mean()
 
     chain = Chain(pair, start.y, before_end, end, f_refined.detach(), f_data.detach())
-    return Losses(energy_loss, initializer_loss, chain)
+    return Losses(energy_loss, initializer_loss, classification, chain)
+
+
+def another_class(label: Tensor, answers: int, noise: ImageNoise) -> Tensor:
+    """A class at random of those that the image might have had instead: int64 [N] from [N]; null stays null.
+
+    Args:
+        answers: class ids come in blocks of so many, 2 or more, of which one is true.
+    """
+    offset = (label + 1 + noise.integers(answers - 1)) % answers
+    return torch.where(label < 0, label, label - label % answers + offset)
+
+
+def classification_loss(f_true: Tensor, f_other: Tensor, temperature: Tensor) -> Tensor:
+    """-log of the probability that the energies give the true of two classes, in the units of f-hat: [N] from [N].
+
+    log p(y_t | c) - log p(y_t | c') is what both this term and the likelihood ask of two classes' energies: at
+    the optimum of either it tells c from c' as well as y_t allows. This one learns it without a chain (conditional
+    noise contrastive estimation with the class as its noise; Ma and Collins, 2018). Where the class was dropped both
+    energies are the same and the term is constant.
+
+    Args:
+        temperature: s_t^2 of each image, by which f-hat is divided to be a log density.
+    """
+    return temperature * F.softplus((f_other - f_true) / temperature)
 
 
 def noised_pair(

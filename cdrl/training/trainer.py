@@ -130,7 +130,7 @@ class CooperativeTrainer:
         if world.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
             torch.backends.cudnn.allow_tf32 = training.tf32
-        self.settings = LossSettings.from_config(config)
+        self.settings = LossSettings.from_config(config, num_classes)
         half = computes_in_bfloat16(training.chain_dtype, world.device)
         self.chain_dtype = torch.bfloat16 if half else torch.get_default_dtype()
         model.energy.in_bfloat16 = computes_in_bfloat16(training.learning_dtype, world.device)

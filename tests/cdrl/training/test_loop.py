@@ -183,10 +183,12 @@ def test_the_settings_of_pairs_and_initializer_reach_the_losses(monkeypatch: pyt
 
     monkeypatch.setattr("cdrl.training.trainer.cooperative_losses", remember)
     initializer = {"predicts": "epsilon", "target": "data"}
-    trainer = trainer_of(tiny_config(initializer=initializer, training={"pairs": "independent_noise"}))
+    trainer = trainer_of(
+        tiny_config(initializer=initializer, training={"pairs": "independent_noise", "classification_weight": 0.5})
+    )
     try:
         assert not trainer.update(0).diagnostics.acceptance.isnan().any()
-        assert seen == [LossSettings(2, 0.1, "independent_noise", **initializer)]
+        assert seen == [LossSettings(2, 0.1, "independent_noise", **initializer, classification_weight=0.5, answers=10)]
         assert trainer.update(1).diagnostics.acceptance.isnan().all()
     finally:
         trainer.close()

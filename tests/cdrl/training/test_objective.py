@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from cdrl.config import ConfigError
 from cdrl.model import CDRL, proposal_mean
 from cdrl.sampling.noise import ImageNoise
 from cdrl.schedule import NoiseSchedule, per_image
-from cdrl.training.objective import Diagnostics, Losses, LossSettings, Networks, cooperative_losses, diagnose
+from cdrl.training.objective import (
+    Diagnostics,
+    Losses,
+    LossSettings,
+    Networks,
+    NoisedPair,
+    another_class,
+    classification_loss,
+    cooperative_losses,
+    diagnose,
+)
 from tests.helpers import tiny_config, tiny_model
 
 COUNT = 24
@@ -357,3 +368,89 @@ def test_the_losses_of_an_image_do_not_depend_on_its_batch() -> None:
     halves = [losses([0, 1, 2]), losses([3, 4, 5])]
     whole = losses([0, 1, 2, 3, 4, 5])
     assert whole == pytest.approx([sum(parts) / 2 for parts in zip(*halves, strict=True)], rel=1e-3, abs=1e-5)
+
+
+def test_another_class_is_one_that_the_image_might_have_had_instead() -> None:
+    label = torch.arange(6).repeat(2000)
+    noise = ImageNoise(range(len(label)))
+    other = another_class(label, 3, noise)
+    assert (other != label).all()
+    assert torch.equal(other // 3, label // 3)
+    second = (other - label) % 3 == 2
+    assert second.float().mean() == pytest.approx(0.5, abs=0.02)
+    values = torch.tensor([0, 1, 2, 3, 4, 5, -1])
+    assert another_class(values, 2, ImageNoise(range(7))).tolist() == [1, 0, 3, 2, 5, 4, -1]
+
+
+def test_the_true_densities_are_where_the_classification_loss_is_least() -> None:
+    """Over all points of a small space, their classes and the others: at log p(y | c) its gradient vanishes."""
+    points, classes, temperature = 5, 3, torch.tensor(0.01)
+    density = torch.rand(classes, points, generator=torch.Generator().manual_seed(0)).softmax(dim=1).double()
+
+    def gradient(log_density: Tensor) -> Tensor:
+        f = (temperature * log_density).requires_grad_()
+        expected = sum(
+            (density[true] * classification_loss(f[true], f[other], temperature)).sum()
+            for true in range(classes)
+            for other in range(classes)
+            if other != true
+        )
+        return torch.autograd.grad(expected, f)[0]
+
+    of_each_point = torch.randn(
+        points, generator=torch.Generator().manual_seed(1)
+    ).double()  # is the same for all classes
+    assert gradient(density.log() + of_each_point).abs().max() < 1e-12
+    assert gradient(density.log() * 1.1).abs().max() > 1e-3
+
+
+def test_the_classification_loss_is_added_with_its_weight_and_changes_no_draw() -> None:
+    def losses(weight: float, dropout: float = 0.0) -> tuple[Losses, CDRL]:
+        model = tiny_model(tiny_config(initializer={"dropout": 0.0}))
+        x0 = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        networks = Networks(model.energy, model.initializer, model.energy.fold().detach())
+        settings = LossSettings(2, dropout, classification_weight=weight, answers=10)
+        return cooperative_losses(x0, torch.arange(6), ImageNoise(range(6)), networks, model.schedule, settings), model
+
+    (plain, _), (once, model), (twice, _) = losses(0), losses(1), losses(2)
+    assert plain.classification is None
+    assert once.classification is not None
+    added = (once.energy - plain.energy).item()
+    assert added == pytest.approx(once.classification.item(), abs=1e-6)
+    assert (twice.energy - plain.energy).item() == pytest.approx(2 * added, abs=1e-6)
+    assert once.initializer.item() == pytest.approx(plain.initializer.item(), rel=1e-5)
+    # By hand.
+    pair = once.chain.pair
+    other = another_class(pair.label, 10, _after(once.chain.pair, model.schedule, steps=2))
+    logsnr, temperature = model.schedule.logsnr[pair.level], model.schedule.temperature[pair.level]
+    f_true, f_other = (model.energy(pair.y, logsnr, label) for label in (pair.label, other))
+    probability = torch.softmax(torch.stack([f_true, f_other]).double() / temperature, dim=0)[0].clamp(min=1e-300)
+    of_each = torch.where(probability > 1e-290, -temperature * probability.log(), f_other - f_true)
+    expected = (model.schedule.loss_weight[pair.level] * of_each).mean()
+    assert once.classification.item() == pytest.approx(expected.item(), rel=1e-4)
+    # A dropped class is told from none.
+    dropped, model = losses(1, dropout=1.0)
+    without, model_without = losses(0, dropout=1.0)
+    for loss in (dropped, without):
+        loss.energy.backward()
+    for one, other_one in zip(model.energy.parameters(), model_without.energy.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other_one.grad, rtol=1e-3, atol=1e-5)
+
+
+def _after(pair: NoisedPair, schedule: NoiseSchedule, steps: int) -> ImageNoise:
+    """The noise of images 0, 1, …, when a training batch has drawn for pair, proposal and chain."""
+    noise = ImageNoise(range(len(pair.level)))
+    assert torch.equal(noise.integers(schedule.num_levels), pair.level)
+    noise.uniform()
+    for _ in range(2 + steps):
+        noise.normal(pair.y.shape[1:])
+    return noise
+
+
+def test_without_two_classes_there_is_nothing_to_tell_apart() -> None:
+    config = tiny_config(training={"classification_weight": 1.0})
+    with pytest.raises(ConfigError, match=r"training\.classification_weight needs two classes .*; the data have 1"):
+        LossSettings.from_config(config, 1)
+    assert LossSettings.from_config(config, 10).answers == 10
+    attributes = config.model_copy(update={"data": config.data.model_copy(update={"labels": "attributes"})})
+    assert LossSettings.from_config(attributes, 6).answers == 2
