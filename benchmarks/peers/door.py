@@ -73,7 +73,7 @@ def run(
     """Train, sample and measure one method; what has been done already is left alone."""
     with clear_errors():
         job = Job(data.value, method.value, seed, seconds, images, recipe, tuple(overrides or ()))
-        if (out / job.name).exists():
+        if job.is_done(out):
             print(f"{out / job.name}: done already")
             return
         print(run_job(job, out))

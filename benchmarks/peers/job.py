@@ -15,9 +15,10 @@ from torch import Tensor
 from benchmarks.peers.budget import PeakMemory
 from benchmarks.peers.measures import Ruler
 from benchmarks.peers.task import RECIPES, Sampler, Task, Trained
+from cdrl.arguments import shown
 from cdrl.config import ConfigError
 from cdrl.data import as_floats, to_bytes
-from cdrl.runs.run import write_json
+from cdrl.runs.run import read_json, write_json
 from cdrl.runs.whole import written_whole
 from cdrl.training.interruption import save_picture
 from cdrl.training.machine import machine_in_words
@@ -71,6 +72,29 @@ class Job:
         """Name of the job's folder."""
         return f"{self.data}_{self.method}_seed{self.seed}_{self.seconds:g}s"
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the job, beside what its name tells."""
+        recipe = self.recipe or Path(RECIPES[self.data])
+        return {"recipe": recipe.stem, "overrides": sorted(self.overrides), "images": self.images}
+
+    def is_done(self, out: Path) -> bool:
+        """Whether ``out`` holds this job already.
+
+        Raises:
+            ConfigError: it holds one of the same name with another recipe, overrides or number of images.
+        """
+        folder = out / self.name
+        if not folder.exists():
+            return False
+        record = read_json(folder / RECORD)
+        for name, value in self.settings.items():
+            if record.get(name) != value:
+                raise ConfigError(
+                    f"{folder}: made with {name} {shown(record.get(name))}, now {shown(value)}; name another folder"
+                )
+        return True
+
     def task(self) -> Task:
         """What is to be learned. Raises as `Task.of`, and ConfigError where the recipe is of other data."""
         recipe = self.recipe or Path(RECIPES[self.data])
@@ -103,7 +127,7 @@ def run_job(job: Job, out: Path) -> Path:
         "seed": job.seed,
         "budget_seconds": job.seconds,
         "class_conditional": True,
-        "images": job.images,
+        **job.settings,
         "training": {
             "cpu_seconds": sum(each.cpu_seconds for each in trained.spent),
             "updates": [each.updates for each in trained.spent],

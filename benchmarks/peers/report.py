@@ -72,15 +72,16 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     """The records of all jobs in a folder.
 
     Raises:
-        RunError: there are none, one is damaged, or some of one data set measured different numbers of images.
+        RunError: there are none, one is damaged, or jobs on one data set had another recipe or number of images.
     """
     records = [read_json(path) for path in sorted(folder.glob(f"*/{RECORD}"))]
     if not records:
         raise RunError(f"{folder}: no job has been done there: python -m benchmarks.peers run … --out {folder}")
     for data in {record["data"] for record in records}:
-        counts = sorted({record["images"] for record in records if record["data"] == data})
-        if len(counts) > 1:
-            raise RunError(f"{folder}: jobs on {data} have measured {counts} images: figures of them do not compare")
+        for name in ("images", "recipe", "overrides"):
+            found = sorted({str(record[name]) for record in records if record["data"] == data})
+            if len(found) > 1:
+                raise RunError(f"{folder}: jobs on {data} differ in {name}, {' and '.join(found)}: they do not compare")
     return records
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from cdrl.arguments import check_kind, folder_of, in_order, whole_number
 from cdrl.config import DataConfig
 from cdrl.data import DataError, Split, as_floats, training_images
+from cdrl.data.readers.checksums import NotAsPublishedError
 from cdrl.registry import DATA_SETS
 from cdrl.runs.outputs import one_calls_output
 from cdrl.runs.run import RunError
@@ -156,8 +157,18 @@ class Source:
         return f"{self.spec}: {self.split} split of {self.data.name}, {shape}, {kind}"
 
     def images(self, count: int, seed: int) -> Tensor:
-        """Up to ``count`` images that are read, chosen at random where there are more: uint8 [N, C, H, W]."""
-        found = training_images(self.data, self.split).grids
+        """Up to ``count`` images that are read, chosen at random where there are more: uint8 [N, C, H, W].
+
+        Raises:
+            DataError: the set is missing or damaged.
+        """
+        try:
+            found = training_images(self.data, self.split).grids
+        except NotAsPublishedError as error:
+            if self.spec in _OWN_SPLITS or self.spec in SYNTHETIC:  # the run's configuration has the setting
+                raise
+            way = "in a configuration: prepare its data, and name them here as shards:FOLDER"
+            raise DataError(f"{error}, {way}") from None
         if len(found) > count:
             generator = torch.Generator().manual_seed(derive_seed(seed, "images", self.spec))
             return found[torch.randperm(len(found), generator=generator)[:count].sort().values]

@@ -32,15 +32,19 @@ PUBLISHED_MD5 = {
 }
 
 
+class NotAsPublishedError(DataError):
+    """A file's MD5 is not the one that was published."""
+
+
 def check_published(content: bytes, name: str, where: str) -> None:
     """Check that a file's MD5 is the one published for ``name``.
 
     Raises:
-        DataError: it is not; the message starts with ``where``.
+        NotAsPublishedError: it is not; the message starts with ``where``.
     """
     expected = PUBLISHED_MD5[name]
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != expected:
-        raise DataError(
+        raise NotAsPublishedError(
             f"{where}: damaged: expected the published MD5 {expected}; a copy that was packed anew is read with "
             "data.check_sums=false"
         )

@@ -66,6 +66,13 @@ def test_a_job_leaves_a_record_and_a_sheet_and_is_done_once(tmp_path: Path) -> N
     again = CliRunner().invoke(app, words)
     assert again.output == f"{folder}: done already\n"
     assert (folder / RECORD).stat().st_mtime_ns == before
+    for other, line in (
+        ([*words, "training.ema=0.5"], "made with overrides [], now ['training.ema=0.5']; name another folder"),
+        ([*words[:-4], "--out", str(out)], "made with recipe 'tiny', now 'digits_minute'; name another folder"),
+    ):
+        refused = CliRunner().invoke(app, other)
+        assert refused.exit_code == 2
+        assert f"error: {folder}: {line}" in refused.output
 
 
 @pytest.mark.slow

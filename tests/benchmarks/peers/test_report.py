@@ -43,6 +43,8 @@ def record(method: str, seed: int, budget: float, distance: float, **changes: An
         "seed": seed,
         "budget_seconds": budget,
         "images": 1000,
+        "recipe": "digits_minute",
+        "overrides": [],
         "training": {**training, **changes},
         "samples": {"slow": {**cost, **figures}, "fast": {**cost, **figures, "fd_judge_1k_test": distance + 1}},
         "train_images": figures,
@@ -124,9 +126,11 @@ def test_curves_are_a_picture() -> None:
 def test_records_that_do_not_compare_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no job has been done there"):
         read_records(tmp_path)
-    written(tmp_path, [RECORDS[0], {**RECORDS[1], "images": 500}])
-    with pytest.raises(RunError, match="do not compare"):
-        read_records(tmp_path)
+    other = {"images": 500, "recipe": "digits", "overrides": ["seed=1"]}
+    for name, value in other.items():
+        written(tmp_path / name, [RECORDS[0], {**RECORDS[1], name: value}])
+        with pytest.raises(RunError, match=f"jobs on digits differ in {name}, .*they do not compare"):
+            read_records(tmp_path / name)
 
 
 def test_the_page_shows_the_table_of_its_records() -> None:

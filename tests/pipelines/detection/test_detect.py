@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import run as door
 from autoencoder.model import GaussianLatent
-from cdrl.config import DataConfig
+from cdrl.config import Config, DataConfig
 from cdrl.data import DataError, load_images
 from cdrl.runs.run import RunError
 from pipelines import CDRLPipeline
@@ -27,6 +27,8 @@ from pipelines.detection.detect import (
     run_detection,
 )
 from pipelines.detection.scores import detection_figures
+from pipelines.jobs.preparing import run_preparation
+from tests import layouts
 from tests.helpers import save_tiny_run, tiny_config
 
 DIGITS = DataConfig(name="digits", image_size=8, channels=1)
@@ -113,6 +115,18 @@ def test_an_unknown_set_is_one_line(spec: str, line: str) -> None:
     with pytest.raises(DataError) as error:
         Source.parse(spec, DIGITS)
     assert str(error.value).startswith(line)
+
+
+def test_a_copy_that_was_packed_anew_can_be_named_once_it_is_prepared(tmp_path: Path) -> None:
+    """No option of this verb says data.check_sums=false; the message names the way that there is."""
+    (tmp_path / "copy").mkdir()
+    layouts.fashion_mnist_compressed(tmp_path / "copy")
+    with pytest.raises(DataError, match=r"copy.*published MD5.*prepare its data, and name them here as shards:FOLDER"):
+        Source.parse(f"fashion_mnist:{tmp_path / 'copy'}", DIGITS).images(2, 0)
+    data = {"name": "fashion_mnist", "channels": 1, "image_size": 28, "path": tmp_path / "copy", "check_sums": False}
+    values = {**tiny_config().model_dump(), "data": {**data, "prepared": tmp_path / "shards"}}
+    list(run_preparation(Config.model_validate(values)))
+    assert Source.parse(f"shards:{tmp_path / 'shards'}", DIGITS).images(2, 0).shape == (2, 1, 8, 8)
 
 
 # ---- runs
