@@ -613,6 +613,8 @@ class Config(Section):
             raise ValueError("optimizer: muon needs deepspeed.zero_stage=0: the other stages cut matrices into slices")
         if self.initializer is None and self.sampling.steps == 0:
             raise ValueError("sampling.steps=0 leaves the initializer alone, but initializer is null")
+        if self.training.classification_weight and self.data.labels == "none":
+            raise ValueError("training.classification_weight tells classes apart, but data.labels is none")
         return self
 
     @model_validator(mode="after")

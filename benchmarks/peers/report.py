@@ -79,7 +79,7 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         raise RunError(f"{folder}: no job has been done there: python -m benchmarks.peers run … --out {folder}")
     for data in {record["data"] for record in records}:
         for name in ("images", "recipe", "overrides"):
-            found = sorted({str(record[name]) for record in records if record["data"] == data})
+            found = sorted({str(record.get(name)) for record in records if record["data"] == data})
             if len(found) > 1:
                 raise RunError(f"{folder}: jobs on {data} differ in {name}, {' and '.join(found)}: they do not compare")
     return records

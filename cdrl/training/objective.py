@@ -72,8 +72,7 @@ class LossSettings:
         training, initializer = config.training, config.initializer or InitializerConfig()
         if training.classification_weight and num_classes < 2:
             raise ConfigError(
-                "training.classification_weight needs two classes or more (data.labels: class, or attributes); "
-                f"the data have {num_classes}"
+                f"training.classification_weight tells classes apart: expected two or more, the data have {num_classes}"
             )
         return cls(
             langevin_steps=training.langevin_steps,

@@ -152,6 +152,12 @@ def test_there_must_be_something_that_samples(config_file: Path) -> None:
     assert message.endswith("sampling.steps=0 leaves the initializer alone, but initializer is null")
 
 
+def test_without_classes_there_are_none_to_tell_apart(config_file: Path) -> None:
+    assert load_config(config_file, ["training.classification_weight=1", "data.labels=class"])
+    message = mistake(config_file, "training.classification_weight=1", "data.labels=none")
+    assert message.endswith("training.classification_weight tells classes apart, but data.labels is none")
+
+
 @pytest.mark.parametrize("key", ["space", "data"])
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     values = tiny_values()

@@ -449,7 +449,9 @@ def _after(pair: NoisedPair, schedule: NoiseSchedule, steps: int) -> ImageNoise:
 
 def test_without_two_classes_there_is_nothing_to_tell_apart() -> None:
     config = tiny_config(training={"classification_weight": 1.0})
-    with pytest.raises(ConfigError, match=r"training\.classification_weight needs two classes .*; the data have 1"):
+    with pytest.raises(
+        ConfigError, match=r"training\.classification_weight tells .*: expected two or more, the data have 1"
+    ):
         LossSettings.from_config(config, 1)
     assert LossSettings.from_config(config, 10).answers == 10
     attributes = config.model_copy(update={"data": config.data.model_copy(update={"labels": "attributes"})})
