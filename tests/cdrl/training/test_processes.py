@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 
 from cdrl.training.interruption import Interrupted, stop_requests
 from cdrl.training.processes import side_by_side
+from tests.helpers import start_script
 
 
 def tell(path: Path) -> None:
@@ -74,5 +73,6 @@ sys.exit(launch(2))
 """,
         encoding="utf-8",
     )
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=Path.cwd())
-    assert (ended.returncode, ended.stdout) == (128 + signal.SIGABRT, ""), ended.stderr
+    process = start_script(script)
+    output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (128 + signal.SIGABRT, ""), errors
