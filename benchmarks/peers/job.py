@@ -73,10 +73,14 @@ class Job:
         return f"{self.data}_{self.method}_seed{self.seed}_{self.seconds:g}s"
 
     @property
+    def recipe_file(self) -> Path:
+        """File or name of the configuration."""
+        return self.recipe or Path(RECIPES[self.data])
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What makes the job, beside what its name tells."""
-        recipe = self.recipe or Path(RECIPES[self.data])
-        return {"recipe": recipe.stem, "overrides": sorted(self.overrides), "images": self.images}
+        return {"recipe": self.recipe_file.stem, "overrides": sorted(self.overrides), "images": self.images}
 
     def is_done(self, out: Path) -> bool:
         """Whether ``out`` holds this job already.
@@ -97,10 +101,10 @@ class Job:
 
     def task(self) -> Task:
         """What is to be learned. Raises as `Task.of`, and ConfigError where the recipe is of other data."""
-        recipe = self.recipe or Path(RECIPES[self.data])
-        task = Task.of(recipe, self.overrides, self.seed)
+        task = Task.of(self.recipe_file, self.overrides, self.seed)
         if task.recipe.data.name != self.data:
-            raise ConfigError(f"{recipe}: a configuration for {task.recipe.data.name}, but the job is for {self.data}")
+            other = task.recipe.data.name
+            raise ConfigError(f"{self.recipe_file}: a configuration for {other}, but the job is for {self.data}")
         return task
 
 
